@@ -1,1 +1,13 @@
-//! stub
+//! What the kernel's programs, the agent, `explain` and the tests share, so that one parser and one
+//! classification run everywhere: wire types of the maps, the packet parser, the ruleset walk, the flow
+//! rules and the whole judgement of a packet. No I/O, no allocation, no `unsafe`, no dependency on Aya.
+#![no_std]
+#![deny(unsafe_code)]
+
+pub mod addr;
+pub mod classify;
+pub mod event;
+pub mod flow;
+pub mod judge;
+pub mod packet;
+pub mod wire;

@@ -1,1 +1,33 @@
-//! stub
+//! The lab: network namespaces that stand for a node, its pods and the world outside, made from the same
+//! manifests that the agent reads, and real connections between them.
+//!
+//! ```text
+//!  pcl-ID-p0 eth0 ── pcl0 ┐                       ┌ lo: every outside address
+//!  pcl-ID-p1 eth0 ── pcl1 ┤ pcl-ID-node   uplink ─┴ uplink  pcl-ID-out
+//!  pcl-ID-pN eth0 ── pclN ┘
+//! ```
+//!
+//! Pods are routed as by ptp and kindnet: a /32 or /128 route in the node's namespace leads to the host side
+//! of each pod's veth pair, and the pod's default route leads back. [`Lab`] owns all of it and takes it away
+//! when it is dropped. Everything carries the lab's id, so that labs run side by side; nothing here touches
+//! the namespace of the machine itself. What a policy means is not known here: the lab only tries.
+#![forbid(unsafe_code)]
+
+mod agent;
+mod ip;
+mod lab;
+mod matrix;
+pub mod netns;
+pub mod plan;
+mod probing;
+mod samples;
+pub mod source;
+pub mod state;
+mod topology;
+pub mod traffic;
+pub mod unfit;
+
+pub use agent::{AgentSpec, Hook};
+pub use lab::{Lab, LabOptions, Servers};
+pub use matrix::{MatrixResult, UnknownCells, default_family, default_ports};
+pub use traffic::{Ask, Client, Family, Outcome, Probe, ProbeOptions, Target};

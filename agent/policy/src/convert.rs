@@ -1,0 +1,25 @@
+//! From one object of Kubernetes, as JSON with its unknown fields kept (S49), to its part of the
+//! [`crate::model`]. What cannot be read closes and is told in a [`Report`]; nothing here fails or panics.
+//! This module must not know files, lists of objects or made-up addresses: that is [`crate::manifest`]'s.
+
+mod cidr;
+mod cluster;
+mod labels;
+mod peers;
+mod pod;
+mod policy;
+mod ports;
+mod report;
+mod selector;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use cluster::{METADATA_NAME, namespace, node, service};
+pub(crate) use pod::from_template;
+pub use pod::pod;
+pub use policy::network_policy;
+pub(crate) use report::Path;
+pub use report::{Report, printable};
+pub(crate) use value::{Object, Read, field, object, what_is};

@@ -1,0 +1,118 @@
+//! Namespaces, Nodes and Services.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use serde_json::Value;
+
+use super::cidr::address;
+use super::labels::labels;
+use super::report::{Path, Report, quoted};
+use super::value::{Object, entry, field, list, object, text, wrong_type};
+use crate::model::{Labels, Namespace, Node, Service};
+
+/// The label that every Namespace carries, with its own name (S15).
+pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
+
+const LEFT_OUT: &str = "the address is left out";
+
+/// Reads a Namespace. What its manifest says of [`METADATA_NAME`] does not count (T13).
+#[must_use]
+pub fn namespace(value: &Value, name: &str, report: &mut Report) -> Namespace {
+    let mut labels = metadata_labels(value, report);
+    if let Some(claimed) = labels.insert(METADATA_NAME.to_owned(), name.to_owned())
+        && claimed != name
+    {
+        let labels_path = Path::ROOT.field("metadata");
+        report.warning(
+            labels_path.field("labels").field(METADATA_NAME),
+            format_args!(
+                "{} is not the namespace's name: it counts as {}; take it out",
+                quoted(&claimed),
+                quoted(name)
+            ),
+        );
+    }
+    Namespace { labels }
+}
+
+/// Reads a Node. Host names in its addresses are no addresses and pass silently.
+#[must_use]
+pub fn node(value: &Value, report: &mut Report) -> Node {
+    let labels = metadata_labels(value, report);
+    let empty = Object::new();
+    let fields = value.as_object().unwrap_or(&empty);
+    let status = object(fields, "status", Path::ROOT, report, "it counts as empty").is().unwrap_or(&empty);
+    let path = Path::ROOT.field("status");
+    let entries = list(status, "addresses", path, report, "the node has none").is().unwrap_or_default();
+    let path = path.field("addresses");
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for (index, value) in entries.iter().enumerate() {
+        let Some(fields) = entry(value, path.index(index), report, LEFT_OUT) else { continue };
+        let text = text(fields, "address", path.index(index), report, LEFT_OUT).is();
+        if let Some(address) = text.and_then(address)
+            && !addresses.contains(&address)
+        {
+            addresses.push(address);
+        }
+    }
+    Node { labels, addresses }
+}
+
+/// Reads a Service's virtual addresses, `None` if it has none (headless, `ExternalName`).
+#[must_use]
+pub fn service(value: &Value, report: &mut Report) -> Option<Service> {
+    let empty = Object::new();
+    let fields = value.as_object().unwrap_or(&empty);
+    let mut addresses = BTreeSet::new();
+
+    let spec = object(fields, "spec", Path::ROOT, report, "it counts as empty").is().unwrap_or(&empty);
+    let path = Path::ROOT.field("spec");
+    if let Some(value) = field(spec, "clusterIP") {
+        addresses.extend(service_address(value, path.field("clusterIP"), report));
+    }
+    for name in ["clusterIPs", "externalIPs"] {
+        let entries = list(spec, name, path, report, "they are left out").is().unwrap_or_default();
+        let path = path.field(name);
+        for (index, value) in entries.iter().enumerate() {
+            addresses.extend(service_address(value, path.index(index), report));
+        }
+    }
+
+    let status = object(fields, "status", Path::ROOT, report, "it counts as empty").is().unwrap_or(&empty);
+    let path = Path::ROOT.field("status");
+    let balancer = object(status, "loadBalancer", path, report, LEFT_OUT).is().unwrap_or(&empty);
+    let path = path.field("loadBalancer");
+    let entries = list(balancer, "ingress", path, report, LEFT_OUT).is().unwrap_or_default();
+    let path = path.field("ingress");
+    for (index, value) in entries.iter().enumerate() {
+        let path = path.index(index);
+        let Some(fields) = entry(value, path, report, LEFT_OUT) else { continue };
+        if let Some(value) = field(fields, "ip") {
+            addresses.extend(service_address(value, path.field("ip"), report));
+        }
+    }
+    (!addresses.is_empty()).then_some(Service { addresses })
+}
+
+fn service_address(value: &Value, path: Path<'_>, report: &mut Report) -> Option<IpAddr> {
+    let Value::String(text) = value else {
+        wrong_type(value, "a string", path, report, LEFT_OUT);
+        return None;
+    };
+    if text.is_empty() || text == "None" {
+        return None;
+    }
+    let read = address(text);
+    if read.is_none() {
+        report.error(path, format_args!("{} is no address and is left out; mend it", quoted(text)));
+    }
+    read
+}
+
+fn metadata_labels(value: &Value, report: &mut Report) -> Labels {
+    match value.get("metadata") {
+        Some(Value::Object(metadata)) => labels(metadata, Path::ROOT.field("metadata"), report),
+        Some(_) | None => Labels::new(),
+    }
+}

@@ -1,0 +1,80 @@
+//! Namespaces (S15, T13), Nodes and Services.
+
+use serde_json::json;
+
+use super::{assert_error, assert_fine, assert_problem};
+use crate::convert::{METADATA_NAME, Report, namespace, node, service};
+use crate::model::Severity;
+
+#[test]
+fn s15_a_namespace_always_carries_its_name() {
+    for object in
+        [json!({}), json!({"metadata": {"labels": {(METADATA_NAME): "real"}}}), json!({"metadata": 5})]
+    {
+        let mut report = Report::new("Namespace real", None);
+        let namespace = namespace(&object, "real", &mut report);
+        assert_eq!(namespace.labels[METADATA_NAME], "real");
+        assert_fine(&report.into_problems());
+    }
+}
+
+#[test]
+fn t13_a_namespace_cannot_claim_another_name() {
+    let mut report = Report::new("Namespace real", None);
+    let object = json!({"metadata": {"labels": {(METADATA_NAME): "kube-system", "a": "b"}}});
+    let namespace = namespace(&object, "real", &mut report);
+    assert_eq!(namespace.labels[METADATA_NAME], "real");
+    assert_eq!(namespace.labels["a"], "b");
+    let field = format!("metadata.labels.{METADATA_NAME}");
+    assert_problem(&report.into_problems(), Severity::Warning, &field, "not the namespace's name");
+}
+
+#[test]
+fn a_node_has_the_addresses_that_are_addresses() {
+    let mut report = Report::new("Node n", None);
+    let node = node(
+        &json!({"metadata": {"labels": {"a": "b"}}, "status": {"addresses": [
+            {"type": "InternalIP", "address": "10.0.0.1"}, {"type": "Hostname", "address": "n"},
+            {"type": "ExternalIP", "address": "10.0.0.1"}, {"type": "InternalIP", "address": "fd00::1"}, {}, "x"]}}),
+        &mut report,
+    );
+    assert_eq!(node.labels["a"], "b");
+    let addresses: Vec<String> = node.addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.0.0.1", "fd00::1"]);
+    let problems = report.into_problems();
+    assert_error(&problems, "status.addresses[5]", "must be a mapping");
+    assert_eq!(problems.len(), 1);
+}
+
+#[test]
+fn a_service_has_every_virtual_address() {
+    let mut report = Report::new("Service ns/s", None);
+    let service = service(
+        &json!({"spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
+            "externalIPs": ["192.0.2.1", "x", 5], "loadBalancerIP": "192.0.2.9"},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}, {"hostname": "h"}, "x"]}}}),
+        &mut report,
+    );
+    let addresses = service.expect("it has addresses").addresses;
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    assert_eq!(addresses, ["10.96.0.1", "192.0.2.1", "192.0.2.2", "fd00::1"]);
+    let problems = report.into_problems();
+    assert_error(&problems, "spec.externalIPs[1]", "no address");
+    assert_error(&problems, "spec.externalIPs[2]", "must be a string");
+    assert_error(&problems, "status.loadBalancer.ingress[2]", "must be a mapping");
+    assert_eq!(problems.len(), 3);
+}
+
+#[test]
+fn a_headless_service_has_none() {
+    for object in [
+        json!({}),
+        json!("x"),
+        json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}}),
+        json!({"spec": {"clusterIP": "", "type": "ExternalName"}}),
+    ] {
+        let mut report = Report::new("Service ns/s", None);
+        assert_eq!(service(&object, &mut report), None);
+        assert_fine(&report.into_problems());
+    }
+}

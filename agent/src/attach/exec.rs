@@ -1,0 +1,175 @@
+//! Owns the effects: carries out a plan's steps, reads back what is attached, and takes everything away.
+//! It must not decide what is wanted.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use aya::programs::{ProgramError, SchedClassifier};
+use portcullis_common::event::Direction;
+
+use super::clsact::Leftover;
+use super::plan::{AttachOp, Hook, Observed, ProgramIds, Slot, Why};
+use super::{AttachError, clsact, is_gone, label, tcx};
+
+/// The loaded programs.
+#[derive(Debug)]
+pub struct Programs<'a> {
+    /// For packets from the pod.
+    pub egress: &'a mut SchedClassifier,
+    /// For packets to the pod.
+    pub ingress: &'a mut SchedClassifier,
+}
+
+impl Programs<'_> {
+    /// The kernel's ids, for [`super::plan()`].
+    pub fn ids(&self) -> Result<ProgramIds, ProgramError> {
+        Ok(ProgramIds { ingress: self.ingress.info()?.id(), egress: self.egress.info()?.id() })
+    }
+
+    const fn get(&mut self, direction: Direction) -> &mut SchedClassifier {
+        match direction {
+            Direction::Egress => self.egress,
+            Direction::Ingress => self.ingress,
+        }
+    }
+}
+
+/// What became of a plan's steps. One interface's failure stops no other.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Carried out.
+    pub done: Vec<AttachOp>,
+    /// Moot, because the interface has gone.
+    pub vanished: Vec<AttachOp>,
+    /// Not tried: the old hook stays where the new one failed.
+    pub skipped: Vec<AttachOp>,
+    /// Failed. The next plan has them again.
+    pub failed: Vec<(AttachOp, AttachError)>,
+}
+
+/// What [`cleanup`] did.
+#[derive(Debug, Default)]
+pub struct Cleanup {
+    /// What it took, for people.
+    pub taken: Vec<String>,
+    /// What it could not take.
+    pub failed: Vec<AttachError>,
+}
+
+/// Attaches by one hook, with the pins of links in one directory.
+#[derive(Clone, Debug)]
+pub struct Attacher {
+    hook: Hook,
+    links_dir: PathBuf,
+}
+
+impl Attacher {
+    /// `links_dir` is on a bpffs; it is made, mode 0700, when the first link is.
+    pub fn new(hook: Hook, links_dir: impl Into<PathBuf>) -> Self {
+        Self { hook, links_dir: links_dir.into() }
+    }
+
+    /// The hook to plan with.
+    #[must_use]
+    pub const fn hook(&self) -> Hook {
+        self.hook
+    }
+
+    /// Everything of ours that is attached, by either hook, by interface, direction and hook. Blocks for
+    /// some netlink exchanges and one read in procfs a link.
+    pub fn observed(&self) -> Result<Vec<Observed>, AttachError> {
+        let mut found = tcx::observed(&self.links_dir)?;
+        found.extend(clsact::observed()?);
+        found.sort_unstable_by_key(|observed| (observed.slot, observed.hook));
+        Ok(found)
+    }
+
+    /// Carries out the steps in their order. Blocks: 8 to 16 ms for each new TCX link, microseconds for
+    /// everything else.
+    pub fn apply(&self, ops: &[AttachOp], programs: &mut Programs<'_>) -> Report {
+        let mut report = Report::default();
+        let mut unenforced = BTreeSet::new();
+        for op in ops {
+            let slot = op.slot();
+            if matches!(op, AttachOp::Detach { why: Why::OtherHook, .. }) && unenforced.contains(&slot) {
+                report.skipped.push(*op);
+                continue;
+            }
+            match self.step(*op, programs) {
+                Ok(()) => report.done.push(*op),
+                Err(_) if is_gone(slot.interface) => report.vanished.push(*op),
+                Err(error) => {
+                    unenforced.insert(slot);
+                    report.failed.push((*op, error));
+                }
+            }
+        }
+        report
+    }
+
+    fn step(&self, op: AttachOp, programs: &mut Programs<'_>) -> Result<(), AttachError> {
+        let dir = &self.links_dir;
+        match op {
+            AttachOp::Attach { slot, hook: Hook::Tcx } => {
+                tcx::attach(dir, slot, programs.get(slot.direction))
+            }
+            AttachOp::Attach { slot, hook: Hook::Clsact } => {
+                clsact::attach(slot, programs.get(slot.direction))
+            }
+            AttachOp::Replace { slot, hook: Hook::Tcx } => {
+                tcx::replace(dir, slot, programs.get(slot.direction))
+            }
+            AttachOp::Replace { slot, hook: Hook::Clsact } => {
+                clsact::replace(slot, programs.get(slot.direction))
+            }
+            AttachOp::Detach { slot, hook: Hook::Tcx, .. } => tcx::remove(dir, slot),
+            AttachOp::Detach { slot, hook: Hook::Clsact, .. } => clsact::remove(slot).map(drop),
+        }
+    }
+}
+
+/// Takes away every TCX link pinned in `links_dir` and every clsact filter of ours in this network namespace,
+/// and the clsact qdiscs that nothing else uses. Other pins in the directory stay.
+#[must_use]
+pub fn cleanup(links_dir: &Path) -> Cleanup {
+    let mut result = Cleanup::default();
+    match tcx::pinned(links_dir) {
+        Ok(slots) => {
+            for slot in slots {
+                let what = format!("tcx link {}", place(slot));
+                match tcx::remove(links_dir, slot) {
+                    Ok(()) => result.taken.push(what),
+                    Err(error) => result.failed.push(error),
+                }
+            }
+        }
+        Err(error) => result.failed.push(error),
+    }
+    match clsact::devices() {
+        Ok(interfaces) => {
+            for interface in interfaces {
+                if let Err(error) = cleanup_clsact(interface, &mut result.taken) {
+                    result.failed.push(error);
+                }
+            }
+        }
+        Err(error) => result.failed.push(error),
+    }
+    result
+}
+
+fn cleanup_clsact(interface: u32, taken: &mut Vec<String>) -> Result<(), AttachError> {
+    for slot in clsact::ours(interface)? {
+        let leftover = clsact::remove(slot)?;
+        taken.push(format!("clsact filter {}", place(slot)));
+        match leftover {
+            Leftover::Filters => {}
+            Leftover::Nothing => taken.push(format!("clsact qdisc {}", label(interface))),
+        }
+    }
+    Ok(())
+}
+
+fn place(slot: Slot) -> String {
+    format!("{} {}", label(slot.interface), slot.direction.name())
+}

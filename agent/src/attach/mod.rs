@@ -1,0 +1,145 @@
+//! Owns the TC hooks of pods' host-side devices: which device leads to which pod ([`discover`]), what has to
+//! change ([`plan`]), and the change itself ([`exec`]). It must not know policies, maps or the API server.
+//!
+//! Enforcement outlives the agent. A TCX link is pinned, a clsact filter belongs to its device, and no owner of
+//! either is kept in this process: nothing that drops when it ends can detach them. A running program is only
+//! ever swapped in place.
+//!
+//! Everything happens in the network namespace of the calling thread.
+
+mod clsact;
+pub mod discover;
+pub mod exec;
+mod netlink;
+pub mod plan;
+mod tcx;
+
+use std::io;
+use std::path::PathBuf;
+
+use aya::pin::PinError;
+use aya::programs::ProgramError;
+use aya::programs::links::LinkError;
+use nix::errno::Errno;
+use nix::net::if_::if_indextoname;
+use portcullis_common::event::Direction;
+use thiserror::Error;
+
+pub use discover::{Interface, Lead, Peer, Watch, interfaces, watch};
+pub use exec::{Attacher, Cleanup, Programs, Report, cleanup};
+pub use plan::{
+    AttachOp, Hook, HookChoice, HookError, KernelRelease, Observed, ProgramIds, Slot, State, Why, plan,
+};
+
+/// What bpf(2), or the reading of what it made, said.
+#[derive(Debug, Error)]
+pub enum BpfError {
+    /// Of a program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// Of a link.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// Of the interface's name or a descriptor's description.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What went wrong with a hook, by operation and interface.
+#[derive(Debug, Error)]
+pub enum AttachError {
+    /// Netlink refused.
+    #[error("{operation} on {interface}: {cause}")]
+    Netlink {
+        /// What was tried.
+        operation: &'static str,
+        /// Name and index.
+        interface: String,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// A table of the kernel could not be read.
+    #[error("list {what} by netlink: {cause}")]
+    List {
+        /// Which one.
+        what: &'static str,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// bpf(2) refused.
+    #[error("{operation} {} on {interface}: {cause}", direction.name())]
+    Program {
+        /// What was tried.
+        operation: &'static str,
+        /// The pod's direction.
+        direction: Direction,
+        /// Name and index.
+        interface: String,
+        /// What it said.
+        cause: Box<BpfError>,
+    },
+    /// A new link could not be pinned, and was therefore given up.
+    #[error("pin link {}: {cause}", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// Aya's error.
+        cause: Box<PinError>,
+    },
+    /// A pin, or the directory of pins, could not be read or removed.
+    #[error("{operation} {}: {cause}", path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The error.
+        cause: io::Error,
+    },
+    /// The interface got another index, or its name another interface, while we attached.
+    #[error("attach {} on {interface}: the interface was renamed meanwhile", direction.name())]
+    Renamed {
+        /// The pod's direction.
+        direction: Direction,
+        /// Name and index.
+        interface: String,
+    },
+    /// An `ingress` qdisc is where clsact has to be; the two exclude each other.
+    #[error(
+        "{interface} has an ingress qdisc, which excludes clsact: use hook tcx (kernel 6.6), or remove it \
+         (tc qdisc del dev NAME ingress) and what made it, often a bandwidth plugin"
+    )]
+    IngressQdisc {
+        /// Name and index.
+        interface: String,
+    },
+    /// Somebody else's filter has the priority that ours needs.
+    #[error(
+        "priority {priority} {} on {interface} is taken by a filter of kind {occupant}: move that filter \
+         to a higher number, or use hook tcx (kernel 6.6)",
+        direction.name()
+    )]
+    PriorityTaken {
+        /// The pod's direction.
+        direction: Direction,
+        /// Name and index.
+        interface: String,
+        /// The priority.
+        priority: u16,
+        /// Kind, and name where it has one.
+        occupant: String,
+    },
+}
+
+/// An interface for people: its present name and its index.
+fn label(interface: u32) -> String {
+    if_indextoname(interface).map_or_else(
+        |_| format!("interface {interface}"),
+        |name| format!("{} (interface {interface})", name.to_string_lossy()),
+    )
+}
+
+/// Whether the interface has left this network namespace.
+fn is_gone(interface: u32) -> bool {
+    matches!(if_indextoname(interface), Err(Errno::ENXIO | Errno::ENODEV))
+}

@@ -1,0 +1,87 @@
+//! The life of a flow: states, time-outs, and how packets move them. What a flow is allowed to do is for
+//! [`crate::judge`].
+
+use crate::packet::{ICMP, ICMPV6, SCTP, TCP, TCP_FIN, TCP_RST, TCP_SYN};
+
+/// Opened, not answered.
+pub const STATE_OPENING: u32 = 1;
+/// Answered once.
+pub const STATE_ANSWERED: u32 = 2;
+/// TCP and SCTP: the opener went on after the answer.
+pub const STATE_ESTABLISHED: u32 = 3;
+/// TCP: one side has sent FIN.
+pub const STATE_CLOSING: u32 = 4;
+/// TCP: the last packet was RST. Any other packet takes it back, so that a blind RST kills nothing.
+pub const STATE_RESET: u32 = 5;
+
+/// Seconds that an established TCP or SCTP flow may be silent: above the keepalive of 7,200 s.
+pub const ESTABLISHED_SECONDS: u32 = 8_000;
+/// Seconds after FIN or RST.
+pub const CLOSING_SECONDS: u32 = 120;
+/// Seconds for a TCP or SCTP flow to be established.
+pub const OPENING_SECONDS: u32 = 60;
+/// Seconds for UDP, and protocols without ports, before an answer.
+pub const UDP_OPENING_SECONDS: u32 = 30;
+/// Seconds for UDP, and protocols without ports, once answered.
+pub const UDP_ANSWERED_SECONDS: u32 = 180;
+/// Seconds for an ICMP echo.
+pub const ICMP_SECONDS: u32 = 30;
+
+/// Which side of a flow sent a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that opened it.
+    Opener,
+    /// The other.
+    Responder,
+}
+
+/// Seconds that a flow in this state may be silent.
+#[inline(always)]
+#[must_use]
+pub const fn timeout(protocol: u8, state: u32) -> u32 {
+    match protocol {
+        TCP | SCTP => match state {
+            STATE_ESTABLISHED => ESTABLISHED_SECONDS,
+            STATE_CLOSING | STATE_RESET => CLOSING_SECONDS,
+            _ => OPENING_SECONDS,
+        },
+        ICMP | ICMPV6 => ICMP_SECONDS,
+        _ => match state {
+            STATE_OPENING => UDP_OPENING_SECONDS,
+            _ => UDP_ANSWERED_SECONDS,
+        },
+    }
+}
+
+/// True once a flow has been silent for too long. The clock may have been read on another CPU: a `seen`
+/// that lies ahead is now.
+#[inline(always)]
+#[must_use]
+pub const fn expired(protocol: u8, state: u32, seen: u32, now: u32) -> bool {
+    now.wrapping_sub(seen) < u32::MAX / 2 && now.wrapping_sub(seen) > timeout(protocol, state)
+}
+
+/// The state after a packet.
+#[inline(always)]
+#[must_use]
+pub const fn next_state(protocol: u8, state: u32, side: Side, tcp_flags: u8) -> u32 {
+    if protocol == TCP {
+        if tcp_flags & TCP_RST != 0 {
+            return STATE_RESET;
+        }
+        if tcp_flags & TCP_FIN != 0 || state == STATE_CLOSING {
+            return STATE_CLOSING;
+        }
+    }
+    match (state, side) {
+        (STATE_OPENING, Side::Responder) => STATE_ANSWERED,
+        (STATE_ANSWERED, Side::Opener)
+            if (protocol == TCP && tcp_flags & TCP_SYN == 0) || protocol == SCTP =>
+        {
+            STATE_ESTABLISHED
+        }
+        (STATE_RESET, _) => STATE_ESTABLISHED,
+        _ => state,
+    }
+}

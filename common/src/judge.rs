@@ -1,0 +1,609 @@
+//! The whole way of a packet: source binding, what always passes, flow state, the own node, classification.
+//! One function, run by the kernel's programs for packets and for `BPF_PROG_TEST_RUN`, and by userspace for
+//! `explain`, `matrix` and tests. It decides; the shell counts, reports and returns.
+
+use crate::addr::Addr;
+use crate::classify::{Decision, Tables, classify};
+use crate::event::{Action, Direction, Reason};
+use crate::flow::{STATE_OPENING, Side, expired, next_state};
+use crate::packet::{Bytes, ICMP, ICMPV6, Packet, PacketView, SCTP, Shape, TCP, parse_embedded};
+use crate::wire::{
+    COUNTER_NONE, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig, EndpointWord,
+    FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, RULESET_OPEN,
+};
+
+/// Where a packet came to the hook from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A device.
+    Forwarded,
+    /// The pod's own interface: a packet of the pod that came back to it.
+    OwnInterface,
+    /// The node itself: no device, and a socket (KERNEL-FACTS: without the socket it can be forged).
+    OwnNode,
+}
+
+/// A flow found in an endpoint's map.
+pub trait Flows {
+    /// What stands for a found entry.
+    type Handle: Copy;
+    /// Looks a flow up.
+    fn find(&self, slot: u32, key: &FlowKey) -> Option<Self::Handle>;
+    /// Stamp and tag, in one load.
+    fn deciding(&self, flow: Self::Handle) -> (u32, u32);
+    /// Seconds last seen, and state.
+    fn age(&self, flow: Self::Handle) -> (u32, u32);
+    /// Stores stamp and tag, in one store.
+    fn renew(&self, flow: Self::Handle, stamp: u32, tag: u32);
+    /// Stores seconds last seen and state.
+    fn touch(&self, flow: Self::Handle, seen: u32, state: u32);
+    /// Makes or replaces a flow. A full map makes none and is counted by the implementation.
+    fn insert(&self, slot: u32, key: &FlowKey, entry: &FlowEntry);
+}
+
+/// Everything outside the packet that a verdict depends on.
+pub trait Environment: Tables + Flows {
+    /// `endpoint_cfg[slot]`.
+    fn config(&self, slot: u32) -> Option<&EndpointConfig>;
+    /// `endpoints[slot]`, in one load.
+    fn endpoint(&self, slot: u32) -> Option<EndpointWord>;
+    /// `epochs[cell]`.
+    fn epoch(&self, cell: u32) -> u32;
+    /// The epoch of all prefixes.
+    fn prefix_epoch(&self) -> u32;
+    /// Seconds of the monotonic clock.
+    fn now(&self) -> u32;
+}
+
+/// Whether a verdict is news.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A denial, or a flow that was made: worth an event.
+    Event,
+    /// One packet of many.
+    None,
+}
+
+/// What happens to a packet, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Allowed or denied.
+    pub action: Action,
+    /// Why.
+    pub reason: Reason,
+    /// The rule that decided, or [`COUNTER_NONE`].
+    pub counter: u32,
+    /// Whether to tell.
+    pub news: News,
+}
+
+/// A [`Verdict`] in one register: what functions return that are their own in eBPF, where a value in memory
+/// would cost stack in every caller.
+#[derive(Clone, Copy)]
+struct Packed(u64);
+
+impl Packed {
+    const DENIED: u64 = 1 << 8;
+    const NEWS: u64 = 1 << 9;
+    /// No verdict: there is no flow.
+    const NO_FLOW: u64 = 1 << 10;
+    /// The packet may open one.
+    const MAY_OPEN: u64 = 1 << 11;
+
+    #[inline(always)]
+    const fn new(verdict: Verdict) -> Self {
+        let denied = match verdict.action {
+            Action::Allow => 0,
+            Action::Deny => Self::DENIED,
+        };
+        let news = match verdict.news {
+            News::Event => Self::NEWS,
+            News::None => 0,
+        };
+        Self(verdict.reason as u64 | denied | news | ((verdict.counter as u64) << 32))
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)]
+    const fn counter(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)]
+    fn verdict(self) -> Verdict {
+        Verdict {
+            action: if self.0 & Self::DENIED == 0 { Action::Allow } else { Action::Deny },
+            reason: Reason::from_number(self.0 as u8).unwrap_or(Reason::TablesUnreadable),
+            counter: self.counter(),
+            news: if self.0 & Self::NEWS == 0 { News::None } else { News::Event },
+        }
+    }
+}
+
+impl Verdict {
+    #[inline(always)]
+    const fn allow(reason: Reason) -> Self {
+        Self { action: Action::Allow, reason, counter: COUNTER_NONE, news: News::None }
+    }
+
+    #[inline(always)]
+    const fn deny(reason: Reason) -> Self {
+        Self { action: Action::Deny, reason, counter: COUNTER_NONE, news: News::Event }
+    }
+
+    #[inline(always)]
+    const fn of(decision: Decision) -> Self {
+        match decision {
+            Decision::Open | Decision::Default => Self::allow(Reason::NotIsolated),
+            Decision::Rule { action, reason, counter } => {
+                let news = match action {
+                    Action::Allow => News::None,
+                    Action::Deny => News::Event,
+                };
+                Self { action, reason, counter, news }
+            }
+            Decision::Virtual => Self::deny(Reason::ServiceNotResolved),
+            Decision::Unreadable => Self::deny(Reason::TablesUnreadable),
+        }
+    }
+}
+
+/// Where a packet is judged.
+#[derive(Clone, Copy, Debug)]
+pub struct At {
+    /// The endpoint.
+    pub slot: u32,
+    /// Which way.
+    pub direction: Direction,
+    /// From where.
+    pub origin: Origin,
+}
+
+/// What one judgement works on: the frame that [`crate::packet::parse`] read, and places for what is looked
+/// up and made. Eight-byte aligned; about 150 bytes, which the eBPF stack does not have to spare.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// The frame.
+    pub packet: Packet,
+    key: FlowKey,
+    entry: FlowEntry,
+}
+
+impl Work {
+    /// Before parsing.
+    pub const EMPTY: Self = Self {
+        packet: Packet::OTHER,
+        key: FlowKey {
+            remote: Addr::UNSPECIFIED,
+            local_port: 0,
+            remote_port: 0,
+            protocol: 0,
+            local: 0,
+            reserved: 0,
+        },
+        entry: FlowEntry { stamp: 0, tag: 0, seen: 0, state: 0, counter: 0, opened: 0 },
+    };
+}
+
+/// Judges a parsed frame at an endpoint.
+#[inline(always)]
+pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at: At) -> Verdict {
+    let packet = &work.packet;
+    let Some(config) = env.config(at.slot) else {
+        return Verdict::deny(Reason::UnknownEndpoint);
+    };
+    let Some(word) = env.endpoint(at.slot) else {
+        return Verdict::deny(Reason::UnknownEndpoint);
+    };
+    if config.flags & ENDPOINT_USED == 0 {
+        return Verdict::deny(Reason::UnknownEndpoint);
+    }
+    match packet.shape {
+        Shape::BrokenIp => match at.direction {
+            Direction::Egress => Verdict::deny(packet.error.reason()),
+            Direction::Ingress => unreadable(word.ingress, packet.error.reason()),
+        },
+        Shape::Arp => match at.direction {
+            Direction::Ingress => Verdict::allow(Reason::Discovery),
+            Direction::Egress => arp(config, &packet.src),
+        },
+        Shape::Other => match at.direction {
+            Direction::Egress => Verdict::deny(Reason::NotIp),
+            Direction::Ingress => unreadable(word.ingress, Reason::NotIp),
+        },
+        Shape::Opening
+        | Shape::Ongoing
+        | Shape::DhcpDiscover
+        | Shape::Neighbour
+        | Shape::NeighbourAdvertisement
+        | Shape::RouterAdvertisement
+        | Shape::ListenerDiscovery
+        | Shape::IcmpError
+        | Shape::Unreadable => Judge { env, view, config, word, at }.packet(work),
+    }
+}
+
+/// What cannot be read: dropped where a policy isolates, passed and counted where none does.
+#[inline(always)]
+fn unreadable(ruleset: u16, reason: Reason) -> Verdict {
+    if u32::from(ruleset) == RULESET_OPEN {
+        Verdict::allow(Reason::UnreadableOpen)
+    } else {
+        Verdict::deny(reason)
+    }
+}
+
+/// ARP from a pod: its own address, or none (a probe, RFC 5227).
+#[inline(always)]
+fn arp(config: &EndpointConfig, sender: &Addr) -> Verdict {
+    if sender.same(&Addr::v4([0; 4]))
+        || own_index(config, sender).is_some()
+        || config.flags & ENDPOINT_UNBOUND != 0
+    {
+        Verdict::allow(Reason::Discovery)
+    } else {
+        Verdict::deny(Reason::SpoofedSource)
+    }
+}
+
+/// Which of the endpoint's addresses this is.
+#[inline(always)]
+fn own_index(config: &EndpointConfig, addr: &Addr) -> Option<u8> {
+    match position_of(config, addr) {
+        NOT_OWN => None,
+        index => Some(index),
+    }
+}
+
+/// No index: there are fewer addresses.
+const NOT_OWN: u8 = u8::MAX;
+
+/// [`own_index`] as a number: in eBPF a function of its own.
+#[inline(never)]
+fn position_of(config: &EndpointConfig, addr: &Addr) -> u8 {
+    let mut index = 0u8;
+    for own in &config.addrs {
+        if u32::from(index) < config.addr_count && own.same(addr) {
+            return index;
+        }
+        index += 1;
+    }
+    NOT_OWN
+}
+
+struct Judge<'a, E, V> {
+    env: &'a E,
+    view: &'a V,
+    config: &'a EndpointConfig,
+    word: EndpointWord,
+    at: At,
+}
+
+/// What a look at the flow table says.
+enum Held<H> {
+    /// An entry, expired or not: its stamp and flags.
+    Flow(H, u32, u32),
+    None,
+    /// An entry that is being recycled, twice.
+    Unreadable,
+}
+
+/// The direction that opened a flow.
+#[inline(always)]
+const fn opener(flags: u32) -> Direction {
+    if flags & FLOW_OPENED_INGRESS == 0 { Direction::Egress } else { Direction::Ingress }
+}
+
+impl<E: Environment, V: PacketView> Judge<'_, E, V> {
+    #[inline(always)]
+    fn packet(&self, work: &mut Work) -> Verdict {
+        let packet = &work.packet;
+        let (local, remote) = match self.at.direction {
+            Direction::Ingress => (&packet.dst, &packet.src),
+            Direction::Egress => (&packet.src, &packet.dst),
+        };
+        let own = own_index(self.config, local);
+        if let Some(verdict) = self.unconditional(packet, own) {
+            return verdict;
+        }
+        if let Shape::Unreadable = packet.shape {
+            return unreadable(self.ruleset(self.at.direction), packet.error.reason());
+        }
+        if own_index(self.config, remote).is_some() {
+            match (self.at.direction, self.at.origin) {
+                (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
+                    return Verdict::allow(Reason::SelfTraffic);
+                }
+                (Direction::Ingress, Origin::Forwarded | Origin::OwnNode) => {}
+            }
+        }
+        if let Shape::IcmpError = packet.shape {
+            return self.icmp_error(work).verdict();
+        }
+        let (local_port, remote_port) = match self.at.direction {
+            Direction::Ingress => (packet.dst_port, packet.src_port),
+            Direction::Egress => (packet.src_port, packet.dst_port),
+        };
+        match own {
+            Some(local) => {
+                work.key = FlowKey {
+                    remote: *remote,
+                    local_port,
+                    remote_port,
+                    protocol: packet.protocol,
+                    local,
+                    reserved: 0,
+                };
+                let held = self.existing(work);
+                if held.0 & Packed::NO_FLOW == 0 { held.verdict() } else { self.opened(work, held).verdict() }
+            }
+            // Multicast and broadcast towards the pod: judged one by one.
+            None => match self.at.origin {
+                Origin::OwnNode => Verdict::allow(Reason::OwnNode),
+                Origin::Forwarded | Origin::OwnInterface => self.classified(packet, remote).verdict(),
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn ruleset(&self, direction: Direction) -> u16 {
+        match direction {
+            Direction::Ingress => self.word.ingress,
+            Direction::Egress => self.word.egress,
+        }
+    }
+
+    /// What passes or is dropped whatever the policies say: source binding and discovery.
+    #[inline(always)]
+    fn unconditional(&self, packet: &Packet, own: Option<u8>) -> Option<Verdict> {
+        let from_pod = match self.at.direction {
+            Direction::Ingress => false,
+            Direction::Egress => true,
+        };
+        if from_pod && self.config.flags & ENDPOINT_UNBOUND == 0 {
+            // Discovery may come from the link-local or, before there is any, from the unspecified address.
+            let link_scope = own.is_some()
+                || packet.src.is_link_local_v6()
+                || packet.src.same(&Addr::UNSPECIFIED);
+            let bound = match packet.shape {
+                Shape::DhcpDiscover => true,
+                Shape::Neighbour | Shape::ListenerDiscovery => link_scope,
+                Shape::NeighbourAdvertisement => link_scope && self.advertises_itself(packet),
+                Shape::RouterAdvertisement => return Some(Verdict::deny(Reason::RouterAdvertisement)),
+                Shape::Opening
+                | Shape::Ongoing
+                | Shape::IcmpError
+                | Shape::Unreadable
+                | Shape::BrokenIp
+                | Shape::Arp
+                | Shape::Other => own.is_some(),
+            };
+            if !bound {
+                return Some(Verdict::deny(Reason::SpoofedSource));
+            }
+        }
+        match packet.shape {
+            Shape::DhcpDiscover
+            | Shape::Neighbour
+            | Shape::NeighbourAdvertisement
+            | Shape::ListenerDiscovery
+            | Shape::RouterAdvertisement => Some(Verdict::allow(Reason::Discovery)),
+            Shape::Opening
+            | Shape::Ongoing
+            | Shape::IcmpError
+            | Shape::Unreadable
+            | Shape::BrokenIp
+            | Shape::Arp
+            | Shape::Other => None,
+        }
+    }
+
+    /// A neighbour advertisement whose target is the pod's own or link-local.
+    #[inline(always)]
+    fn advertises_itself(&self, packet: &Packet) -> bool {
+        let Some(Bytes(target)) = self.view.load::<16>(packet.inner) else {
+            return false;
+        };
+        let target = Addr::v6(target);
+        target.is_link_local_v6() || own_index(self.config, &target).is_some()
+    }
+
+    #[inline(always)]
+    fn stamp(&self, remote: &Addr) -> u32 {
+        self.word
+            .generation
+            .wrapping_add(self.env.epoch(remote.hash() & (EPOCH_CELLS - 1)))
+            .wrapping_add(self.env.prefix_epoch())
+    }
+
+    /// Looks a flow up; an entry with another key's tag is looked up again.
+    #[inline(always)]
+    fn held(&self, key: &FlowKey, tag: u32) -> Held<E::Handle> {
+        for _ in 0..2 {
+            let Some(flow) = self.env.find(self.at.slot, key) else {
+                return Held::None;
+            };
+            let (stamp, found) = self.env.deciding(flow);
+            if found & !FLOW_TAG_FLAGS == tag {
+                return Held::Flow(flow, stamp, found & FLOW_TAG_FLAGS);
+            }
+        }
+        Held::Unreadable
+    }
+
+    /// Goes on with a flow that is there; [`Packed::NO_FLOW`] if none is. Leaves in the work's entry what a
+    /// flow that this packet opens starts with.
+    #[inline(never)]
+    fn existing(&self, work: &mut Work) -> Packed {
+        let packet = &work.packet;
+        let key = &work.key;
+        let now = self.env.now();
+        // Before the tables are read: if they change meanwhile, the flow's stamp is already old.
+        let stamp = self.stamp(&key.remote);
+        let tag = key.tag();
+        work.entry =
+            FlowEntry { stamp, tag, seen: now, state: STATE_OPENING, counter: COUNTER_NONE, opened: now };
+        let opening = matches!(packet.shape, Shape::Opening);
+        if opening && (packet.protocol == TCP || packet.protocol == SCTP) {
+            return Packed(Packed::NO_FLOW | Packed::MAY_OPEN);
+        }
+        let none = Packed(if opening { Packed::NO_FLOW | Packed::MAY_OPEN } else { Packed::NO_FLOW });
+        let (flow, held_stamp, flags) = match self.held(key, tag) {
+            Held::None => return none,
+            Held::Unreadable => return Packed::new(Verdict::deny(Reason::TablesUnreadable)),
+            Held::Flow(flow, stamp, flags) => (flow, stamp, flags),
+        };
+        let (seen, state) = self.env.age(flow);
+        if expired(key.protocol, state, seen, now) {
+            return none;
+        }
+        let opener = opener(flags);
+        let side = if opener.index() == self.at.direction.index() { Side::Opener } else { Side::Responder };
+        if flags & FLOW_OWN_NODE != 0 {
+            if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode) {
+                // The node's flow, from a device: judged as if there were none, and leaves none.
+                return Packed(Packed::NO_FLOW);
+            }
+        } else if held_stamp != stamp {
+            let again = self.judged_again(key, opener);
+            if again.0 & Packed::DENIED != 0 {
+                return match (self.at.direction, self.at.origin) {
+                    (Direction::Ingress, Origin::OwnNode) => Packed::new(Verdict::allow(Reason::OwnNode)),
+                    (Direction::Ingress | Direction::Egress, _) => again,
+                };
+            }
+            self.env.renew(flow, stamp, tag | flags);
+        }
+        let next = next_state(key.protocol, state, side, packet.tcp_flags);
+        if next != state || seen != now {
+            self.env.touch(flow, now, next);
+        }
+        Packed::new(Verdict::allow(Reason::Flow))
+    }
+
+    /// Judges a packet that belongs to no flow, and makes one if it may.
+    #[inline(never)]
+    fn opened(&self, work: &mut Work, held: Packed) -> Packed {
+        let key = &work.key;
+        let verdict = match (self.at.direction, self.at.origin) {
+            (Direction::Ingress, Origin::OwnNode) => {
+                work.entry.tag |= FLOW_OPENED_INGRESS | FLOW_OWN_NODE;
+                Packed::new(Verdict::allow(Reason::OwnNode))
+            }
+            (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface) => {
+                work.entry.tag |= FLOW_OPENED_INGRESS;
+                self.classified(&work.packet, &key.remote)
+            }
+            (Direction::Egress, _) => self.classified(&work.packet, &key.remote),
+        };
+        if verdict.0 & Packed::DENIED != 0 || held.0 & Packed::MAY_OPEN == 0 {
+            return verdict;
+        }
+        work.entry.counter = verdict.counter();
+        self.env.insert(self.at.slot, &work.key, &work.entry);
+        Packed(verdict.0 | Packed::NEWS)
+    }
+
+    /// What the policies of this direction say of this packet.
+    #[inline(always)]
+    fn classified(&self, packet: &Packet, remote: &Addr) -> Packed {
+        self.decided(self.at.direction, remote, packet.protocol, packet.dst_port)
+    }
+
+    /// What the policies say now of a flow that an older state of them allowed.
+    #[inline(always)]
+    fn judged_again(&self, key: &FlowKey, opener: Direction) -> Packed {
+        let port = match opener {
+            Direction::Ingress => key.local_port,
+            Direction::Egress => key.remote_port,
+        };
+        self.decided(opener, &key.remote, key.protocol, port)
+    }
+
+    #[inline(always)]
+    fn decided(&self, direction: Direction, remote: &Addr, protocol: u8, port: u16) -> Packed {
+        // An echo's identifier is no port: ICMP follows the rules that name none.
+        let port = match protocol {
+            ICMP | ICMPV6 => 0,
+            _ => port,
+        };
+        decide(self.env, remote, self.ruleset(direction), protocol, port)
+    }
+
+    /// Works out the key of the flow that an ICMP error is about.
+    #[inline(never)]
+    fn embedded(&self, work: &mut Work) -> u32 {
+        let packet = &work.packet;
+        let Some(inner) = parse_embedded(self.view, packet.inner, packet.protocol) else {
+            return EMBEDDED_NONE;
+        };
+        // Towards the pod the error is about a packet that the pod sent, from it about one that it got.
+        let (local, remote, local_port, remote_port, outer) = match self.at.direction {
+            Direction::Ingress => (&inner.src, &inner.dst, inner.src_port, inner.dst_port, &packet.dst),
+            Direction::Egress => (&inner.dst, &inner.src, inner.dst_port, inner.src_port, &packet.src),
+        };
+        let Some(index) = own_index(self.config, local) else {
+            return EMBEDDED_NONE;
+        };
+        if !outer.same(local) {
+            return EMBEDDED_NONE;
+        }
+        work.key = FlowKey {
+            remote: *remote,
+            local_port,
+            remote_port,
+            protocol: inner.protocol,
+            local: index,
+            reserved: 0,
+        };
+        EMBEDDED_KEY
+    }
+
+    /// An ICMP error passes an isolated direction only with a live, allowed flow inside; it makes nothing.
+    #[inline(never)]
+    fn icmp_error(&self, work: &mut Work) -> Packed {
+        Packed::new(self.related_error(work))
+    }
+
+    #[inline(always)]
+    fn related_error(&self, work: &mut Work) -> Verdict {
+        if let (Direction::Ingress, Origin::OwnNode) = (self.at.direction, self.at.origin) {
+            return Verdict::allow(Reason::OwnNode);
+        }
+        if u32::from(self.ruleset(self.at.direction)) == RULESET_OPEN {
+            return Verdict::allow(Reason::NotIsolated);
+        }
+        if self.embedded(work) == EMBEDDED_NONE {
+            return Verdict::deny(Reason::UnrelatedError);
+        }
+        let key = &work.key;
+        match self.held(key, key.tag()) {
+            Held::Flow(flow, stamp, flags) => {
+                let (seen, state) = self.env.age(flow);
+                let live = !expired(key.protocol, state, seen, self.env.now());
+                let current = flags & FLOW_OWN_NODE != 0
+                    || stamp == self.stamp(&key.remote)
+                    || self.judged_again(key, opener(flags)).0 & Packed::DENIED == 0;
+                if live && current {
+                    Verdict::allow(Reason::RelatedError)
+                } else {
+                    Verdict::deny(Reason::UnrelatedError)
+                }
+            }
+            Held::None => Verdict::deny(Reason::UnrelatedError),
+            Held::Unreadable => Verdict::deny(Reason::TablesUnreadable),
+        }
+    }
+}
+
+/// The error carries no packet of this endpoint.
+const EMBEDDED_NONE: u32 = 0;
+/// The key of its flow is known.
+const EMBEDDED_KEY: u32 = 1;
+
+/// One copy of the classification for its callers: in eBPF a function of its own.
+#[inline(never)]
+fn decide<T: Tables>(tables: &T, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
+    Packed::new(Verdict::of(classify(tables, u32::from(ruleset), remote, protocol, port)))
+}

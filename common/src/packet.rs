@@ -1,0 +1,549 @@
+//! The packet parser: from bytes to a tuple, with every read checked. What cannot be read is a typed
+//! [`ParseError`]; whether it is dropped is for [`crate::judge`]. Nothing here knows endpoints or policies.
+
+use crate::addr::Addr;
+use crate::event::Reason;
+
+/// A packet's bytes, whoever holds them.
+pub trait PacketView {
+    /// Bytes of the packet.
+    fn len(&self) -> u32;
+
+    /// True for a packet without bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// `N` bytes at an offset; `None` if the packet ends before, or they cannot be had.
+    fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
+}
+
+/// Bytes of a packet, aligned so that header fields compile to single loads.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bytes<const N: usize>(pub [u8; N]);
+
+/// TCP's protocol number.
+pub const TCP: u8 = 6;
+/// UDP's protocol number.
+pub const UDP: u8 = 17;
+/// SCTP's protocol number.
+pub const SCTP: u8 = 132;
+/// ICMP's protocol number.
+pub const ICMP: u8 = 1;
+/// `ICMPv6`'s protocol number.
+pub const ICMPV6: u8 = 58;
+
+/// TCP's FIN flag.
+pub const TCP_FIN: u8 = 0x01;
+/// TCP's SYN flag.
+pub const TCP_SYN: u8 = 0x02;
+/// TCP's RST flag.
+pub const TCP_RST: u8 = 0x04;
+/// TCP's ACK flag.
+pub const TCP_ACK: u8 = 0x10;
+
+const ETHERNET_BYTES: u32 = 14;
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const IPV4_MIN_BYTES: u32 = 20;
+/// RFC 791: an IHL of 15 words, less the fixed header.
+const IPV4_MAX_OPTION_BYTES: u32 = 40;
+/// More-fragments flag and fragment offset.
+const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
+const IPV6_BYTES: u32 = 40;
+const NEXT_HOP_BY_HOP: u8 = 0;
+const NEXT_ROUTING: u8 = 43;
+const NEXT_FRAGMENT: u8 = 44;
+const NEXT_ESP: u8 = 50;
+const NEXT_AH: u8 = 51;
+const NEXT_DESTINATION: u8 = 60;
+const NEXT_MOBILITY: u8 = 135;
+const NEXT_HIP: u8 = 139;
+const NEXT_SHIM6: u8 = 140;
+/// RFC 4861 section 7.1: neighbour discovery that a router forwarded is not neighbour discovery.
+const ND_HOP_LIMIT: u8 = 255;
+const DHCP_CLIENT: u16 = 68;
+const DHCP_SERVER: u16 = 67;
+
+/// Why a packet could not be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParseError {
+    /// It ends before its headers do.
+    Truncated,
+    /// A header contradicts itself.
+    BadHeader,
+    /// IPv4 loose or strict source routing.
+    SourceRoute,
+    /// A fragment.
+    Fragment,
+    /// An IPv6 extension header other than the one before multicast listener discovery.
+    ExtensionHeader,
+}
+
+impl ParseError {
+    /// The reason under which it is dropped.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Truncated => Reason::Truncated,
+            Self::BadHeader => Reason::BadHeader,
+            Self::SourceRoute => Reason::SourceRoute,
+            Self::Fragment => Reason::Fragment,
+            Self::ExtensionHeader => Reason::ExtensionHeader,
+        }
+    }
+}
+
+/// A frame as the parser read it. One flat value: fields that its [`Shape`] gives no meaning to are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source address; of ARP the sender's protocol address.
+    pub src: Addr,
+    /// Destination address.
+    pub dst: Addr,
+    /// Bytes from the IP header on, 0 where it is unknown.
+    pub bytes: u32,
+    /// Where the inside starts: the packet that an ICMP error is about, a neighbour advertisement's target.
+    pub inner: u32,
+    /// Source port; an echo's identifier; else 0.
+    pub src_port: u16,
+    /// Destination port; an echo's identifier; else 0.
+    pub dst_port: u16,
+    /// IP protocol number (for IPv6 the last header's).
+    pub protocol: u8,
+    /// TCP flags, 0 for others.
+    pub tcp_flags: u8,
+    /// What it is.
+    pub shape: Shape,
+    /// What went wrong, where the shape says that something did.
+    pub error: ParseError,
+}
+
+/// What matters of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// IP that may open a flow: TCP SYN without ACK, SCTP INIT, UDP, an echo request, any other protocol.
+    Opening,
+    /// IP that belongs to a flow or is judged alone: other TCP and SCTP, other ICMP.
+    Ongoing,
+    /// DHCP discovery.
+    DhcpDiscover,
+    /// `ICMPv6` 133, 135 and 137 with a hop limit of 255.
+    Neighbour,
+    /// `ICMPv6` 136 with a hop limit of 255.
+    NeighbourAdvertisement,
+    /// `ICMPv6` 134 with a hop limit of 255.
+    RouterAdvertisement,
+    /// `ICMPv6` 130 to 132 and 143.
+    ListenerDiscovery,
+    /// An ICMP error.
+    IcmpError,
+    /// IP with known addresses; what follows could not be read.
+    Unreadable,
+    /// IP whose addresses could not be read.
+    BrokenIp,
+    /// ARP for IPv4 over Ethernet.
+    Arp,
+    /// Anything else.
+    Other,
+}
+
+/// How a device's packets start (its ARPHRD type tells).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// With an Ethernet header.
+    Ethernet,
+    /// With an IP header.
+    Ip,
+}
+
+impl Packet {
+    /// A frame of which nothing is known yet.
+    pub const OTHER: Self = Self {
+        src: Addr::UNSPECIFIED,
+        dst: Addr::UNSPECIFIED,
+        bytes: 0,
+        inner: 0,
+        src_port: 0,
+        dst_port: 0,
+        protocol: 0,
+        tcp_flags: 0,
+        shape: Shape::Other,
+        error: ParseError::Truncated,
+    };
+
+    #[inline(always)]
+    fn unreadable(&mut self, error: ParseError) {
+        self.shape = Shape::Unreadable;
+        self.error = error;
+    }
+
+    #[inline(always)]
+    fn broken(&mut self, error: ParseError) {
+        self.shape = Shape::BrokenIp;
+        self.error = error;
+    }
+}
+
+/// Reads a frame into `packet`, which is [`Packet::OTHER`] before. A function of its own in eBPF.
+#[inline(never)]
+pub fn parse<V: PacketView>(view: &V, link: Link, packet: &mut Packet) {
+    match link {
+        Link::Ethernet => {
+            let Some(Bytes(kind)) = view.load::<2>(12) else {
+                return;
+            };
+            match u16::from_be_bytes(kind) {
+                ETHERTYPE_IPV4 => parse_ipv4(view, ETHERNET_BYTES, packet),
+                ETHERTYPE_IPV6 => parse_ipv6(view, ETHERNET_BYTES, packet),
+                ETHERTYPE_ARP => parse_arp(view, packet),
+                _ => {}
+            }
+        }
+        Link::Ip => match view.load::<1>(0) {
+            None => packet.broken(ParseError::Truncated),
+            Some(Bytes([first])) => match first >> 4 {
+                4 => parse_ipv4(view, 0, packet),
+                6 => parse_ipv6(view, 0, packet),
+                _ => packet.broken(ParseError::BadHeader),
+            },
+        },
+    }
+}
+
+/// The tuple of the packet that an ICMP error is about, as it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Embedded {
+    /// Its source.
+    pub src: Addr,
+    /// Its destination.
+    pub dst: Addr,
+    /// Its protocol.
+    pub protocol: u8,
+    /// Its source port, or an echo's identifier.
+    pub src_port: u16,
+    /// Its destination port, or an echo's identifier.
+    pub dst_port: u16,
+}
+
+/// Reads the packet that an ICMP error carries: its IP header and the first 8 bytes behind.
+#[inline(always)]
+pub fn parse_embedded<V: PacketView>(view: &V, offset: u32, protocol: u8) -> Option<Embedded> {
+    let (src, dst, inner, l4) = if protocol == ICMP {
+        let Bytes(head) = view.load::<20>(offset)?;
+        let ihl = u32::from(head[0] & 0x0f) * 4;
+        let fragment = u16::from_be_bytes([head[6], head[7]]) & 0x1fff;
+        if head[0] >> 4 != 4 || ihl < IPV4_MIN_BYTES || fragment != 0 {
+            return None;
+        }
+        let (src, dst) = ipv4_addresses(&head);
+        (src, dst, head[9], offset + ihl)
+    } else {
+        let Bytes(head) = view.load::<40>(offset)?;
+        if head[0] >> 4 != 6 {
+            return None;
+        }
+        let (src, dst) = ipv6_addresses(&head);
+        if src.is_v4() || dst.is_v4() {
+            return None;
+        }
+        (src, dst, head[6], offset + IPV6_BYTES)
+    };
+    let Bytes(ports) = view.load::<8>(l4)?;
+    let (src_port, dst_port) = match inner {
+        TCP | UDP | SCTP => ports_of(&ports),
+        ICMP | ICMPV6 => {
+            let id = u16::from_be_bytes([ports[4], ports[5]]);
+            (id, id)
+        }
+        _ => (0, 0),
+    };
+    Some(Embedded { src, dst, protocol: inner, src_port, dst_port })
+}
+
+/// ARP for IPv4 over Ethernet (RFC 826).
+#[inline(always)]
+fn parse_arp<V: PacketView>(view: &V, packet: &mut Packet) {
+    let Some(Bytes(head)) = view.load::<28>(ETHERNET_BYTES) else {
+        return;
+    };
+    if head[0] == 0 && head[1] == 1 && head[2] == 8 && head[3] == 0 && head[4] == 6 && head[5] == 4 {
+        packet.shape = Shape::Arp;
+        packet.src = Addr::v4([head[14], head[15], head[16], head[17]]);
+    }
+}
+
+#[inline(always)]
+fn ipv4_addresses(head: &[u8; 20]) -> (Addr, Addr) {
+    (
+        Addr::v4([head[12], head[13], head[14], head[15]]),
+        Addr::v4([head[16], head[17], head[18], head[19]]),
+    )
+}
+
+#[inline(always)]
+fn ipv6_addresses(head: &[u8; 40]) -> (Addr, Addr) {
+    let mut src = [0; 16];
+    let mut dst = [0; 16];
+    src.copy_from_slice(&head[8..24]);
+    dst.copy_from_slice(&head[24..40]);
+    (Addr::v6(src), Addr::v6(dst))
+}
+
+#[inline(always)]
+fn ports_of(head: &[u8; 8]) -> (u16, u16) {
+    (u16::from_be_bytes([head[0], head[1]]), u16::from_be_bytes([head[2], head[3]]))
+}
+
+#[inline(always)]
+fn parse_ipv4<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
+    let Some(Bytes(head)) = view.load::<20>(l3) else {
+        return packet.broken(ParseError::Truncated);
+    };
+    if head[0] >> 4 != 4 {
+        return packet.broken(ParseError::BadHeader);
+    }
+    (packet.src, packet.dst) = ipv4_addresses(&head);
+    packet.protocol = head[9];
+    let ihl = u32::from(head[0] & 0x0f) * 4;
+    let total = u32::from(u16::from_be_bytes([head[2], head[3]]));
+    packet.bytes = total;
+    if ihl < IPV4_MIN_BYTES || total < ihl {
+        return packet.unreadable(ParseError::BadHeader);
+    }
+    if view.len() < l3 + total {
+        return packet.unreadable(ParseError::Truncated);
+    }
+    if ihl > IPV4_MIN_BYTES
+        && let Some(error) = bad_options(view, l3 + IPV4_MIN_BYTES, ihl - IPV4_MIN_BYTES)
+    {
+        return packet.unreadable(error);
+    }
+    if u16::from_be_bytes([head[6], head[7]]) & IPV4_FRAGMENT_MASK != 0 {
+        return packet.unreadable(ParseError::Fragment);
+    }
+    packet.shape = Shape::Opening;
+    // ICMPv6 inside IPv4 is neither; it follows the rules that name no ports.
+    if packet.protocol != ICMPV6 {
+        parse_transport(view, packet, l3 + ihl, total - ihl, head[8]);
+    }
+}
+
+/// Looks for loose and strict source routing (RFC 791: types 131 and 137).
+#[inline(always)]
+fn bad_options<V: PacketView>(view: &V, start: u32, len: u32) -> Option<ParseError> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const LOOSE: u8 = 131;
+    const STRICT: u8 = 137;
+    let mut at = 0;
+    // Each turn consumes at least one byte.
+    for _ in 0..IPV4_MAX_OPTION_BYTES {
+        if at >= len {
+            return None;
+        }
+        let Some(Bytes([kind])) = view.load::<1>(start + at) else {
+            return Some(ParseError::Truncated);
+        };
+        match kind {
+            END => return None,
+            LOOSE | STRICT => return Some(ParseError::SourceRoute),
+            NO_OPERATION => at += 1,
+            _ => {
+                let Some(Bytes([size])) = view.load::<1>(start + at + 1) else {
+                    return Some(ParseError::Truncated);
+                };
+                if size < 2 || at + u32::from(size) > len {
+                    return Some(ParseError::BadHeader);
+                }
+                at += u32::from(size);
+            }
+        }
+    }
+    None
+}
+
+#[inline(always)]
+fn parse_ipv6<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
+    let Some(Bytes(head)) = view.load::<40>(l3) else {
+        return packet.broken(ParseError::Truncated);
+    };
+    if head[0] >> 4 != 6 {
+        return packet.broken(ParseError::BadHeader);
+    }
+    let (src, dst) = ipv6_addresses(&head);
+    if src.is_v4() || dst.is_v4() {
+        return packet.broken(ParseError::BadHeader);
+    }
+    (packet.src, packet.dst) = (src, dst);
+    packet.protocol = head[6];
+    let payload = u32::from(u16::from_be_bytes([head[4], head[5]]));
+    packet.bytes = payload + IPV6_BYTES;
+    let l4 = l3 + IPV6_BYTES;
+    if view.len() < l4 + payload {
+        return packet.unreadable(ParseError::Truncated);
+    }
+    packet.shape = Shape::Opening;
+    match packet.protocol {
+        NEXT_HOP_BY_HOP => listener_discovery(view, packet, l4, payload),
+        NEXT_FRAGMENT => packet.unreadable(ParseError::Fragment),
+        NEXT_ROUTING | NEXT_AH | NEXT_DESTINATION | NEXT_MOBILITY | NEXT_HIP | NEXT_SHIM6 => {
+            packet.unreadable(ParseError::ExtensionHeader);
+        }
+        // ESP hides what follows: a protocol like any other. ICMPv4 inside IPv6 is neither.
+        NEXT_ESP | ICMP => {}
+        _ => parse_transport(view, packet, l4, payload, head[7]),
+    }
+}
+
+/// The one extension header that is read: hop-by-hop before multicast listener discovery (RFC 3810
+/// section 5: it must carry a router alert).
+#[inline(always)]
+fn listener_discovery<V: PacketView>(view: &V, packet: &mut Packet, at: u32, payload: u32) {
+    let Some(Bytes([next, words])) = view.load::<2>(at) else {
+        return packet.unreadable(ParseError::Truncated);
+    };
+    let bytes = (u32::from(words) + 1) * 8;
+    if next != ICMPV6 {
+        return packet.unreadable(ParseError::ExtensionHeader);
+    }
+    if payload < bytes + 8 {
+        return packet.unreadable(ParseError::Truncated);
+    }
+    match view.load::<1>(at + bytes) {
+        Some(Bytes([130..=132 | 143])) => {
+            packet.protocol = ICMPV6;
+            packet.shape = Shape::ListenerDiscovery;
+        }
+        Some(_) => packet.unreadable(ParseError::ExtensionHeader),
+        None => packet.unreadable(ParseError::Truncated),
+    }
+}
+
+/// Reads the transport header; `remaining` is what the IP header says is there, already checked to be.
+#[inline(always)]
+fn parse_transport<V: PacketView>(view: &V, packet: &mut Packet, at: u32, remaining: u32, hops: u8) {
+    let needed = match packet.protocol {
+        TCP => 20,
+        UDP | ICMP | ICMPV6 => 8,
+        SCTP => 16,
+        _ => return,
+    };
+    if remaining < needed {
+        return packet.unreadable(ParseError::Truncated);
+    }
+    let Some(Bytes(head)) = view.load::<8>(at) else {
+        return packet.unreadable(ParseError::Truncated);
+    };
+    match packet.protocol {
+        ICMP => icmp(packet, &head, at),
+        ICMPV6 => icmpv6(packet, &head, at, remaining, hops),
+        TCP => {
+            (packet.src_port, packet.dst_port) = ports_of(&head);
+            tcp(view, packet, at, remaining);
+        }
+        SCTP => {
+            (packet.src_port, packet.dst_port) = ports_of(&head);
+            // RFC 9260 section 3.2: the first chunk's type follows the common header; 1 is INIT.
+            match view.load::<1>(at + 12) {
+                Some(Bytes([1])) => {}
+                Some(_) => packet.shape = Shape::Ongoing,
+                None => packet.unreadable(ParseError::Truncated),
+            }
+        }
+        _ => {
+            (packet.src_port, packet.dst_port) = ports_of(&head);
+            let length = u32::from(u16::from_be_bytes([head[4], head[5]]));
+            // A length of 0 is what segmentation offload and jumbograms leave there.
+            if length != 0 && length < 8 {
+                packet.unreadable(ParseError::BadHeader);
+            } else if packet.src_port == DHCP_CLIENT
+                && packet.dst_port == DHCP_SERVER
+                && packet.src.same(&Addr::v4([0; 4]))
+                && packet.dst.same(&Addr::v4([255; 4]))
+            {
+                packet.shape = Shape::DhcpDiscover;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn tcp<V: PacketView>(view: &V, packet: &mut Packet, at: u32, remaining: u32) {
+    let Some(Bytes([offset, flags])) = view.load::<2>(at + 12) else {
+        return packet.unreadable(ParseError::Truncated);
+    };
+    let header = u32::from(offset >> 4) * 4;
+    packet.tcp_flags = flags;
+    if header < 20 {
+        packet.unreadable(ParseError::BadHeader);
+    } else if header > remaining {
+        packet.unreadable(ParseError::Truncated);
+    } else if flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) != TCP_SYN {
+        packet.shape = Shape::Ongoing;
+    }
+}
+
+#[inline(always)]
+fn icmp(packet: &mut Packet, head: &[u8; 8], at: u32) {
+    let id = u16::from_be_bytes([head[4], head[5]]);
+    match head[0] {
+        8 => (packet.src_port, packet.dst_port) = (id, id),
+        0 => {
+            (packet.src_port, packet.dst_port) = (id, id);
+            packet.shape = Shape::Ongoing;
+        }
+        3 | 11 | 12 => {
+            packet.shape = Shape::IcmpError;
+            packet.inner = at + 8;
+        }
+        // Others (timestamp, redirect ...) are judged one by one and make no state.
+        _ => packet.shape = Shape::Ongoing,
+    }
+}
+
+#[inline(always)]
+fn icmpv6(packet: &mut Packet, head: &[u8; 8], at: u32, remaining: u32, hops: u8) {
+    let id = u16::from_be_bytes([head[4], head[5]]);
+    packet.shape = match head[0] {
+        128 => {
+            (packet.src_port, packet.dst_port) = (id, id);
+            Shape::Opening
+        }
+        129 => {
+            (packet.src_port, packet.dst_port) = (id, id);
+            Shape::Ongoing
+        }
+        1..=4 => {
+            packet.inner = at + 8;
+            Shape::IcmpError
+        }
+        130..=132 | 143 => Shape::ListenerDiscovery,
+        133..=137 if hops != ND_HOP_LIMIT => return packet.unreadable(ParseError::BadHeader),
+        133 | 135 | 137 => Shape::Neighbour,
+        134 => Shape::RouterAdvertisement,
+        136 => {
+            if remaining < 24 {
+                return packet.unreadable(ParseError::Truncated);
+            }
+            packet.inner = at + 8;
+            Shape::NeighbourAdvertisement
+        }
+        _ => Shape::Ongoing,
+    };
+}
+
+/// A packet in a slice: for tests and for building `explain`'s.
+impl PacketView for &[u8] {
+    fn len(&self) -> u32 {
+        u32::try_from((**self).len()).unwrap_or(u32::MAX)
+    }
+
+    fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        let start = usize::try_from(offset).ok()?;
+        self.get(start..start.checked_add(N)?)?.try_into().ok().map(Bytes)
+    }
+}

@@ -1,0 +1,370 @@
+//! Keys and values of the maps, byte for byte. A hash element can be recycled while it is read, so every
+//! hash value that decides something is one aligned 8-byte word that carries a tag of its key; whatever is
+//! larger lives in arrays by id. Plain integers, so that `bpftool map dump` reads in words.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::addr::{Addr, mix64};
+
+/// Version of this layout; part of the pins' path. Raise it with every change to a type in this module.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Endpoints a node can hold. The word of a ruleset id (16 bits) and of two directions bounds it too.
+pub const MAX_ENDPOINTS: u32 = 4096;
+/// Addresses an endpoint can hold; `status.podIPs` holds at most two.
+pub const MAX_ENDPOINT_ADDRS: usize = 4;
+/// Rulesets a node can hold: ids fit an endpoint word's 16 bits.
+pub const MAX_RULESETS: u32 = 16_384;
+/// 64-bit words of one row.
+pub const ROW_WORDS: usize = 8;
+/// Rules that one row holds.
+#[allow(clippy::cast_possible_truncation)]
+pub const ROW_BITS: u32 = ROW_WORDS as u32 * 64;
+/// Rows that a vector can span: 8,192 rules for an endpoint and direction. Past it the agent refuses the
+/// ruleset and closes the endpoint; nothing is truncated.
+pub const MAX_CHUNKS: u32 = 16;
+/// Rows in all.
+pub const MAX_ROWS: u32 = 65_536;
+/// Port ranges in all.
+pub const MAX_PORT_RANGES: u32 = 262_144;
+/// Port ranges of one ruleset: what the kernel's binary search reaches.
+pub const MAX_RULESET_RANGES: u32 = 1 << SEARCH_STEPS;
+/// Steps of the binary search.
+pub const SEARCH_STEPS: u32 = 16;
+/// Rules in all, over all rulesets.
+pub const MAX_RULES: u32 = 262_144;
+/// Counters in all: one for each rule of a policy and direction, and one for each isolation.
+pub const MAX_COUNTERS: u32 = 65_536;
+/// Pairs of ruleset and class that have a row.
+pub const MAX_PEER_ROWS: u32 = 262_144;
+/// Peer addresses that match a selector, in one bank.
+pub const MAX_PEERS: u32 = 131_072;
+/// Prefixes in one bank.
+pub const MAX_PREFIXES: u32 = 65_536;
+/// Banks of peer tables: a starting agent fills the one that the running rulesets do not use.
+pub const BANKS: u32 = 2;
+/// Cells of the epoch table; a power of two.
+pub const EPOCH_CELLS: u32 = 65_536;
+/// Flows of one endpoint unless the agent is told otherwise.
+pub const DEFAULT_FLOWS: u32 = 65_536;
+/// Bytes of the event ring.
+pub const EVENT_RING_BYTES: u32 = 1 << 20;
+
+/// Ruleset 0: the direction is open. It has no entry in the table.
+pub const RULESET_OPEN: u32 = 0;
+/// Class 0: an address that no selector on this node matches.
+pub const CLASS_NONE: u32 = 0;
+/// Bit of a class that marks a Service's virtual address, whose verdict waits for translation.
+pub const CLASS_VIRTUAL: u32 = 1 << 31;
+/// Counter 0: no rule decided.
+pub const COUNTER_NONE: u32 = 0;
+
+macro_rules! wire {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$fmeta:meta])* pub $field:ident: $ty:ty,)* }) => {
+        $(#[$meta])*
+        #[repr(C, align(8))]
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable,
+            KnownLayout,
+        )]
+        pub struct $name { $($(#[$fmeta])* pub $field: $ty,)* }
+    };
+}
+
+wire! {
+    /// `ifaces`: interface index to endpoint.
+    pub struct IfaceWord {
+        /// Index into `endpoints` and `endpoint_cfg`.
+        pub slot: u32,
+        /// The key again: the tag.
+        pub ifindex: u32,
+    }
+}
+
+wire! {
+    /// `endpoints`: what changes when policies do; flipped by one store.
+    pub struct EndpointWord {
+        /// Ruleset of traffic to the pod.
+        pub ingress: u16,
+        /// Ruleset of traffic from the pod.
+        pub egress: u16,
+        /// Grows with every flip.
+        pub generation: u32,
+    }
+}
+
+wire! {
+    /// `endpoint_cfg`: what an endpoint is; written before the endpoint can be reached, never in place.
+    pub struct EndpointConfig {
+        /// The host-side interface.
+        pub ifindex: u32,
+        /// [`LINK_ETHERNET`] or [`LINK_IP`].
+        pub link: u32,
+        /// Or of the `ENDPOINT_` flags.
+        pub flags: u32,
+        /// How many of `addrs` count.
+        pub addr_count: u32,
+        /// The pod's addresses.
+        pub addrs: [Addr; MAX_ENDPOINT_ADDRS],
+    }
+}
+
+/// Packets of the interface start with an Ethernet header.
+pub const LINK_ETHERNET: u32 = 0;
+/// Packets of the interface start with an IP header.
+pub const LINK_IP: u32 = 1;
+/// The slot is in use.
+pub const ENDPOINT_USED: u32 = 1;
+/// An administrator opted this endpoint out of source binding.
+pub const ENDPOINT_UNBOUND: u32 = 2;
+
+wire! {
+    /// `peers` and `prefixes`: address to class.
+    pub struct PeerWord {
+        /// The class, with [`CLASS_VIRTUAL`] for a virtual address.
+        pub class: u32,
+        /// In `peers` [`Addr::hash`] of the key; in `prefixes`, which are swapped whole, 0.
+        pub tag: u32,
+    }
+}
+
+wire! {
+    /// `peer_rows`, key: a ruleset and a class that matches one of its selectors.
+    pub struct PeerRowKey {
+        /// The ruleset.
+        pub ruleset: u32,
+        /// The class, without [`CLASS_VIRTUAL`].
+        pub class: u32,
+    }
+}
+
+impl PeerRowKey {
+    /// The tag that the entry of this key carries.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)]
+    pub const fn tag(&self) -> u32 {
+        mix64(((self.ruleset as u64) << 32) | self.class as u64) as u32
+    }
+}
+
+wire! {
+    /// `peer_rows`, value.
+    pub struct PeerRowWord {
+        /// First row of the vector of rules whose peers match.
+        pub row: u32,
+        /// [`PeerRowKey::tag`].
+        pub tag: u32,
+    }
+}
+
+wire! {
+    /// `rows`: rules as bits, rule 0 in the lowest bit of word 0. A vector of more than [`ROW_BITS`] rules
+    /// goes on in the next row.
+    pub struct Row {
+        /// The bits.
+        pub words: [u64; ROW_WORDS],
+    }
+}
+
+wire! {
+    /// `rulesets`: the rules of an endpoint and direction. Written once, before anything points at it.
+    pub struct Ruleset {
+        /// Which bank of `peers` and `prefixes` its classes are of.
+        pub bank: u32,
+        /// Rows that its vectors span, at least 1.
+        pub chunks: u32,
+        /// First row of the vector of rules that match any peer.
+        pub any_row: u32,
+        /// First of its ranges in `port_ranges`.
+        pub ports_start: u32,
+        /// Binary logarithm of the number of its ranges, at most [`SEARCH_STEPS`]: filled up with ranges
+        /// that start at [`PORT_RANGE_END`].
+        pub ports_log2: u32,
+        /// First of its rules in `rules`.
+        pub rules_start: u32,
+        /// Number of its rules.
+        pub rules_len: u32,
+        /// The ruleset of the tiers behind the first, where a Pass goes on; [`RULESET_OPEN`] where none is.
+        pub pass_to: u32,
+    }
+}
+
+wire! {
+    /// `port_ranges`: from this protocol and port up to the next range, the rules of this vector match.
+    pub struct PortRange {
+        /// Protocol number times 65,536, plus the port (0 for protocols without).
+        pub from: u32,
+        /// First row of the vector.
+        pub row: u32,
+    }
+}
+
+/// Behind every position: what fills a ruleset's ranges up.
+pub const PORT_RANGE_END: u32 = u32::MAX;
+
+/// The position of a protocol and port in [`PortRange::from`]'s order.
+#[inline(always)]
+#[must_use]
+pub const fn port_position(protocol: u8, port: u16) -> u32 {
+    ((protocol as u32) << 16) | port as u32
+}
+
+wire! {
+    /// `rules`: what a rule does, by its position in its ruleset.
+    pub struct Rule {
+        /// Index into `rule_stats`, and what attributes the verdict.
+        pub counter: u32,
+        /// [`ACTION_ALLOW`], [`ACTION_DENY`] or [`ACTION_PASS`].
+        pub action: u8,
+        /// [`KIND_RULE`], [`KIND_ISOLATION`] or [`KIND_INVALID`].
+        pub kind: u8,
+        /// 0 Admin, 1 NetworkPolicy, 2 Baseline.
+        pub tier: u8,
+        /// Not used; 0.
+        pub reserved: u8,
+    }
+}
+
+/// The packet is allowed.
+pub const ACTION_ALLOW: u8 = 0;
+/// The packet is denied.
+pub const ACTION_DENY: u8 = 1;
+/// The rest of the tier is skipped.
+pub const ACTION_PASS: u8 = 2;
+/// A rule of a policy.
+pub const KIND_RULE: u8 = 0;
+/// The deny that stands for isolation.
+pub const KIND_ISOLATION: u8 = 1;
+/// The deny of policies that could not be read.
+pub const KIND_INVALID: u8 = 2;
+
+wire! {
+    /// `rule_stats` and `verdicts`, a value for each CPU.
+    pub struct Stats {
+        /// Packets.
+        pub packets: u64,
+        /// Bytes, from the IP header.
+        pub bytes: u64,
+    }
+}
+
+wire! {
+    /// `flows`, key in an endpoint's own map: the tuple as the endpoint sees it.
+    pub struct FlowKey {
+        /// The peer.
+        pub remote: Addr,
+        /// The endpoint's port; the identifier of an ICMP echo.
+        pub local_port: u16,
+        /// The peer's port.
+        pub remote_port: u16,
+        /// IP protocol number.
+        pub protocol: u8,
+        /// Which of the endpoint's addresses, an index.
+        pub local: u8,
+        /// Not used; 0.
+        pub reserved: u16,
+    }
+}
+
+impl FlowKey {
+    /// 30 bits of tag for the entry of this key.
+    #[inline(always)]
+    #[must_use]
+    #[allow(clippy::cast_possible_truncation)]
+    pub const fn tag(&self) -> u32 {
+        let (a, b) = self.remote.halves();
+        let ports = ((self.local_port as u64) << 32)
+            | ((self.remote_port as u64) << 16)
+            | ((self.protocol as u64) << 8)
+            | self.local as u64;
+        (mix64(a ^ mix64(b ^ mix64(ports))) as u32) & !FLOW_TAG_FLAGS
+    }
+}
+
+/// Bits of a flow's tag word that are flags.
+pub const FLOW_TAG_FLAGS: u32 = 3;
+/// The flow was opened towards the pod.
+pub const FLOW_OPENED_INGRESS: u32 = 1;
+/// The flow was opened by the pod's own node.
+pub const FLOW_OWN_NODE: u32 = 2;
+
+wire! {
+    /// `flows`, value. The first word decides and is read in one load.
+    pub struct FlowEntry {
+        /// Endpoint generation, the peer's epoch cell and the prefix epoch, added up: each only grows, so
+        /// the sum is the same only if none has changed.
+        pub stamp: u32,
+        /// [`FlowKey::tag`] and the flags.
+        pub tag: u32,
+        /// Seconds of the monotonic clock at which the last packet came.
+        pub seen: u32,
+        /// A `STATE_` of [`crate::flow`].
+        pub state: u32,
+        /// The rule that allowed it.
+        pub counter: u32,
+        /// Seconds of the monotonic clock at which it was opened.
+        pub opened: u32,
+    }
+}
+
+wire! {
+    /// `node_state`, one entry.
+    pub struct NodeState {
+        /// Grows with every swap of `prefixes`.
+        pub prefix_epoch: u32,
+        /// Not used; 0.
+        pub reserved: u32,
+    }
+}
+
+wire! {
+    /// `cpu_state`, one entry for each CPU.
+    pub struct CpuState {
+        /// The second that `sent` is about.
+        pub second: u32,
+        /// Events sent in it.
+        pub sent: u32,
+        /// Events not sent, ever: over budget, or the ring was full.
+        pub lost: u64,
+        /// Flows not made, ever: the endpoint's table was full.
+        pub flows_refused: u64,
+    }
+}
+
+/// Bytes of a namespace's name, NUL-padded (RFC 1123 label: 63).
+pub const NAMESPACE_BYTES: usize = 64;
+/// Bytes of an object's name, NUL-padded (RFC 1123 subdomain: 253).
+pub const NAME_BYTES: usize = 256;
+
+/// `counter_names`, key: which rule a counter counts. Userspace only: it gives a restarted agent the same
+/// counters, and a reader of `rule_stats` the names.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct CounterKey {
+    /// The policy's namespace.
+    pub namespace: [u8; NAMESPACE_BYTES],
+    /// The policy's name.
+    pub name: [u8; NAME_BYTES],
+    /// 0 NetworkPolicy.
+    pub policy_kind: u16,
+    /// 0 ingress, 1 egress.
+    pub direction: u16,
+    /// The rule's index, [`RULE_ISOLATION`] for the isolation itself.
+    pub rule: u32,
+}
+
+/// Rule index of a policy's isolation.
+pub const RULE_ISOLATION: u32 = u32::MAX;
+
+const _: () = {
+    assert!(size_of::<IfaceWord>() == 8);
+    assert!(size_of::<EndpointWord>() == 8);
+    assert!(size_of::<PeerWord>() == 8);
+    assert!(size_of::<PeerRowWord>() == 8);
+    assert!(size_of::<PortRange>() == 8);
+    assert!(size_of::<Rule>() == 8);
+    assert!(size_of::<FlowKey>() == 24);
+    assert!(size_of::<FlowEntry>() == 24);
+    assert!(size_of::<Row>() == 64);
+};

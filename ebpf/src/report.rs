@@ -1,0 +1,100 @@
+//! Counting, events and the programs' own diagnostics. Knows verdicts; changes none.
+
+use aya_log_ebpf::warn;
+use portcullis_common::event::{Action, Direction, Event, Reason, verdict_cell};
+use portcullis_common::judge::{News, Verdict};
+use portcullis_common::packet::{Packet, PacketView};
+use portcullis_common::wire::COUNTER_NONE;
+
+use crate::skb::{Skb, is_probe};
+use crate::tables;
+
+/// Events that one CPU sends in a second; what is over is counted in `cpu_state` and in the counters.
+const EVENTS_PER_SECOND: u32 = 20_000;
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// Counts a verdict, and sends it if it is news.
+#[inline(always)]
+pub fn report(skb: &Skb, slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
+    if is_probe() {
+        skb.answer(u32::from(verdict.reason as u8), verdict.counter);
+        return;
+    }
+    let bytes = if packet.bytes == 0 { skb.len() } else { packet.bytes };
+    tables::count_verdict(verdict_cell(direction, verdict.action, verdict.reason), bytes);
+    if verdict.counter != COUNTER_NONE {
+        tables::count_rule(verdict.counter, bytes);
+    }
+    if let News::Event = verdict.news {
+        event(slot, direction, packet, verdict);
+        if let Reason::TablesUnreadable = verdict.reason {
+            unreadable_tables(skb, slot);
+        }
+    }
+}
+
+/// Drops, counts and says so: our program is on an interface that `ifaces` does not know.
+#[inline(always)]
+pub fn unknown_endpoint(skb: &Skb, direction: Direction, code: i32) -> i32 {
+    tables::count_verdict(verdict_cell(direction, Action::Deny, Reason::UnknownEndpoint), skb.len());
+    code
+}
+
+/// Counts a flow that found its endpoint's table full.
+#[inline(always)]
+pub fn flow_refused() {
+    tables::count_flow_refused();
+}
+
+#[inline(never)]
+fn unreadable_tables(skb: &Skb, slot: u32) {
+    warn!(&skb.ctx, "endpoint {}: policy tables unreadable twice in a row, packet dropped", slot);
+}
+
+#[inline(never)]
+fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
+    let now = tables::clock();
+    let Some(budget) = tables::cpu_state() else {
+        return;
+    };
+    let second = (now / NANOSECONDS) as u32;
+    // SAFETY: a per-CPU value that a lookup returned; programs do not preempt each other on a CPU.
+    let budget = unsafe { &mut *budget };
+    if budget.second != second {
+        budget.second = second;
+        budget.sent = 0;
+    }
+    if budget.sent >= EVENTS_PER_SECOND {
+        budget.lost += 1;
+        return;
+    }
+    budget.sent += 1;
+    let mut event = Event {
+        time: now,
+        slot,
+        counter: verdict.counter,
+        direction: direction.index(),
+        denied: match verdict.action {
+            Action::Allow => 0,
+            Action::Deny => 1,
+        },
+        reason: verdict.reason as u8,
+        bytes: packet.bytes,
+        protocol: packet.protocol,
+        tcp_flags: packet.tcp_flags,
+        ..Event::default()
+    };
+    match direction {
+        Direction::Ingress => {
+            (event.local, event.remote) = (packet.dst, packet.src);
+            (event.local_port, event.remote_port) = (packet.dst_port, packet.src_port);
+        }
+        Direction::Egress => {
+            (event.local, event.remote) = (packet.src, packet.dst);
+            (event.local_port, event.remote_port) = (packet.src_port, packet.dst_port);
+        }
+    }
+    if !tables::send(&event) {
+        budget.lost += 1;
+    }
+}

@@ -1,0 +1,136 @@
+//! A packet in the kernel: reads its bytes and says where it came from. Knows nothing of policies.
+
+use aya_ebpf::programs::TcContext;
+use portcullis_common::event::Direction;
+use portcullis_common::judge::Origin;
+use portcullis_common::packet::{Bytes, PacketView};
+
+use crate::tables;
+
+/// Set in the load that `explain`, `matrix --kernel` and tests ask: the packet is a question. No flow is
+/// looked up or made, nothing is counted or reported, and endpoint and origin come from `cb`, never from
+/// the device or the socket (those of a test run look like the own node's).
+#[unsafe(no_mangle)]
+static PROBE: u32 = 0;
+
+/// Values of `cb[1]` of a question.
+const ASK_OWN_NODE: u32 = 1;
+const ASK_OWN_INTERFACE: u32 = 2;
+
+/// True in the asking load.
+#[inline(always)]
+pub fn is_probe() -> bool {
+    // SAFETY: a static of this object; volatile because the loader sets it before the kernel freezes it.
+    unsafe { core::ptr::read_volatile(&raw const PROBE) != 0 }
+}
+
+/// Whose packet this is.
+pub struct Source {
+    /// The endpoint.
+    pub slot: u32,
+    /// Where it came to the hook from.
+    pub origin: Origin,
+}
+
+/// A packet at one of our hooks.
+pub struct Skb {
+    /// Aya's context.
+    pub ctx: TcContext,
+    /// Its bytes, read once: a load through the context must not be merged with one from the stack.
+    len: u32,
+}
+
+impl Skb {
+    /// Wraps the context.
+    #[inline(always)]
+    pub fn new(ctx: TcContext) -> Self {
+        let len = ctx.len();
+        Self { ctx, len }
+    }
+
+    /// The endpoint by interface, and where the packet came from; `None` for an interface without one.
+    #[inline(always)]
+    pub fn source(&self, direction: Direction) -> Option<Source> {
+        if is_probe() {
+            let origin = match self.cb(1) {
+                ASK_OWN_NODE => Origin::OwnNode,
+                ASK_OWN_INTERFACE => Origin::OwnInterface,
+                _ => Origin::Forwarded,
+            };
+            return Some(Source { slot: self.cb(0), origin });
+        }
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is valid for the whole program.
+        let ifindex = unsafe { (*skb).ifindex };
+        let slot = tables::slot_of(ifindex)?;
+        let origin = match direction {
+            Direction::Egress => Origin::OwnInterface,
+            Direction::Ingress => self.ingress_origin(ifindex),
+        };
+        Some(Source { slot, origin })
+    }
+
+    /// Locally generated is: no device, and a socket (a device alone can be lost, KERNEL-FACTS 9).
+    #[inline(always)]
+    fn ingress_origin(&self, ifindex: u32) -> Origin {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is valid for the whole program.
+        let came_from = unsafe { (*skb).ingress_ifindex };
+        if came_from == ifindex {
+            return Origin::OwnInterface;
+        }
+        if came_from == 0 && self.has_socket() {
+            return Origin::OwnNode;
+        }
+        Origin::Forwarded
+    }
+
+    #[inline(always)]
+    fn has_socket(&self) -> bool {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is valid for the whole program; the pointer is only compared with null.
+        let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+        !socket.is_null()
+    }
+
+    /// True where the VLAN tag was taken out of the bytes.
+    #[inline(always)]
+    pub fn is_tagged(&self) -> bool {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is valid for the whole program.
+        unsafe { (*skb).vlan_present != 0 }
+    }
+
+    #[inline(always)]
+    fn cb(&self, index: usize) -> u32 {
+        let skb = self.ctx.skb.skb;
+        match index {
+            // SAFETY: the context is valid for the whole program.
+            0 => unsafe { (*skb).cb[0] },
+            // SAFETY: as above.
+            _ => unsafe { (*skb).cb[1] },
+        }
+    }
+
+    /// Leaves an answer for the asker in `cb`.
+    #[inline(always)]
+    pub fn answer(&self, reason: u32, counter: u32) {
+        let skb = self.ctx.skb.skb;
+        // SAFETY: the context is valid for the whole program, and `cb` is writable.
+        unsafe { (*skb).cb[2] = reason };
+        // SAFETY: as above.
+        unsafe { (*skb).cb[3] = counter };
+    }
+}
+
+impl PacketView for Skb {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.len
+    }
+
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        self.ctx.load::<Bytes<N>>(offset as usize).ok()
+    }
+}

@@ -1,0 +1,301 @@
+//! The maps, and the kernel's side of the traits over them. Names have at most 15 characters; types are BTF
+//! types, so that `bpftool map dump` names the fields.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::macros::btf_map;
+use portcullis_common::addr::Addr;
+use portcullis_common::classify::Tables;
+use portcullis_common::event::{Event, VERDICT_CELLS};
+use portcullis_common::judge::{Environment, Flows, Work};
+use portcullis_common::wire::{
+    BANKS, DEFAULT_FLOWS, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord, CpuState, FlowEntry,
+    FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES,
+    MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange,
+    Row, Rule, Ruleset, Stats,
+};
+
+use crate::skb::is_probe;
+
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
+#[btf_map(name = "ifaces")]
+static IFACES: HashMap<u32, IfaceWord, { MAX_ENDPOINTS as usize }> = HashMap::new();
+#[btf_map(name = "endpoints")]
+static ENDPOINTS: Array<EndpointWord, { MAX_ENDPOINTS as usize }> = Array::new();
+#[btf_map(name = "endpoint_cfg")]
+static ENDPOINT_CFG: Array<EndpointConfig, { MAX_ENDPOINTS as usize }> = Array::new();
+#[btf_map(name = "rulesets")]
+static RULESETS: Array<Ruleset, { MAX_RULESETS as usize }> = Array::new();
+#[btf_map(name = "rules")]
+static RULES: Array<Rule, { MAX_RULES as usize }> = Array::new();
+#[btf_map(name = "rows")]
+static ROWS: Array<Row, { MAX_ROWS as usize }> = Array::new();
+#[btf_map(name = "port_ranges")]
+static PORT_RANGES: Array<PortRange, { MAX_PORT_RANGES as usize }> = Array::new();
+#[btf_map(name = "peer_rows")]
+static PEER_ROWS: HashMap<PeerRowKey, PeerRowWord, { MAX_PEER_ROWS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "epochs")]
+static EPOCHS: Array<u32, { EPOCH_CELLS as usize }> = Array::new();
+#[btf_map(name = "node_state")]
+static NODE_STATE: Array<NodeState, 1> = Array::new();
+#[btf_map(name = "peers")]
+static PEERS: ArrayOfMaps<PeersInner, { BANKS as usize }> = ArrayOfMaps::new();
+#[btf_map(name = "prefixes")]
+static PREFIXES: ArrayOfMaps<PrefixesInner, { BANKS as usize }> = ArrayOfMaps::new();
+#[btf_map(name = "flows")]
+static FLOWS: ArrayOfMaps<FlowsInner, { MAX_ENDPOINTS as usize }> = ArrayOfMaps::new();
+#[btf_map(name = "rule_stats")]
+static RULE_STATS: PerCpuArray<Stats, { MAX_COUNTERS as usize }> = PerCpuArray::new();
+#[btf_map(name = "verdicts")]
+static VERDICTS: PerCpuArray<Stats, { VERDICT_CELLS as usize }> = PerCpuArray::new();
+#[btf_map(name = "events")]
+static EVENTS: RingBuf<Event, { EVENT_RING_BYTES as usize }> = RingBuf::new();
+#[btf_map(name = "cpu_state")]
+static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();
+/// What this CPU's judgement works on. In a map, not on the stack: the stack is short, and the verifier forgets
+/// what it knew of a value that comes from a map, so that the parser's many ways out become one.
+#[btf_map(name = "scratch")]
+static SCRATCH: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+// Patterns of the inner maps, which the agent makes as it needs them: userspace reads their BTF types here.
+type PeersInner = HashMap<Addr, PeerWord, { MAX_PEERS as usize }, NO_PREALLOC>;
+type PrefixesInner = LpmTrie<[u8; 16], PeerWord, { MAX_PREFIXES as usize }>;
+type FlowsInner = HashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }, NO_PREALLOC>;
+
+/// Set before 5.11, which has no coarse clock: the fine one costs 12 ns more.
+#[unsafe(no_mangle)]
+static FINE_CLOCK: u32 = 0;
+
+/// Reads an aligned word of the kernel's memory in one load, which cannot tear.
+#[inline(always)]
+fn load_word(word: *const u64) -> u64 {
+    // SAFETY: callers pass pointers that a lookup returned, aligned to 8 bytes.
+    unsafe { core::ptr::read_volatile(word) }
+}
+
+#[inline(always)]
+fn store_word(word: *mut u64, value: u64) {
+    // SAFETY: callers pass pointers that a lookup returned, aligned to 8 bytes.
+    unsafe { core::ptr::write_volatile(word, value) }
+}
+
+/// Two 32-bit fields that share a word, in memory order.
+#[inline(always)]
+const fn split(word: u64) -> (u32, u32) {
+    (word as u32, (word >> 32) as u32)
+}
+
+#[inline(always)]
+const fn join(low: u32, high: u32) -> u64 {
+    low as u64 | ((high as u64) << 32)
+}
+
+/// The endpoint of an interface.
+#[inline(always)]
+pub fn slot_of(ifindex: u32) -> Option<u32> {
+    for _ in 0..2 {
+        if let Some(word) = IFACES.get_ptr(ifindex) {
+            let (slot, tag) = split(load_word(word.cast()));
+            if tag == ifindex {
+                return Some(slot);
+            }
+        }
+    }
+    None
+}
+
+/// How packets of an endpoint's interface start.
+#[inline(always)]
+pub fn link_of(slot: u32) -> u32 {
+    ENDPOINT_CFG.get(slot).map_or(LINK_ETHERNET, |config| config.link)
+}
+
+/// This CPU's place to work. Programs at TC run with softirqs off: none interrupts another on a CPU.
+#[inline(always)]
+pub fn scratch<'a>() -> Option<&'a mut Work> {
+    // SAFETY: the only reference on this CPU until the program ends, see above.
+    SCRATCH.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Counts a packet under a rule.
+#[inline(always)]
+pub fn count_rule(counter: u32, bytes: u32) {
+    if let Some(stats) = RULE_STATS.get_ptr_mut(counter) {
+        count(stats, bytes);
+    }
+}
+
+/// Counts a packet under its verdict.
+#[inline(always)]
+pub fn count_verdict(cell: u32, bytes: u32) {
+    if let Some(stats) = VERDICTS.get_ptr_mut(cell) {
+        count(stats, bytes);
+    }
+}
+
+/// Counts a flow that found its endpoint's table full.
+#[inline(always)]
+pub fn count_flow_refused() {
+    if let Some(budget) = cpu_state() {
+        // SAFETY: a per-CPU value that a lookup returned; programs do not preempt each other on a CPU.
+        unsafe { (*budget).flows_refused += 1 };
+    }
+}
+
+#[inline(always)]
+fn count(stats: *mut Stats, bytes: u32) {
+    // SAFETY: a per-CPU value that a lookup returned; programs do not preempt each other on a CPU.
+    unsafe { (*stats).packets += 1 };
+    // SAFETY: as above.
+    unsafe { (*stats).bytes += u64::from(bytes) };
+}
+
+/// This CPU's state.
+#[inline(always)]
+pub fn cpu_state() -> Option<*mut CpuState> {
+    CPU_STATE.get_ptr_mut(0)
+}
+
+/// Sends an event; false if the ring is full.
+#[inline(always)]
+pub fn send(event: &Event) -> bool {
+    EVENTS.output(event, 0).is_ok()
+}
+
+/// Nanoseconds of the monotonic clock, to a tick's precision where the kernel has the coarse clock.
+#[inline(always)]
+pub fn clock() -> u64 {
+    // SAFETY: a static of this object; volatile because the loader sets it before the kernel freezes it.
+    let fine = unsafe { core::ptr::read_volatile(&raw const FINE_CLOCK) };
+    if fine != 0 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_ns() }
+    } else {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+}
+
+/// The maps as the judgement sees them.
+pub struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn ruleset(&self, id: u32) -> Option<&Ruleset> {
+        RULESETS.get(id)
+    }
+
+    #[inline(always)]
+    fn peer(&self, bank: u32, addr: &Addr) -> Option<PeerWord> {
+        let word = PEERS.get(bank)?.get_ptr(addr)?;
+        let (class, tag) = split(load_word(word.cast()));
+        Some(PeerWord { class, tag })
+    }
+
+    #[inline(always)]
+    fn prefix(&self, bank: u32, addr: &Addr) -> Option<PeerWord> {
+        let word = core::ptr::from_ref(PREFIXES.get(bank)?.get(&Key::new(128, addr.bytes))?);
+        let (class, tag) = split(load_word(word.cast()));
+        Some(PeerWord { class, tag })
+    }
+
+    #[inline(always)]
+    fn peer_row(&self, key: &PeerRowKey) -> Option<PeerRowWord> {
+        let word = PEER_ROWS.get_ptr(key)?;
+        let (row, tag) = split(load_word(word.cast()));
+        Some(PeerRowWord { row, tag })
+    }
+
+    #[inline(always)]
+    fn row(&self, id: u32) -> Option<&Row> {
+        ROWS.get(id)
+    }
+
+    #[inline(always)]
+    fn port_range(&self, index: u32) -> Option<PortRange> {
+        PORT_RANGES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn rule(&self, index: u32) -> Option<Rule> {
+        RULES.get(index).copied()
+    }
+}
+
+impl Flows for Maps {
+    type Handle = *mut FlowEntry;
+
+    #[inline(always)]
+    fn find(&self, slot: u32, key: &FlowKey) -> Option<Self::Handle> {
+        if is_probe() {
+            return None;
+        }
+        FLOWS.get(slot)?.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn deciding(&self, flow: Self::Handle) -> (u32, u32) {
+        split(load_word(flow.cast()))
+    }
+
+    #[inline(always)]
+    fn age(&self, flow: Self::Handle) -> (u32, u32) {
+        // SAFETY: the second word of a value of three.
+        split(load_word(unsafe { flow.cast::<u64>().add(1) }))
+    }
+
+    #[inline(always)]
+    fn renew(&self, flow: Self::Handle, stamp: u32, tag: u32) {
+        store_word(flow.cast(), join(stamp, tag));
+    }
+
+    #[inline(always)]
+    fn touch(&self, flow: Self::Handle, seen: u32, state: u32) {
+        // SAFETY: the second word of a value of three.
+        store_word(unsafe { flow.cast::<u64>().add(1) }, join(seen, state));
+    }
+
+    #[inline(always)]
+    fn insert(&self, slot: u32, key: &FlowKey, entry: &FlowEntry) {
+        if is_probe() {
+            return;
+        }
+        if let Some(flows) = FLOWS.get(slot)
+            && flows.insert(key, entry, 0).is_err()
+        {
+            crate::report::flow_refused();
+        }
+    }
+}
+
+impl Environment for Maps {
+    #[inline(always)]
+    fn config(&self, slot: u32) -> Option<&EndpointConfig> {
+        ENDPOINT_CFG.get(slot)
+    }
+
+    #[inline(always)]
+    fn endpoint(&self, slot: u32) -> Option<EndpointWord> {
+        let word = ENDPOINTS.get_ptr(slot)?;
+        let (rulesets, generation) = split(load_word(word.cast()));
+        Some(EndpointWord { ingress: rulesets as u16, egress: (rulesets >> 16) as u16, generation })
+    }
+
+    #[inline(always)]
+    fn epoch(&self, cell: u32) -> u32 {
+        EPOCHS.get(cell).copied().unwrap_or(0)
+    }
+
+    #[inline(always)]
+    fn prefix_epoch(&self) -> u32 {
+        NODE_STATE.get(0).map_or(0, |state| state.prefix_epoch)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        (clock() / 1_000_000_000) as u32
+    }
+}
