@@ -5,7 +5,7 @@ use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
     ACTION_ALLOW, ACTION_DENY, CLASS_NONE, CLASS_VIRTUAL, KIND_INVALID, KIND_ISOLATION, MAX_CHUNKS,
-    PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS,
+    PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS,
     port_position,
 };
 
@@ -87,10 +87,15 @@ enum Step {
 #[inline(always)]
 fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<Step, Unreadable> {
     let ruleset = tables.ruleset(id).ok_or(Unreadable)?;
+    // An entry that nothing has been written to closes.
+    if ruleset.chunks == 0 {
+        return Err(Unreadable);
+    }
     let class = class_of(tables, ruleset.bank, remote)?;
-    if class & CLASS_VIRTUAL != 0 {
+    if class & CLASS_VIRTUAL != 0 && ruleset.flags & RULESET_EGRESS != 0 {
         return Ok(Step::Decided(Decision::Virtual));
     }
+    let class = class & !CLASS_VIRTUAL;
     let peers = peer_rows(tables, id, class)?.unwrap_or(ruleset.any_row);
     let ports = port_rows(tables, ruleset, position)?;
     let Some(first) = first_match(tables, ruleset, peers, ports)? else {

@@ -13,7 +13,7 @@ pub const LAYOUT_VERSION: u32 = 1;
 pub const MAX_ENDPOINTS: u32 = 4096;
 /// Addresses an endpoint can hold; `status.podIPs` holds at most two.
 pub const MAX_ENDPOINT_ADDRS: usize = 4;
-/// Rulesets a node can hold: ids fit an endpoint word's 16 bits.
+/// Rulesets a node can hold, both banks: ids fit an endpoint word's 16 bits.
 pub const MAX_RULESETS: u32 = 16_384;
 /// 64-bit words of one row.
 pub const ROW_WORDS: usize = 8;
@@ -52,6 +52,10 @@ pub const EVENT_RING_BYTES: u32 = 1 << 20;
 
 /// Ruleset 0: the direction is open. It has no entry in the table.
 pub const RULESET_OPEN: u32 = 0;
+/// Ruleset 1: the direction is closed, whatever comes. No entry either: a ruleset that cannot be read closes.
+pub const RULESET_CLOSED: u32 = 1;
+/// The ruleset judges traffic from a pod, which may still be translated: virtual addresses wait.
+pub const RULESET_EGRESS: u32 = 1;
 /// Class 0: an address that no selector on this node matches.
 pub const CLASS_NONE: u32 = 0;
 /// Bit of a class that marks a Service's virtual address, whose verdict waits for translation.
@@ -104,6 +108,8 @@ wire! {
         pub flags: u32,
         /// How many of `addrs` count.
         pub addr_count: u32,
+        /// A hash of the pod's UID: another pod never inherits this one's flows.
+        pub pod: u64,
         /// The pod's addresses.
         pub addrs: [Addr; MAX_ENDPOINT_ADDRS],
     }
@@ -185,6 +191,10 @@ wire! {
         pub rules_start: u32,
         /// Number of its rules.
         pub rules_len: u32,
+        /// Or of the `RULESET_` flags.
+        pub flags: u32,
+        /// Not used; 0.
+        pub reserved: u32,
         /// The ruleset of the tiers behind the first, where a Pass goes on; [`RULESET_OPEN`] where none is.
         pub pass_to: u32,
     }
@@ -313,8 +323,8 @@ wire! {
     pub struct NodeState {
         /// Grows with every swap of `prefixes`.
         pub prefix_epoch: u32,
-        /// Not used; 0.
-        pub reserved: u32,
+        /// The bank that the last agent to finish its start uses.
+        pub bank: u32,
     }
 }
 
@@ -346,7 +356,7 @@ pub struct CounterKey {
     pub namespace: [u8; NAMESPACE_BYTES],
     /// The policy's name.
     pub name: [u8; NAME_BYTES],
-    /// 0 NetworkPolicy.
+    /// [`POLICY_NETWORK`] or [`POLICY_NO_NAMESPACE`].
     pub policy_kind: u16,
     /// 0 ingress, 1 egress.
     pub direction: u16,
@@ -354,6 +364,10 @@ pub struct CounterKey {
     pub rule: u32,
 }
 
+/// A NetworkPolicy.
+pub const POLICY_NETWORK: u16 = 0;
+/// No policy: pods of a namespace that nothing declares are isolated both ways (S34).
+pub const POLICY_NO_NAMESPACE: u16 = 1;
 /// Rule index of a policy's isolation.
 pub const RULE_ISOLATION: u32 = u32::MAX;
 

@@ -16,6 +16,7 @@ mod rooms;
 mod run;
 mod setup;
 mod sh;
+mod standing;
 mod test;
 mod vm;
 mod vm_test;

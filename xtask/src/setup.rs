@@ -5,8 +5,8 @@
 //! is there it looks at a few files and says nothing.
 
 mod apt;
-mod lint;
 mod linker;
+mod lint;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -158,13 +158,13 @@ fn remedy(packages: &BTreeSet<&str>, ebpf: bool) -> String {
     let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
     let mut text = format!("Install what these packages of Debian 12 bring: {list}");
     if ebpf {
-        text.push_str(&format!(
-            "\nWhere rustc-web is not to be had, rustup serves as well; LLVM 22 comes from the distribution:\n  \
-             rustup toolchain install {NIGHTLY} --profile minimal --component rust-src\n  \
-             PATH=LLVM_22_PREFIX/bin:$PATH LLVM_PREFIX=LLVM_22_PREFIX {}\n\
-             (another nightly does only if its `rustc -vV` says LLVM 22)",
-            linker::COMMAND
-        ));
+        text +=
+            "\nWhere rustc-web is not to be had, rustup serves as well; LLVM 22 comes from the distribution:";
+        text += "\n  rustup toolchain install ";
+        text += NIGHTLY;
+        text += " --profile minimal --component rust-src\n  PATH=$LLVM_22/bin:$PATH LLVM_PREFIX=$LLVM_22 ";
+        text += linker::COMMAND;
+        text += "\n(another nightly does only if its `rustc -vV` says LLVM 22)";
     }
     text
 }

@@ -40,14 +40,17 @@ pub(crate) fn need_root(what: &str) -> Result<()> {
     if is_root() {
         return Ok(());
     }
-    Err(Unfit(format!("{what} needs root: run as root (`sudo -E env \"PATH=$PATH\" cargo xtask ...`)")).into())
+    Err(Unfit(format!("{what} needs root: run as root (`sudo -E env \"PATH=$PATH\" cargo xtask ...`)"))
+        .into())
 }
 
 /// Where `cargo install` puts binaries.
 pub(crate) fn cargo_bin() -> PathBuf {
     let home = env::var_os("CARGO_INSTALL_ROOT").or_else(|| env::var_os("CARGO_HOME")).map(PathBuf::from);
-    home.unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cargo"))
-        .join("bin")
+    home.unwrap_or_else(|| {
+        PathBuf::from(env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cargo")
+    })
+    .join("bin")
 }
 
 /// The search path for every program that xtask starts: cargo's own binaries (the bpf-linker of ours is there)
@@ -98,13 +101,23 @@ pub(crate) fn line(command: &Command) -> String {
 
 /// Runs it to its end with our terminal; says it first.
 pub(crate) fn status(command: &mut Command) -> Result<ExitStatus> {
-    say(line(command));
+    status_as(line(command), command)
+}
+
+/// The same, said in other words than its own, which are long.
+pub(crate) fn status_as(words: impl fmt::Display, command: &mut Command) -> Result<ExitStatus> {
+    say(words);
     command.status().with_context(|| format!("starting `{}`", line(command)))
 }
 
 /// Runs it to its end with our terminal; anything but success is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let status = status(command)?;
+    run_as(line(command), command)
+}
+
+/// The same, said in other words than its own, which are long.
+pub(crate) fn run_as(words: impl fmt::Display, command: &mut Command) -> Result<()> {
+    let status = status_as(words, command)?;
     if !status.success() {
         bail!("`{}` failed: {status}", line(command));
     }

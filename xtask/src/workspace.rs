@@ -15,7 +15,8 @@ pub(crate) const TESTS: &str = "portcullis-tests";
 /// The directory with the workspace's `Cargo.toml`.
 pub(crate) fn root() -> PathBuf {
     // Set by `cargo run`; the other is for a binary that was started by hand.
-    let xtask = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+    let xtask =
+        env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     xtask.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 

@@ -4,3 +4,9 @@
 pub mod convert;
 pub mod manifest;
 pub mod model;
+pub mod compile;
+pub mod desired;
+pub mod diff;
+pub mod select;
+pub mod frame;
+pub mod answer;

@@ -130,8 +130,9 @@ pub(super) fn replace(slot: Slot, program: &SchedClassifier) -> Result<(), Attac
         .map_err(|cause| failed("replace clsact filter", slot, cause))
 }
 
-/// Takes away every filter of our name, wherever it sits, and the qdisc when nothing else is on it.
-pub(super) fn remove(slot: Slot) -> Result<Leftover, AttachError> {
+/// Takes away every filter of our name, wherever it sits. The qdisc stays, because its removal loses packets;
+/// it goes with its device or by [`remove_unused_qdisc`].
+pub(super) fn remove(slot: Slot) -> Result<(), AttachError> {
     let mut netlink = open()?;
     let mut refused = None;
     for filter in filters(&mut netlink, slot)?.iter().filter(|filter| filter.is_ours(slot.direction)) {
@@ -141,20 +142,32 @@ pub(super) fn remove(slot: Slot) -> Result<Leftover, AttachError> {
         refused = netlink.act(&request).err().or(refused);
     }
     // What the kernel refused to delete may have gone by itself, so what counts is what is there.
-    let left = filters(&mut netlink, slot)?;
-    if let Some(cause) = refused
-        && left.iter().any(|filter| filter.is_ours(slot.direction))
-    {
+    let Some(cause) = refused else { return Ok(()) };
+    if filters(&mut netlink, slot)?.iter().any(|filter| filter.is_ours(slot.direction)) {
         return Err(failed("delete clsact filter", slot, cause));
     }
+    Ok(())
+}
+
+/// Takes the clsact qdisc away unless somebody's filter is on it. While it does, the kernel deactivates the
+/// device's queues for some milliseconds (`qdisc_graft`), and what is sent to the pod then is lost.
+pub(super) fn remove_unused_qdisc(interface: u32) -> Result<Leftover, AttachError> {
+    let mut netlink = open()?;
     for direction in DIRECTIONS {
-        if !filters(&mut netlink, Slot { direction, ..slot })?.is_empty() {
+        if !filters(&mut netlink, Slot { interface, direction })?.is_empty() {
             return Ok(Leftover::Filters);
         }
     }
-    tolerate_missing(netlink.act(&qdisc_request(libc::RTM_DELQDISC, 0, slot.interface)))
-        .map_err(|cause| failed("delete clsact qdisc", slot, cause))?;
-    Ok(Leftover::Nothing)
+    match netlink.act(&qdisc_request(libc::RTM_DELQDISC, 0, interface)) {
+        // Gone meanwhile, alone or with its device.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) => {
+            Ok(Leftover::Nothing)
+        }
+        Err(cause) => {
+            Err(AttachError::Netlink { operation: "delete clsact qdisc", interface: label(interface), cause })
+        }
+        Ok(()) => Ok(Leftover::Nothing),
+    }
 }
 
 /// The directions in which the device has filters of our name.
@@ -300,16 +313,6 @@ const fn parent(direction: Direction) -> u32 {
 
 fn open() -> Result<Netlink, AttachError> {
     Netlink::open().map_err(|cause| AttachError::List { what: "filters", cause })
-}
-
-/// The qdisc may have gone already, alone or with its device.
-fn tolerate_missing(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::EINVAL)) => {
-            Ok(())
-        }
-        other => other,
-    }
 }
 
 fn failed(operation: &'static str, slot: Slot, cause: io::Error) -> AttachError {

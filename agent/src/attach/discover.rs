@@ -3,7 +3,7 @@
 //!
 //! An address is led to by a route of the main table to that one address that names a device and no gateway:
 //! what ptp, kindnet, the AWS VPC CNI, Calico and the like make for each pod. Pods behind a bridge are found by
-//! its forwarding table and neighbours instead: another [`Lead`], another source beside [`from_routes`].
+//! its forwarding table and neighbours instead: another [`Lead`], another source beside `from_routes`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -88,6 +88,16 @@ pub fn interfaces_blocking() -> Result<BTreeMap<IpAddr, Interface>, AttachError>
     Ok(from_routes(&links, &routes))
 }
 
+/// The interface with this index. `ENODEV` when there is none.
+pub(super) fn link(interface: u32) -> io::Result<Interface> {
+    let mut fixed = [0; IFINFOMSG];
+    for (byte, value) in fixed.iter_mut().skip(4).zip(interface.to_ne_bytes()) {
+        *byte = value;
+    }
+    let answer = Netlink::open()?.ask(&Request::new(libc::RTM_GETLINK, 0, &fixed))?;
+    answer.iter().find_map(|body| parse_link(body)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
 /// A route to one address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Route {
@@ -110,7 +120,9 @@ fn from_routes(links: &BTreeMap<u32, Interface>, routes: &[Route]) -> BTreeMap<I
     let mut best: BTreeMap<IpAddr, (u32, &Interface)> = BTreeMap::new();
     for route in routes.iter().filter(|route| !own.contains(&route.destination)) {
         let RouteKind::Device { interface, metric } = route.kind else { continue };
-        let Some(link) = links.get(&interface) else { continue };
+        let Some(link) = links.get(&interface).filter(|link| link.arphrd != libc::ARPHRD_LOOPBACK) else {
+            continue;
+        };
         let entry = best.entry(route.destination).or_insert((metric, link));
         if metric < entry.0 {
             *entry = (metric, link);
@@ -119,11 +131,7 @@ fn from_routes(links: &BTreeMap<u32, Interface>, routes: &[Route]) -> BTreeMap<I
     best.into_iter().map(|(address, (_, link))| (address, link.clone())).collect()
 }
 
-/// None for loopback.
 fn parse_link(body: &[u8]) -> Option<Interface> {
-    if u32_at(body, 8)? & libc::IFF_LOOPBACK.cast_unsigned() != 0 {
-        return None;
-    }
     let find = |kind| Attributes::find(body, IFINFOMSG, kind);
     let number = |kind| find(kind).and_then(|value| u32_at(value, 0));
     let info = find(libc::IFLA_LINKINFO).unwrap_or_default();

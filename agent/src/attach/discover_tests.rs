@@ -111,7 +111,11 @@ fn a_link_is_read_with_its_pair() {
     assert_eq!(link.mac, Some([2, 0, 0, 0, 0, 7]));
     assert_eq!(link.kind.as_deref(), Some("veth"));
     assert_eq!(link.peer, Some(Peer { index: 2, namespace: Some(5) }));
+}
 
-    body[8] = u8::try_from(libc::IFF_LOOPBACK).unwrap();
-    assert_eq!(parse_link(&body), None);
+#[test]
+fn loopback_leads_nowhere() {
+    let lo = Interface { arphrd: libc::ARPHRD_LOOPBACK, ..interface(3) };
+    let route = Draft::to(POD).dev(3).parse().expect("a route");
+    assert_eq!(from_routes(&[(3, lo)].into(), &[route]), BTreeMap::new());
 }

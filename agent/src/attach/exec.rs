@@ -123,51 +123,50 @@ impl Attacher {
                 clsact::replace(slot, programs.get(slot.direction))
             }
             AttachOp::Detach { slot, hook: Hook::Tcx, .. } => tcx::remove(dir, slot),
-            AttachOp::Detach { slot, hook: Hook::Clsact, .. } => clsact::remove(slot).map(drop),
+            AttachOp::Detach { slot, hook: Hook::Clsact, .. } => clsact::remove(slot),
         }
     }
 }
 
 /// Takes away every TCX link pinned in `links_dir` and every clsact filter of ours in this network namespace,
-/// and the clsact qdiscs that nothing else uses. Other pins in the directory stay.
+/// and from interfaces that had either the clsact qdisc, if nothing else uses it. Other pins in the directory
+/// stay.
 #[must_use]
 pub fn cleanup(links_dir: &Path) -> Cleanup {
     let mut result = Cleanup::default();
-    match tcx::pinned(links_dir) {
-        Ok(slots) => {
-            for slot in slots {
-                let what = format!("tcx link {}", place(slot));
-                match tcx::remove(links_dir, slot) {
-                    Ok(()) => result.taken.push(what),
-                    Err(error) => result.failed.push(error),
-                }
-            }
-        }
-        Err(error) => result.failed.push(error),
+    let mut touched = BTreeSet::new();
+    for slot in result.keep(tcx::pinned(links_dir)).unwrap_or_default() {
+        touched.insert(slot.interface);
+        let what = format!("tcx link {}", place(slot));
+        result.took(what, tcx::remove(links_dir, slot));
     }
-    match clsact::devices() {
-        Ok(interfaces) => {
-            for interface in interfaces {
-                if let Err(error) = cleanup_clsact(interface, &mut result.taken) {
-                    result.failed.push(error);
-                }
-            }
+    let devices = result.keep(clsact::devices()).unwrap_or_default();
+    for interface in &devices {
+        for slot in result.keep(clsact::ours(*interface)).unwrap_or_default() {
+            touched.insert(slot.interface);
+            let what = format!("clsact filter {}", place(slot));
+            result.took(what, clsact::remove(slot));
         }
-        Err(error) => result.failed.push(error),
+    }
+    for interface in devices.iter().filter(|interface| touched.contains(interface)) {
+        match result.keep(clsact::remove_unused_qdisc(*interface)) {
+            Some(Leftover::Nothing) => result.taken.push(format!("clsact qdisc {}", label(*interface))),
+            Some(Leftover::Filters) | None => {}
+        }
     }
     result
 }
 
-fn cleanup_clsact(interface: u32, taken: &mut Vec<String>) -> Result<(), AttachError> {
-    for slot in clsact::ours(interface)? {
-        let leftover = clsact::remove(slot)?;
-        taken.push(format!("clsact filter {}", place(slot)));
-        match leftover {
-            Leftover::Filters => {}
-            Leftover::Nothing => taken.push(format!("clsact qdisc {}", label(interface))),
+impl Cleanup {
+    fn keep<T>(&mut self, step: Result<T, AttachError>) -> Option<T> {
+        step.map_err(|error| self.failed.push(error)).ok()
+    }
+
+    fn took(&mut self, what: String, step: Result<(), AttachError>) {
+        if self.keep(step).is_some() {
+            self.taken.push(what);
         }
     }
-    Ok(())
 }
 
 fn place(slot: Slot) -> String {

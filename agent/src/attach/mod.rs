@@ -1,5 +1,5 @@
 //! Owns the TC hooks of pods' host-side devices: which device leads to which pod ([`discover`]), what has to
-//! change ([`plan`]), and the change itself ([`exec`]). It must not know policies, maps or the API server.
+//! change ([`mod@plan`]), and the change itself ([`exec`]). It must not know policies, maps or the API server.
 //!
 //! Enforcement outlives the agent. A TCX link is pinned, a clsact filter belongs to its device, and no owner of
 //! either is kept in this process: nothing that drops when it ends can detach them. A running program is only
@@ -14,14 +14,14 @@ mod netlink;
 pub mod plan;
 mod tcx;
 
+use std::error::Error;
 use std::io;
 use std::path::PathBuf;
 
 use aya::pin::PinError;
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
-use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
+use nix::libc;
 use portcullis_common::event::Direction;
 use thiserror::Error;
 
@@ -67,7 +67,7 @@ pub enum AttachError {
         cause: io::Error,
     },
     /// bpf(2) refused.
-    #[error("{operation} {} on {interface}: {cause}", direction.name())]
+    #[error("{operation} {} on {interface}: {}", direction.name(), chain(cause.as_ref()))]
     Program {
         /// What was tried.
         operation: &'static str,
@@ -79,7 +79,7 @@ pub enum AttachError {
         cause: Box<BpfError>,
     },
     /// A new link could not be pinned, and was therefore given up.
-    #[error("pin link {}: {cause}", path.display())]
+    #[error("pin link {}: {}", path.display(), chain(cause.as_ref()))]
     Pin {
         /// The pin.
         path: PathBuf,
@@ -131,15 +131,35 @@ pub enum AttachError {
     },
 }
 
+/// An error with its causes: Aya's name the system call and leave what it answered to their source.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
 /// An interface for people: its present name and its index.
 fn label(interface: u32) -> String {
-    if_indextoname(interface).map_or_else(
-        |_| format!("interface {interface}"),
-        |name| format!("{} (interface {interface})", name.to_string_lossy()),
-    )
+    match name(interface) {
+        Ok(Some(name)) => format!("{name} (interface {interface})"),
+        Ok(None) | Err(_) => format!("interface {interface}"),
+    }
 }
 
 /// Whether the interface has left this network namespace.
 fn is_gone(interface: u32) -> bool {
-    matches!(if_indextoname(interface), Err(Errno::ENXIO | Errno::ENODEV))
+    matches!(name(interface), Ok(None))
+}
+
+/// The interface's present name, if it is in this network namespace.
+fn name(interface: u32) -> io::Result<Option<String>> {
+    match discover::link(interface) {
+        Ok(link) => Ok(Some(link.name)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+        Err(error) => Err(error),
+    }
 }

@@ -89,6 +89,14 @@ impl Netlink {
         self.exchange(request, libc::NLM_F_ACK).map(drop)
     }
 
+    /// The bodies of the messages that answer a request for one object.
+    pub(super) fn ask(&mut self, request: &Request) -> io::Result<Vec<Vec<u8>>> {
+        match self.exchange(request, libc::NLM_F_ACK)? {
+            Answer::Whole(messages) => Ok(messages),
+            Answer::Interrupted => Err(malformed()),
+        }
+    }
+
     /// The bodies (fixed header and attributes) of all messages that answer a dump request, asked for again while changes make it inconsistent.
     pub(super) fn dump(&mut self, request: &Request) -> io::Result<Vec<Vec<u8>>> {
         for _ in 0..DUMP_ATTEMPTS {

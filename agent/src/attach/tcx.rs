@@ -14,11 +14,10 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, MultiProgLink, SchedClassifier, TcAttachType};
 use aya::sys::SyscallError;
 use nix::errno::Errno;
-use nix::net::if_::if_indextoname;
 use portcullis_common::event::Direction;
 
 use super::plan::{Hook, Observed, Slot, State};
-use super::{AttachError, BpfError, is_gone, label};
+use super::{AttachError, BpfError, is_gone, label, name};
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 const ATTACH_TYPES: (u32, u32) = (46, 47);
@@ -67,11 +66,11 @@ pub(super) fn attach(links_dir: &Path, slot: Slot, program: &mut SchedClassifier
         AttachError::File { operation: "create directory", path: links_dir.to_owned(), cause }
     })?;
     let failed = |cause: BpfError| program_error("attach tcx", slot, cause);
-    let name = if_indextoname(slot.interface).map_err(|errno| failed(io::Error::from(errno).into()))?;
+    let name = name(slot.interface)
+        .and_then(|name| name.ok_or_else(|| Errno::ENODEV.into()))
+        .map_err(|error| failed(error.into()))?;
     let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-    let id = program
-        .attach_with_options(&name.to_string_lossy(), side(slot.direction), order)
-        .map_err(|e| failed(e.into()))?;
+    let id = program.attach_with_options(&name, side(slot.direction), order).map_err(|e| failed(e.into()))?;
     let link = program.take_link(id).map_err(|e| failed(e.into()))?;
     // Aya attaches by name, and a name can move to another interface.
     if target(&link).map_err(failed)?.is_none_or(|target| !target.is(slot)) {

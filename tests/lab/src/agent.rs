@@ -91,10 +91,13 @@ impl Agent {
             .with_context(|| format!("opening the manifests in {}", spec.source.display()))?;
         // What an agent that was killed left is not this one's.
         match fs::remove_file(paths.run_dir.join("ready")) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context("removing `ready`"),
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).context("removing `ready`");
+            }
             Ok(()) | Err(_) => {}
         }
-        let log = File::options().create(true).append(true).open(paths.log).context("opening the agent's log")?;
+        let log =
+            File::options().create(true).append(true).open(paths.log).context("opening the agent's log")?;
         let mut command = Command::new(&binary);
         command.arg("agent").arg("--source").arg(source);
         command.arg("--run-dir").arg(paths.run_dir).arg("--bpffs").arg(paths.bpffs);
@@ -102,7 +105,8 @@ impl Agent {
         command.stdin(Stdio::null()).stdout(log.try_clone().context("opening the agent's log")?).stderr(log);
         // Out of the terminal's foreground group: an interrupt meant for the lab is not the agent's.
         command.process_group(0);
-        let mut child = node.run(|| command.spawn())?.with_context(|| format!("starting {}", binary.display()))?;
+        let mut child =
+            node.run(|| command.spawn())?.with_context(|| format!("starting {}", binary.display()))?;
         match ProcessId::of(child.id().cast_signed()) {
             Ok(process) => Ok(Self { process, child: Some(child) }),
             Err(error) => {

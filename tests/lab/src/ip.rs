@@ -20,11 +20,13 @@ fn run(lines: &[String]) -> Result<()> {
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| match error.kind() {
-            ErrorKind::NotFound => {
-                anyhow::Error::new(Unfit("`ip` is missing: apt-get install iproute2 (or your like)".into()))
+        .map_err(|error| {
+            if error.kind() == ErrorKind::NotFound {
+                return anyhow::Error::new(Unfit(
+                    "`ip` is missing: apt-get install iproute2 (or its like)".into(),
+                ));
             }
-            _ => anyhow::Error::new(error).context("starting `ip`"),
+            anyhow::Error::new(error).context("starting `ip`")
         })?;
     // Dropped at the end of the statement: `ip` sees the end of its input. A broken pipe is its failure,
     // which its exit status tells better.

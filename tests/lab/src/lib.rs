@@ -19,8 +19,10 @@ mod lab;
 mod matrix;
 pub mod netns;
 pub mod plan;
+mod pods;
 mod probing;
 mod samples;
+mod serving;
 pub mod source;
 pub mod state;
 mod topology;
@@ -29,5 +31,6 @@ pub mod unfit;
 
 pub use agent::{AgentSpec, Hook};
 pub use lab::{Lab, LabOptions, Servers};
-pub use matrix::{MatrixResult, UnknownCells, default_family, default_ports};
+pub use matrix::{MatrixResult, default_family, default_ports};
+pub use serving::run as serve;
 pub use traffic::{Ask, Client, Family, Outcome, Probe, ProbeOptions, Target};

@@ -31,9 +31,11 @@ impl Netns {
     pub fn create(name: &str) -> Result<Self> {
         prepare_dir()?;
         let path = path_of(name);
-        OpenOptions::new().write(true).create_new(true).open(&path).map_err(|e| match e.kind() {
-            ErrorKind::AlreadyExists => anyhow!("network namespace {name} exists already: take its lab down"),
-            _ => anyhow!(e).context(format!("creating {}", path.display())),
+        OpenOptions::new().write(true).create_new(true).open(&path).map_err(|error| {
+            if error.kind() == ErrorKind::AlreadyExists {
+                return anyhow!("network namespace {name} exists already: take its lab down");
+            }
+            anyhow!(error).context(format!("creating {}", path.display()))
         })?;
         let mounted = on_thread(|| -> Result<()> {
             unshare(CloneFlags::CLONE_NEWNET).context("making a network namespace")?;
@@ -127,7 +129,8 @@ fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T> {
 fn prepare_dir() -> Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(DIR).with_context(|| format!("creating {DIR}"))?;
     let dir = File::open(DIR).with_context(|| format!("opening {DIR}"))?;
-    let _lock = Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e).context("locking /run/netns")?;
+    let _lock =
+        Flock::lock(dir, FlockArg::LockExclusive).map_err(|(_, e)| e).context("locking /run/netns")?;
     let shared = MsFlags::MS_SHARED | MsFlags::MS_REC;
     for _ in 0..2 {
         match mount(Some(""), DIR, Some("none"), shared, NONE) {

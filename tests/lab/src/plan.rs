@@ -1,5 +1,5 @@
 //! What a lab holds for a cluster: which pod has which addresses, what the node and the outside have, and
-//! which ports are served. Pure; [`crate::topology`] carries it out.
+//! which ports are served. Pure: the topology module carries it out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -86,20 +86,26 @@ impl Plan {
             .unwrap_or_else(|| "node".into());
         let pods = owned_addresses(cluster);
         let mut taken: BTreeSet<IpAddr> = pods.values().flatten().copied().collect();
-        let wished: BTreeSet<IpAddr> = wishes.outside.iter().copied().collect();
-        for address in &wished {
-            ensure!(usable(*address), "{address} cannot stand on an interface: choose another outside address");
+        let asked: BTreeSet<IpAddr> = wishes.outside.iter().copied().collect();
+        for address in &asked {
+            ensure!(
+                usable(*address),
+                "{address} cannot stand on an interface: choose another outside address"
+            );
             ensure!(!taken.contains(address), "{address} is a pod's: choose another outside address");
         }
 
         let (own, foreign) = host_addresses(cluster, &node_name);
         let node_addresses: BTreeSet<IpAddr> = own.into_iter().filter(|a| !taken.contains(a)).collect();
-        for address in &wished {
-            ensure!(!node_addresses.contains(address), "{address} is the node's: choose another outside address");
+        for address in &asked {
+            ensure!(
+                !node_addresses.contains(address),
+                "{address} is the node's: choose another outside address"
+            );
         }
         taken.extend(&node_addresses);
         let others: BTreeSet<IpAddr> =
-            foreign.into_iter().chain(WORLD).chain(wished).filter(|a| !taken.contains(a)).collect();
+            foreign.into_iter().chain(WORLD).chain(asked).filter(|a| !taken.contains(a)).collect();
 
         let link = match link {
             Some(link) => link,

@@ -38,10 +38,10 @@ pub struct ProcessId {
 impl ProcessId {
     /// The process that has this pid now.
     pub fn of(pid: i32) -> Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+        let line = fs::read_to_string(format!("/proc/{pid}/stat"))
             .with_context(|| format!("process {pid} is not there"))?;
         // The name, in parentheses, may hold anything; fields after it are counted from the third.
-        let start = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
+        let start = line.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok());
         Ok(Self { pid, start: start.with_context(|| format!("reading /proc/{pid}/stat"))? })
     }
 
@@ -182,7 +182,7 @@ pub(crate) fn create_dir(id: &str) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             bail!("lab `{id}` is up already: `portcullis-lab down --id {id}` first, or choose another --id")
         }
-        made => made.with_context(|| format!("creating {}", dir(id).display()))?,
+        outcome => outcome.with_context(|| format!("creating {}", dir(id).display()))?,
     }
     for name in ["run", "bpf"] {
         let path = dir(id).join(name);

@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::ip;
 use crate::netns::Netns;
@@ -15,15 +17,26 @@ use crate::state::netns_name;
 /// The node side of the uplink and, in its own namespace, the outside's.
 const UPLINK: &str = "uplink";
 
+/// Interface indices of the node's devices. Chosen, because the kernel's link watch makes a veth pair whose two
+/// ends happen to have the same index wait for its turn, which comes once a second.
+const UPLINK_INDEX: u32 = 10;
+
+/// The first pod's; see [`UPLINK_INDEX`].
+const FIRST_INDEX: u32 = 100;
+
+/// How long a device may take to come up; milliseconds, unless the machine is very busy.
+const READY: Duration = Duration::from_secs(10);
+
 /// Settings of every namespace. IPv6 addresses are usable at once; no router is asked for; ICMP errors are not
 /// rated, because a closed UDP port is told from a dropped packet by one; many packets may wait for a
 /// neighbour's address, because probes all start together; root may open ping sockets.
-const SYSCTLS: [(&str, &str); 14] = [
+const SYSCTLS: [(&str, &str); 15] = [
     ("net/ipv6/conf/all/disable_ipv6", "0"),
     ("net/ipv6/conf/default/disable_ipv6", "0"),
     ("net/ipv6/conf/all/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/default/addr_gen_mode", "0"),
     ("net/ipv6/conf/default/router_solicitations", "0"),
     ("net/ipv4/icmp_ratelimit", "0"),
     ("net/ipv6/icmp/ratelimit", "0"),
@@ -46,12 +59,18 @@ pub(crate) struct Place {
     pub(crate) netns: String,
     /// The device in the node's namespace.
     pub(crate) device: String,
+    /// The device's interface index.
+    index: u32,
 }
 
 impl Place {
     /// The place for the pod with this number, unique among the lab's pods of all times.
     pub(crate) fn new(id: &str, number: u32) -> Self {
-        Self { netns: netns_name(id, &format!("p{number}")), device: format!("pcl{number}") }
+        Self {
+            netns: netns_name(id, &format!("p{number}")),
+            device: format!("pcl{number}"),
+            index: FIRST_INDEX.saturating_add(number),
+        }
     }
 }
 
@@ -67,7 +86,10 @@ pub(crate) fn node_and_outside(
     let Link { node4, outside4, node6, outside6 } = link;
     let mut lines = vec![
         "link set lo up".into(),
-        format!("link add {UPLINK} type veth peer name {UPLINK} netns {}", outside.name()),
+        format!(
+            "link add {UPLINK} index {UPLINK_INDEX} type veth peer name {UPLINK} netns {}",
+            outside.name()
+        ),
         format!("addr add {node4}/24 dev {UPLINK}"),
         format!("addr add {node6}/64 dev {UPLINK} nodad"),
     ];
@@ -84,22 +106,20 @@ pub(crate) fn node_and_outside(
     lines.extend([
         format!("link set {UPLINK} up"),
         format!("route add 0.0.0.0/0 via {node4}"),
-        format!("-6 route add ::/0 via {node6}"),
+        format!("route add ::/0 via {node6}"),
     ]);
     ip::batch(&outside, &lines)?;
     ip::batch(
         &node,
-        &[format!("route add 0.0.0.0/0 via {outside4}"), format!("-6 route add ::/0 via {outside6}")],
+        &[format!("route add 0.0.0.0/0 via {outside4}"), format!("route add ::/0 via {outside6}")],
     )?;
+    wait_ready(&node, &[UPLINK])?;
+    wait_ready(&outside, &[UPLINK])?;
     Ok((node, outside))
 }
 
 /// Gives the outside further addresses, and takes some away.
-pub(crate) fn move_outside(
-    outside: &Netns,
-    add: &BTreeSet<IpAddr>,
-    remove: &BTreeSet<IpAddr>,
-) -> Result<()> {
+pub(crate) fn move_outside(outside: &Netns, add: &BTreeSet<IpAddr>, remove: &BTreeSet<IpAddr>) -> Result<()> {
     let removals = remove.iter().map(|a| format!("addr del {} dev lo", host_net(*a)));
     let lines: Vec<String> = removals.chain(add.iter().map(|a| add_address(*a, "lo"))).collect();
     if lines.is_empty() { Ok(()) } else { ip::batch(outside, &lines) }
@@ -112,15 +132,18 @@ pub(crate) fn add_pods(node: &Netns, link: &Link, pods: &[(Place, Vec<IpAddr>)])
     for (place, addresses) in pods {
         made.push(create(&place.netns, &[])?);
         let device = &place.device;
-        lines.push(format!("link add {device} type veth peer name eth0 netns {}", place.netns));
+        lines.push(format!(
+            "link add {device} index {} type veth peer name eth0 netns {}",
+            place.index, place.netns
+        ));
         lines.push(format!("addr add fe80::1/64 dev {device} nodad"));
         lines.push(format!("link set {device} up"));
         lines.extend(addresses.iter().map(|address| {
-            let (family, source) = match address {
-                IpAddr::V4(_) => ("-4", IpAddr::V4(link.node4)),
-                IpAddr::V6(_) => ("-6", IpAddr::V6(link.node6)),
+            let source = match address {
+                IpAddr::V4(_) => IpAddr::V4(link.node4),
+                IpAddr::V6(_) => IpAddr::V6(link.node6),
             };
-            format!("{family} route add {} dev {device} src {source}", host_net(*address))
+            format!("route add {} dev {device} src {source}", host_net(*address))
         }));
     }
     ip::batch(node, &lines)?;
@@ -133,10 +156,13 @@ pub(crate) fn add_pods(node: &Netns, link: &Link, pods: &[(Place, Vec<IpAddr>)])
             lines.push(format!("route add 0.0.0.0/0 via {} dev eth0", link.node4));
         }
         if addresses.iter().any(IpAddr::is_ipv6) {
-            lines.push("-6 route add ::/0 via fe80::1 dev eth0".into());
+            lines.push("route add ::/0 via fe80::1 dev eth0".into());
         }
         ip::batch(netns, &lines)?;
     }
+    let devices: Vec<&str> = pods.iter().map(|(place, _)| place.device.as_str()).collect();
+    wait_ready(node, &devices)?;
+    made.iter().try_for_each(|netns| wait_ready(netns, &["eth0"]))?;
     Ok(made)
 }
 
@@ -159,6 +185,33 @@ fn set(key: &str, value: &str) -> Result<()> {
         return Ok(());
     }
     fs::write(&path, value).with_context(|| format!("writing {value} to {}", path.display()))
+}
+
+/// Waits until IPv6 works on devices. The end of a veth pair that comes up first is not ready before the
+/// kernel's link watch has seen the other, and until then hears no neighbour solicitation. It has made its own
+/// link-local address once it is.
+fn wait_ready(netns: &Netns, devices: &[&str]) -> Result<()> {
+    let deadline = Instant::now() + READY;
+    netns.run(|| {
+        loop {
+            let text = fs::read_to_string("/proc/thread-self/net/if_inet6").context("listing addresses")?;
+            let unready =
+                devices.iter().find(|device| !text.lines().any(|line| is_own_link_local(line, device)));
+            let Some(device) = unready else { return Ok(()) };
+            ensure!(Instant::now() < deadline, "{device} in {} does not come up", netns.name());
+            thread::sleep(Duration::from_millis(1));
+        }
+    })?
+}
+
+/// Reads a line of `if_inet6`: address, index, prefix, scope, flags, device.
+fn is_own_link_local(line: &str, device: &str) -> bool {
+    const GATEWAY: &str = "fe800000000000000000000000000001";
+    const TENTATIVE: u32 = 0x40;
+    let mut fields = line.split_whitespace();
+    let own = fields.next().is_some_and(|address| address.starts_with("fe80") && address != GATEWAY);
+    let flags = fields.nth(3).and_then(|flags| u32::from_str_radix(flags, 16).ok());
+    own && flags.is_some_and(|flags| flags & TENTATIVE == 0) && fields.next() == Some(device)
 }
 
 fn host_net(address: IpAddr) -> String {

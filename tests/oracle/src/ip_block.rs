@@ -42,13 +42,13 @@ impl IpBlock {
 /// S20: host bits are masked; leading zeros in IPv4 octets, and in the prefix length, are decimal.
 fn read_cidr(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
-    let length = u8::try_from(decimal(length, 128)?).ok()?;
+    let length = decimal(length)?;
     if address.contains(':') {
         let address: Ipv6Addr = address.parse().ok()?;
         Some(IpNet::V6(Ipv6Net::new(address, length).ok()?.trunc()))
     } else {
-        let mut octets = address.split('.').map(|octet| decimal(octet, 255));
-        let mut next = || u8::try_from(octets.next()??).ok();
+        let mut octets = address.split('.').map(decimal);
+        let mut next = || octets.next().flatten();
         let address = Ipv4Addr::new(next()?, next()?, next()?, next()?);
         if octets.next().is_some() {
             return None;
@@ -57,12 +57,11 @@ fn read_cidr(text: &str) -> Option<IpNet> {
     }
 }
 
-/// Decimal digits only, any number of leading zeros, at most `most`.
-fn decimal(text: &str, most: u32) -> Option<u32> {
+/// Decimal digits only, any number of leading zeros, at most 255.
+fn decimal(text: &str) -> Option<u8> {
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
     let digits = text.trim_start_matches('0');
-    let number = if digits.is_empty() { 0 } else { digits.parse().ok()? };
-    (number <= most).then_some(number)
+    if digits.is_empty() { Some(0) } else { digits.parse().ok() }
 }

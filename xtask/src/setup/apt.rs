@@ -33,7 +33,8 @@ impl Apt {
         }
         for (name, text) in own_sources()? {
             let path = parts.join(name);
-            fs::write(&path, text.replace(&own, suite)).with_context(|| format!("writing {}", path.display()))?;
+            fs::write(&path, text.replace(&own, suite))
+                .with_context(|| format!("writing {}", path.display()))?;
         }
         let options = [
             ("Dir::Etc::SourceList", PathBuf::from("/dev/null")),
@@ -45,6 +46,8 @@ impl Apt {
             options.iter().map(|(name, path)| format!("{name}={}", path.display())).collect();
         // A suite that is no longer maintained keeps its last, by now outdated, signature.
         options.push("Acquire::Check-Valid-Until=false".into());
+        // Directories of ours are not open to the user that apt would download as.
+        options.push("APT::Sandbox::User=root".into());
         Ok(Self { options, updated: Cell::new(false) })
     }
 
@@ -65,7 +68,9 @@ impl Apt {
         if self.options.is_empty() {
             sh::need_root("apt-get update")?;
         }
-        let status = sh::status(self.command("apt-get").args(["-qq", "update"]))?;
+        let mut command = self.command("apt-get");
+        command.args(["-qq", "update"]).stdout(std::io::stderr());
+        let status = sh::status_as("apt-get update", &mut command)?;
         if !status.success() {
             // One unreachable source of several is no reason to stop: what it would bring shows itself as missing.
             sh::say(format_args!("apt-get update: {status}; going on with the lists that are here"));
@@ -95,7 +100,8 @@ impl Apt {
         command.args(["-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=600", "install"]).args(packages);
         // Results own stdout; dpkg's progress joins ours.
         command.stdout(std::io::stderr());
-        sh::run(&mut command)
+        let list = packages.iter().copied().collect::<Vec<_>>().join(" ");
+        sh::run_as(format_args!("apt-get install {list}"), &mut command)
     }
 
     /// Downloads a package into a directory and returns the file.
@@ -103,8 +109,12 @@ impl Apt {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
         let unsandboxed = ["-o", "APT::Sandbox::User=root"];
         let mut command = self.command("apt-get");
-        command.current_dir(dir).args(unsandboxed).args(["-qq", "download", package]).stdout(std::io::stderr());
-        sh::run(&mut command)?;
+        command
+            .current_dir(dir)
+            .args(unsandboxed)
+            .args(["-qq", "download", package])
+            .stdout(std::io::stderr());
+        sh::run_as(format_args!("apt-get download {package}"), &mut command)?;
         let prefix = format!("{package}_");
         let entries = fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
         let mut files: Vec<PathBuf> = entries.filter_map(Result::ok).map(|e| e.path()).collect();

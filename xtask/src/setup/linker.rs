@@ -44,9 +44,9 @@ fn fits(version: &str, notes: &str) -> bool {
     }
     let notes: Value = serde_json::from_str(notes).unwrap_or_default();
     let installs = notes.get("installs").and_then(Value::as_object);
-    let noted = installs.and_then(|i| i.iter().find(|(name, _)| name.starts_with("bpf-linker ")));
+    let entry = installs.and_then(|i| i.iter().find(|(name, _)| name.starts_with("bpf-linker ")));
     // One that came by another way than cargo is taken at its word.
-    noted.is_none_or(|(_, how)| {
+    entry.is_none_or(|(_, how)| {
         crate::workspace::array(how, "features").iter().any(|f| f.as_str() == Some(FEATURE))
     })
 }

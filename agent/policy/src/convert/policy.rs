@@ -76,11 +76,14 @@ const EGRESS: Direction =
 
 fn read_spec(spec: &Object, namespace: &str, path: Path<'_>, report: &mut Report) -> NetworkPolicy {
     let spec_fields = check_fields(spec, SPEC, path, report, Severity::Error, CLOSES);
-    let mut standings = match (policy_types(spec, path, report), spec_fields) {
-        (standings, Fields::Known) => standings,
-        (_, Fields::Unknown) => Standings { ingress: Standing::Closed, egress: Standing::Closed },
+    let (subject_fields, subject) = read_subject(spec, path, report);
+    let mut standings = match (policy_types(spec, path, report), spec_fields, subject_fields) {
+        (standings, Fields::Known, Fields::Known) => standings,
+        (_, Fields::Unknown, _) | (_, _, Fields::Unknown) => {
+            Standings { ingress: Standing::Closed, egress: Standing::Closed }
+        }
     };
-    let subject = match read_subject(spec, path, report) {
+    let subject = match subject {
         Ok(subject) => Subject::Pods(subject),
         Err(Unreadable::Requirement) => {
             standings = Standings {
@@ -99,18 +102,14 @@ fn read_spec(spec: &Object, namespace: &str, path: Path<'_>, report: &mut Report
     }
 }
 
-/// Reads `spec.podSelector`. With an unknown field nobody knows whom it was to select: as with a wrong type.
-fn read_subject(spec: &Object, path: Path<'_>, report: &mut Report) -> Result<Selector, Unreadable> {
+/// Reads `spec.podSelector`. With an unknown field it selects what its known fields select (S49).
+fn read_subject(spec: &Object, path: Path<'_>, report: &mut Report) -> (Fields, Result<Selector, Unreadable>) {
     let Some(value) = field(spec, "podSelector") else {
-        return Ok(Selector::default());
+        return (Fields::Known, Ok(Selector::default()));
     };
     let path = path.field("podSelector");
     let fields = check(value, &SELECTOR, path, report, Severity::Error, CLOSES);
-    let selector = selector(value, path, report);
-    match fields {
-        Fields::Known => selector,
-        Fields::Unknown => Err(Unreadable::Type),
-    }
+    (fields, selector(value, path, report))
 }
 
 /// A policy of which nothing is understood: it isolates its namespace both ways.
@@ -204,8 +203,9 @@ fn direction(
         Standing::Written => {
             let means = "the direction is isolated and nothing in it is allowed";
             match list(spec, direction.name, path, report, means) {
-                Read::Absent => DirectionSpec::Isolated { rules: Vec::new(), cause: IsolationCause::Written },
-                Read::WrongType => closed_direction(spec, direction),
+                Read::Absent | Read::WrongType => {
+                    DirectionSpec::Isolated { rules: Vec::new(), cause: IsolationCause::Written }
+                }
                 Read::Is(entries) => {
                     let path = path.field(direction.name);
                     let read = |(index, value)| rule(value, direction, namespace, path.index(index), report);

@@ -1,7 +1,7 @@
 //! Problems of one object, as they are found: where a field stands, and text that is safe to print. A tenant
 //! writes what is quoted here, so no control character and no endless text reaches a terminal.
 
-use std::fmt::{self, Display, Write as _};
+use std::fmt::{self, Display};
 
 use crate::model::{Problem, Severity};
 
@@ -111,8 +111,8 @@ impl Display for Path<'_> {
         }
         match self.step {
             Step::Root => Ok(()),
-            Step::Field(name) if below_root => f.write_str(&printable(name)),
-            Step::Field(name) => write!(f, ".{}", printable(name)),
+            Step::Field(name) if below_root => f.write_str(&shortened(name)),
+            Step::Field(name) => write!(f, ".{}", shortened(name)),
             Step::Index(index) => write!(f, "[{index}]"),
         }
     }
@@ -139,19 +139,12 @@ fn is_unprintable(c: char) -> bool {
 
 /// A quotation: printable, in quotes, and cut where it is long.
 pub(crate) fn quoted(text: &str) -> String {
-    let mut out = String::from("\"");
-    for (count, c) in text.chars().enumerate() {
-        if count == MAX_QUOTED {
-            out.push_str("...");
-            break;
-        }
-        if is_unprintable(c) || c == '"' {
-            // Writing to a String cannot fail.
-            let _ = write!(out, "{}", c.escape_default());
-        } else {
-            out.push(c);
-        }
+    format!("\"{}\"", shortened(text).replace('"', "\\\""))
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_QUOTED) {
+        None => printable(text),
+        Some((end, _)) => printable(text.get(..end).unwrap_or_default()) + "...",
     }
-    out.push('"');
-    out
 }

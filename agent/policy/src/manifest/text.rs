@@ -25,8 +25,9 @@ const MAX_ALIAS_EVENTS: usize = 100_000;
 /// The most aliases in a file.
 const MAX_ALIASES: usize = 10_000;
 
-/// The deepest nesting. A NetworkPolicy in a List has 12 levels, the deepest schemas of CRDs about 50.
-const MAX_DEPTH: usize = 100;
+/// The deepest nesting. A NetworkPolicy in a List has 12 levels, schemas of CRDs up to about 40. A level takes
+/// up to 24 kB of stack in a debug build, and a thread may have no more than 2 MB.
+const MAX_DEPTH: usize = 64;
 
 /// The most documents in a file.
 const MAX_DOCUMENTS: usize = 100_000;

@@ -30,7 +30,7 @@ pub(crate) struct Attempt<'a> {
     pub(crate) path: Path,
     pub(crate) ask: Ask,
     /// The name of the server that should answer, where that is known.
-    pub(crate) expect: Option<&'a str>,
+    pub(crate) expect: Option<String>,
 }
 
 enum Socket {
@@ -68,68 +68,89 @@ pub(crate) fn run(attempts: &[Attempt<'_>], options: &ProbeOptions) -> Result<Ve
     Ok(outcomes)
 }
 
-fn run_batch(batch: &[(usize, &Attempt<'_>)], timeout: Duration) -> Result<Vec<(usize, Outcome)>> {
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("making an epoll")?;
-    let mut outcomes = Vec::new();
-    let mut live: Vec<Option<Live<'_>>> = Vec::new();
-    let mut inside = "";
-    for (index, attempt) in batch {
-        if inside != attempt.netns.name() {
-            attempt.netns.enter()?;
-            inside = attempt.netns.name();
+/// Probes under way, by epoll token.
+struct Batch<'a> {
+    epoll: Epoll,
+    live: Vec<Option<Live<'a>>>,
+    waiting: usize,
+    outcomes: Vec<(usize, Outcome)>,
+}
+
+fn run_batch(attempts: &[(usize, &Attempt<'_>)], timeout: Duration) -> Result<Vec<(usize, Outcome)>> {
+    let mut batch = Batch::start(attempts)?;
+    let begin = Instant::now();
+    for sends in 1..=SENDS {
+        batch.listen_until(begin + timeout * sends / SENDS)?;
+        if sends < SENDS {
+            batch.live.iter().flatten().for_each(resend);
         }
-        let made = start(attempt).and_then(|socket| {
-            let event = EpollEvent::new(EpollFlags::EPOLLIN, live.len() as u64);
-            epoll.add(descriptor(&socket), event)?;
-            Ok(Live { socket, attempt, index: *index, heard: Vec::new() })
-        });
-        match made {
-            Ok(probe) => live.push(Some(probe)),
-            Err(error) => outcomes.push((*index, judge_error(&error))),
+    }
+    // Whoever has not even shaken hands is silent; the others have a word to come.
+    batch.give_up(|probe| (!shook_hands(probe)).then_some(Outcome::Silent));
+    batch.listen_until(begin + timeout * STALL)?;
+    batch.give_up(|probe| Some(if shook_hands(probe) { Outcome::Stalled } else { Outcome::Silent }));
+    Ok(batch.outcomes)
+}
+
+impl<'a> Batch<'a> {
+    fn start(attempts: &[(usize, &'a Attempt<'a>)]) -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("making an epoll")?;
+        let mut batch = Self { epoll, live: Vec::new(), waiting: 0, outcomes: Vec::new() };
+        let mut inside = "";
+        for (index, attempt) in attempts {
+            if inside != attempt.netns.name() {
+                attempt.netns.enter()?;
+                inside = attempt.netns.name();
+            }
+            let made = start(attempt).and_then(|socket| {
+                let event = EpollEvent::new(EpollFlags::EPOLLIN, batch.live.len() as u64);
+                batch.epoll.add(descriptor(&socket), event)?;
+                Ok(Live { socket, attempt, index: *index, heard: Vec::new() })
+            });
+            match made {
+                Ok(probe) => batch.live.push(Some(probe)),
+                Err(error) => batch.outcomes.push((*index, judge_error(&error))),
+            }
         }
+        batch.waiting = batch.live.len();
+        Ok(batch)
     }
 
-    let begin = Instant::now();
-    let mut sends = 1;
-    let mut waiting = live.len();
-    while waiting > 0 && begin.elapsed() < timeout * STALL {
-        let late = begin.elapsed() >= timeout;
-        if late {
-            // Whoever has not even shaken hands is silent; the others have a word to come.
-            for slot in &mut live {
-                if slot.as_ref().is_some_and(|probe| !shook_hands(probe))
-                    && let Some(probe) = slot.take()
-                {
-                    waiting -= 1;
-                    outcomes.push((probe.index, Outcome::Silent));
+    /// Takes answers until then, or until none is waited for.
+    fn listen_until(&mut self, deadline: Instant) -> Result<()> {
+        while self.waiting > 0 {
+            let rest = deadline.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                break;
+            }
+            let rest =
+                EpollTimeout::try_from(rest.as_millis().clamp(1, 60_000)).unwrap_or(EpollTimeout::ZERO);
+            let mut events = [EpollEvent::empty(); 256];
+            let count = match self.epoll.wait(&mut events, rest) {
+                Err(Errno::EINTR) => 0,
+                count => count.context("waiting for answers")?,
+            };
+            for event in events.iter().take(count) {
+                let slot = usize::try_from(event.data()).ok().and_then(|i| self.live.get_mut(i));
+                let Some(slot) = slot else { continue };
+                if let Some(outcome) = slot.as_mut().and_then(hear) {
+                    self.outcomes.extend(slot.take().map(|probe| (probe.index, outcome)));
+                    self.waiting -= 1;
                 }
             }
-        } else if sends < SENDS && begin.elapsed() >= timeout * sends / SENDS {
-            sends += 1;
-            live.iter().flatten().for_each(resend);
         }
-        let next = if late { timeout * STALL } else { timeout * sends / SENDS };
-        let rest = next.saturating_sub(begin.elapsed()).as_millis().clamp(1, 60_000);
-        let mut events = [EpollEvent::empty(); 256];
-        let wait = EpollTimeout::try_from(rest).unwrap_or(EpollTimeout::ZERO);
-        let count = match epoll.wait(&mut events, wait) {
-            Err(Errno::EINTR) => 0,
-            count => count.context("waiting for answers")?,
-        };
-        for event in events.iter().take(count) {
-            let Some(slot) = usize::try_from(event.data()).ok().and_then(|i| live.get_mut(i)) else { continue };
-            let Some(outcome) = slot.as_mut().and_then(hear) else { continue };
-            if let Some(probe) = slot.take() {
-                waiting -= 1;
-                outcomes.push((probe.index, outcome));
+        Ok(())
+    }
+
+    /// Ends the probes that the judge has an outcome for.
+    fn give_up(&mut self, judge: impl Fn(&Live<'_>) -> Option<Outcome>) {
+        for slot in &mut self.live {
+            if let Some(outcome) = slot.as_ref().and_then(&judge) {
+                self.outcomes.extend(slot.take().map(|probe| (probe.index, outcome)));
+                self.waiting -= 1;
             }
         }
     }
-    outcomes.extend(live.into_iter().flatten().map(|probe| {
-        let outcome = if shook_hands(&probe) { Outcome::Stalled } else { Outcome::Silent };
-        (probe.index, outcome)
-    }));
-    Ok(outcomes)
 }
 
 fn start(attempt: &Attempt<'_>) -> io::Result<Socket> {
@@ -200,8 +221,8 @@ fn hear(probe: &mut Live<'_>) -> Option<Outcome> {
     probe.heard.extend(buffer.iter().take(count));
     let line = probe.heard.split(|b| *b == b'\n').next().filter(|l| l.len() < probe.heard.len())?;
     let by = String::from_utf8_lossy(line).into_owned();
-    Some(match probe.attempt.expect {
-        Some(expected) if expected != by => Outcome::Misdelivered(by),
+    Some(match &probe.attempt.expect {
+        Some(expected) if *expected != by => Outcome::Misdelivered(by),
         Some(_) | None => Outcome::Answered(Some(by)),
     })
 }

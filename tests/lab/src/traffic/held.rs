@@ -48,10 +48,16 @@ impl Held {
     pub(crate) fn open(attempts: &[Attempt<'_>]) -> Result<Self> {
         let mut connections = Vec::new();
         for attempt in attempts {
-            let Ask::Port(Protocol::Tcp, port) = attempt.ask else { bail!("only TCP connections can be held") };
+            let Ask::Port(Protocol::Tcp, port) = attempt.ask else {
+                bail!("only TCP connections can be held")
+            };
             let opened = attempt.netns.run(|| greeted(attempt, port))?;
             connections.push(opened.with_context(|| {
-                format!("holding a connection from {} to {}:{port}", attempt.netns.name(), attempt.path.target)
+                format!(
+                    "holding a connection from {} to {}:{port}",
+                    attempt.netns.name(),
+                    attempt.path.target
+                )
             })?);
         }
         Ok(Self { connections, round: 0 })
@@ -136,7 +142,7 @@ fn greeted(attempt: &Attempt<'_>, port: u16) -> Result<Connection> {
         line.extend(byte);
     }
     let by = String::from_utf8_lossy(&line);
-    if attempt.expect.is_some_and(|expected| expected != by.trim_end()) {
+    if attempt.expect.as_ref().is_some_and(|expected| expected != by.trim_end()) {
         return Err(anyhow!("{} answered", by.trim_end()));
     }
     let tuple = Tuple { local: stream.local_addr()?, remote: stream.peer_addr()? };

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use engine::{Attempt, run};
 pub use held::{Held, Liveness};
 pub use server::{Server, Tally};
+pub(crate) use socket::Path;
 pub use stream::{StreamReport, UdpStream};
 
 /// IPv4 or IPv6.

@@ -83,7 +83,8 @@ impl Server {
     ) -> Result<()> {
         let addresses: Vec<IpAddr> = addresses.into_iter().copied().collect();
         let ports: Vec<(Protocol, u16)> = ports.into_iter().copied().collect();
-        let sources = netns.run(|| open(&addresses, &ports))?.with_context(|| format!("serving for {name}"))?;
+        let sources =
+            netns.run(|| open(&addresses, &ports))?.with_context(|| format!("serving for {name}"))?;
         self.send(Command::Serve(name.into(), sources))
     }
 
@@ -175,7 +176,7 @@ impl Desk {
 
     fn obey(&mut self) -> Next {
         // Its value counts nothing: every command that is there is taken.
-        drop(self.wake.read());
+        let _ = self.wake.read();
         while let Ok(command) = self.inbox.try_recv() {
             match command {
                 Command::Serve(name, sources) => {
@@ -185,7 +186,7 @@ impl Desk {
                 }
                 Command::Withdraw(name, done) => {
                     self.sources.retain(|_, (owner, _)| **owner != *name);
-                    drop(done.send(()));
+                    let _ = done.send(());
                 }
                 Command::End => return Next::End,
             }

@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, listen, setsockopt,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect, listen,
+    setsockopt, socket, sockopt,
 };
 
 /// Source ports of probes: below the kernel's own range, above the ports that pods usually serve.
@@ -140,12 +140,12 @@ fn fresh_port() -> u16 {
     let span = SOURCE_PORTS.end - SOURCE_PORTS.start;
     // Probing processes that follow each other start at different ports.
     let start = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.subsec_micros()) % span;
-    drop(NEXT.compare_exchange(u32::MAX, start, Ordering::Relaxed, Ordering::Relaxed));
+    let _ = NEXT.compare_exchange(u32::MAX, start, Ordering::Relaxed, Ordering::Relaxed);
     let ticket = NEXT.fetch_add(1, Ordering::Relaxed) % span;
     u16::try_from(SOURCE_PORTS.start + ticket).unwrap_or(u16::MAX)
 }
 
 /// A larger buffer where we may have one; without, a busy machine may lose datagrams.
 fn enlarge(fd: &OwnedFd) {
-    drop(setsockopt(fd, sockopt::RcvBufForce, &RECEIVE_BUFFER));
+    let _ = setsockopt(fd, sockopt::RcvBufForce, &RECEIVE_BUFFER);
 }

@@ -73,7 +73,8 @@ impl UdpStream {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let remote = SocketAddr::new(attempt.path.target, port);
-        let socket = attempt.netns.run(|| unconnected_udp(attempt.path))?.context("opening a stream's socket")?;
+        let socket =
+            attempt.netns.run(|| unconnected_udp(attempt.path))?.context("opening a stream's socket")?;
         let shared = Arc::new(Shared::default());
         let worker = {
             let shared = shared.clone();

@@ -1,0 +1,341 @@
+//! Verdicts for people: the judgement of the packet path, run on the compiler's tables, with what decided
+//! named. `explain`, `matrix` and the tests ask here; the same frames go to the kernel.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use portcullis_common::addr::Addr;
+use portcullis_common::classify::Tables;
+use portcullis_common::event::{Action, Direction, Reason};
+use portcullis_common::judge::{At, Environment, Flows, Origin, Verdict, Work, judge};
+use portcullis_common::packet::{Link, parse};
+use portcullis_common::wire::{
+    ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, LINK_ETHERNET, MAX_ENDPOINT_ADDRS,
+    PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+};
+
+use crate::compile::ruleset::isolating;
+use crate::desired::{CounterName, Desired, EndpointRulesets, wire_addr};
+use crate::frame::{self, Traffic};
+use crate::model::{Cluster, ObjectKey, PodNetwork};
+use crate::select::Directory;
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl Family {
+    /// The family of an address.
+    #[must_use]
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::Ipv4 } else { Self::Ipv6 }
+    }
+
+    /// The word for people.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        }
+    }
+
+    /// `world`: documentation addresses (RFC 5737, RFC 3849) that belong to nobody.
+    #[must_use]
+    pub fn world(self) -> IpAddr {
+        match self {
+            Self::Ipv4 => IpAddr::from([192, 0, 2, 1]),
+            Self::Ipv6 => IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]),
+        }
+    }
+}
+
+/// One end of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Party {
+    /// A live pod with a network of its own, by the address that it owns.
+    Pod(ObjectKey, IpAddr),
+    /// The pod's own node.
+    OwnNode(IpAddr),
+    /// Anyone else.
+    Address(IpAddr),
+}
+
+impl Party {
+    /// Its address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        match self {
+            Self::Pod(_, address) | Self::OwnNode(address) | Self::Address(address) => *address,
+        }
+    }
+
+    fn pod(&self) -> Option<&ObjectKey> {
+        match self {
+            Self::Pod(key, _) => Some(key),
+            Self::OwnNode(_) | Self::Address(_) => None,
+        }
+    }
+}
+
+/// The verdict of one direction, and what made it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DirectionAnswer {
+    /// Allowed or denied.
+    pub action: Action,
+    /// Why.
+    pub reason: Reason,
+    /// The rule or isolation that decided.
+    pub decided_by: Option<CounterName>,
+    /// Every policy that isolates the subject in this direction, where isolation decided.
+    pub policies: Vec<ObjectKey>,
+}
+
+/// The verdict of a flow; a direction whose subject is no pod has none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What the sender's policies say.
+    pub egress: Option<DirectionAnswer>,
+    /// What the receiver's policies say.
+    pub ingress: Option<DirectionAnswer>,
+}
+
+impl Answer {
+    /// Allowed only if both directions allow it (S4).
+    #[must_use]
+    pub fn action(&self) -> Action {
+        let denied = |d: &Option<DirectionAnswer>| d.as_ref().is_some_and(|d| d.action == Action::Deny);
+        if denied(&self.egress) || denied(&self.ingress) { Action::Deny } else { Action::Allow }
+    }
+}
+
+/// One direction of a flow as a question to one endpoint: what userspace judges, and what the kernel is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The pod whose policies decide.
+    pub pod: ObjectKey,
+    /// Which way.
+    pub direction: Direction,
+    /// Where the packet came from.
+    pub origin: Origin,
+    /// The packet, an Ethernet frame.
+    pub frame: Vec<u8>,
+}
+
+/// Asks the compiled tables about a cluster.
+#[derive(Debug)]
+pub struct Answers<'a> {
+    cluster: &'a Cluster,
+    directory: Directory<'a>,
+    desired: &'a Desired,
+    configs: BTreeMap<ObjectKey, EndpointConfig>,
+}
+
+impl<'a> Answers<'a> {
+    /// Of tables compiled from this cluster.
+    #[must_use]
+    pub fn new(cluster: &'a Cluster, desired: &'a Desired) -> Self {
+        let directory = Directory::new(cluster);
+        let configs = directory
+            .pods
+            .keys()
+            .map(|key| ((*key).clone(), endpoint_config(&owned_addresses(&directory, key))))
+            .collect();
+        Self { cluster, directory, desired, configs }
+    }
+
+    /// Live pods with a network of their own that own an address of the family, by namespace, then name.
+    #[must_use]
+    pub fn order(&self, family: Family) -> Vec<(ObjectKey, IpAddr)> {
+        self.directory
+            .pods
+            .keys()
+            .filter_map(|key| {
+                owned_addresses(&self.directory, key)
+                    .into_iter()
+                    .find(|address| Family::of(*address) == family)
+                    .map(|address| ((*key).clone(), address))
+            })
+            .collect()
+    }
+
+    /// The pod that owns an address, or the address itself.
+    #[must_use]
+    pub fn party_at(&self, address: IpAddr) -> Party {
+        match self.directory.owners.get(&address) {
+            Some(key) => Party::Pod((*key).clone(), address),
+            None => Party::Address(address),
+        }
+    }
+
+    /// The questions that a flow puts to the sender's and to the receiver's endpoint.
+    #[must_use]
+    pub fn questions(&self, from: &Party, to: &Party, traffic: Traffic) -> (Option<Question>, Option<Question>) {
+        let Some(frame) = frame::opening(from.address(), to.address(), traffic) else {
+            return (None, None);
+        };
+        let egress = from.pod().map(|pod| Question {
+            pod: pod.clone(),
+            direction: Direction::Egress,
+            origin: Origin::OwnInterface,
+            frame: frame.clone(),
+        });
+        let origin = match (from, to) {
+            (Party::OwnNode(_), _) => Origin::OwnNode,
+            (Party::Pod(from, _), Party::Pod(to, _)) if from == to => Origin::OwnInterface,
+            (Party::Pod(..) | Party::Address(_), _) => Origin::Forwarded,
+        };
+        let ingress =
+            to.pod().map(|pod| Question { pod: pod.clone(), direction: Direction::Ingress, origin, frame });
+        (egress, ingress)
+    }
+
+    /// Judges a flow.
+    #[must_use]
+    pub fn answer(&self, from: &Party, to: &Party, traffic: Traffic) -> Answer {
+        let (egress, ingress) = self.questions(from, to, traffic);
+        Answer { egress: egress.map(|q| self.direction(&q)), ingress: ingress.map(|q| self.direction(&q)) }
+    }
+
+    /// The raw verdict of a question.
+    #[must_use]
+    pub fn verdict(&self, question: &Question) -> Verdict {
+        let rulesets = self.desired.endpoints.get(&question.pod).copied().unwrap_or(EndpointRulesets::CLOSED);
+        let tables = Offline {
+            tables: self.desired,
+            config: self.configs.get(&question.pod).copied().unwrap_or_default(),
+            word: EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 0 },
+        };
+        let view = question.frame.as_slice();
+        let mut work = Work::EMPTY;
+        parse(&view, Link::Ethernet, &mut work.packet);
+        judge(&tables, &view, &mut work, At { slot: 0, direction: question.direction, origin: question.origin })
+    }
+
+    fn direction(&self, question: &Question) -> DirectionAnswer {
+        let verdict = self.verdict(question);
+        let policies = match verdict.reason {
+            Reason::Isolated | Reason::InvalidClosed => self.isolating(&question.pod, question.direction),
+            _ => Vec::new(),
+        };
+        DirectionAnswer {
+            action: verdict.action,
+            reason: verdict.reason,
+            decided_by: self.desired.counters.get(&verdict.counter).cloned(),
+            policies,
+        }
+    }
+
+    /// Every policy that isolates a pod in a direction.
+    #[must_use]
+    pub fn isolating(&self, pod: &ObjectKey, direction: Direction) -> Vec<ObjectKey> {
+        let Some(facts) = self.directory.pods.get(pod) else {
+            return Vec::new();
+        };
+        isolating(self.cluster, pod, &facts.pod.labels, direction)
+            .into_iter()
+            .map(|(policy, _, _)| policy.clone())
+            .collect()
+    }
+}
+
+/// The addresses of a pod that no other live pod owns.
+#[must_use]
+pub fn owned_addresses(directory: &Directory<'_>, key: &ObjectKey) -> Vec<IpAddr> {
+    let Some(facts) = directory.pods.get(key) else {
+        return Vec::new();
+    };
+    match facts.pod.network {
+        PodNetwork::Host => Vec::new(),
+        PodNetwork::Own => facts
+            .pod
+            .addresses
+            .iter()
+            .filter(|address| directory.owners.get(*address).is_some_and(|owner| *owner == key))
+            .copied()
+            .collect(),
+    }
+}
+
+/// An endpoint with these addresses, behind no particular interface. Addresses past
+/// [`MAX_ENDPOINT_ADDRS`] are left out: the pod cannot use them.
+#[must_use]
+pub fn endpoint_config(addresses: &[IpAddr]) -> EndpointConfig {
+    let mut config = EndpointConfig { flags: ENDPOINT_USED, link: LINK_ETHERNET, ..EndpointConfig::default() };
+    for (place, address) in config.addrs.iter_mut().zip(addresses) {
+        *place = wire_addr(*address);
+        config.addr_count += 1;
+    }
+    debug_assert!(config.addr_count as usize <= MAX_ENDPOINT_ADDRS);
+    config
+}
+
+/// The tables with one endpoint and without flows.
+struct Offline<'a> {
+    tables: &'a Desired,
+    config: EndpointConfig,
+    word: EndpointWord,
+}
+
+impl Tables for Offline<'_> {
+    fn ruleset(&self, id: u32) -> Option<&Ruleset> {
+        self.tables.ruleset(id)
+    }
+    fn peer(&self, bank: u32, addr: &Addr) -> Option<PeerWord> {
+        self.tables.peer(bank, addr)
+    }
+    fn prefix(&self, bank: u32, addr: &Addr) -> Option<PeerWord> {
+        self.tables.prefix(bank, addr)
+    }
+    fn peer_row(&self, key: &PeerRowKey) -> Option<PeerRowWord> {
+        self.tables.peer_row(key)
+    }
+    fn row(&self, id: u32) -> Option<&Row> {
+        self.tables.row(id)
+    }
+    fn port_range(&self, index: u32) -> Option<PortRange> {
+        self.tables.port_range(index)
+    }
+    fn rule(&self, index: u32) -> Option<Rule> {
+        self.tables.rule(index)
+    }
+}
+
+impl Flows for Offline<'_> {
+    type Handle = ();
+    fn find(&self, _: u32, _: &FlowKey) -> Option<()> {
+        None
+    }
+    fn deciding(&self, (): ()) -> (u32, u32) {
+        (0, 0)
+    }
+    fn age(&self, (): ()) -> (u32, u32) {
+        (0, 0)
+    }
+    fn renew(&self, (): (), _: u32, _: u32) {}
+    fn touch(&self, (): (), _: u32, _: u32) {}
+    fn insert(&self, _: u32, _: &FlowKey, _: &FlowEntry) {}
+}
+
+impl Environment for Offline<'_> {
+    fn config(&self, _: u32) -> Option<&EndpointConfig> {
+        Some(&self.config)
+    }
+    fn endpoint(&self, _: u32) -> Option<EndpointWord> {
+        Some(self.word)
+    }
+    fn epoch(&self, _: u32) -> u32 {
+        0
+    }
+    fn prefix_epoch(&self) -> u32 {
+        0
+    }
+    fn now(&self) -> u32 {
+        0
+    }
+}

@@ -1,0 +1,165 @@
+//! Numbers for contents: equal contents share a number, a number keeps its content for as long as a reader
+//! may hold it. Knows nothing of what the contents are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A pool has no room left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the table of {what} is full ({capacity})")]
+pub struct Full {
+    /// What the pool numbers.
+    pub what: &'static str,
+    /// Its capacity.
+    pub capacity: u32,
+}
+
+/// Contents by number. A content that the last compilation did not use goes in two steps: [`Pool::sweep`]
+/// forgets the content, so that it comes back under another number; the sweep after that frees the number.
+/// Between the two lie a grace period and the deletion of whatever named the number.
+#[derive(Clone, Debug)]
+pub struct Pool<K> {
+    what: &'static str,
+    capacity: u32,
+    ids: BTreeMap<K, (u32, u32)>,
+    used: BTreeSet<u32>,
+    dead: Vec<(u32, u32)>,
+    /// Free ranges, start to length, never adjacent.
+    free: BTreeMap<u32, u32>,
+}
+
+impl<K: Ord + Clone> Pool<K> {
+    /// A pool of the numbers from `start`, `capacity` of them.
+    #[must_use]
+    pub fn new(what: &'static str, start: u32, capacity: u32) -> Self {
+        Self {
+            what,
+            capacity,
+            ids: BTreeMap::new(),
+            used: BTreeSet::new(),
+            dead: Vec::new(),
+            free: BTreeMap::from([(start, capacity)]),
+        }
+    }
+
+    /// A compilation starts: nothing is used yet.
+    pub fn begin(&mut self) {
+        self.used.clear();
+    }
+
+    /// The number of a content; of one that spans several, the first of `len` in a row.
+    pub fn intern(&mut self, content: &K, len: u32) -> Result<u32, Full> {
+        let id = match self.ids.get(content) {
+            Some((id, _)) => *id,
+            None => {
+                let id = self.take(len).ok_or(Full { what: self.what, capacity: self.capacity })?;
+                self.ids.insert(content.clone(), (id, len));
+                id
+            }
+        };
+        self.used.insert(id);
+        Ok(id)
+    }
+
+    /// Gives a content the number that it had before; false if the number is taken.
+    pub fn restore(&mut self, content: K, id: u32) -> bool {
+        let Some((start, len)) = self.free.range(..=id).next_back().map(|(s, l)| (*s, *l)) else {
+            return false;
+        };
+        if id >= start + len || self.ids.contains_key(&content) {
+            return false;
+        }
+        self.free.remove(&start);
+        if id > start {
+            self.free.insert(start, id - start);
+        }
+        if start + len > id + 1 {
+            self.free.insert(id + 1, start + len - id - 1);
+        }
+        self.ids.insert(content, (id, 1));
+        true
+    }
+
+    /// Every content, those included that are not used any more but may still be read.
+    pub fn contents(&self) -> impl Iterator<Item = (&K, u32)> {
+        self.ids.iter().map(|(content, (id, _))| (content, *id))
+    }
+
+    /// True if a content is not used any more.
+    #[must_use]
+    pub fn has_unused(&self) -> bool {
+        self.ids.len() != self.used.len() || !self.dead.is_empty()
+    }
+
+    /// To be called a grace period after the last compilation's tables are in force.
+    pub fn sweep(&mut self) {
+        for (start, len) in std::mem::take(&mut self.dead) {
+            self.give(start, len);
+        }
+        let used = &self.used;
+        let dead = &mut self.dead;
+        self.ids.retain(|_, range| {
+            let keep = used.contains(&range.0);
+            if !keep {
+                dead.push(*range);
+            }
+            keep
+        });
+    }
+
+    fn take(&mut self, len: u32) -> Option<u32> {
+        let (start, room) = self.free.iter().find(|(_, room)| **room >= len).map(|(s, r)| (*s, *r))?;
+        self.free.remove(&start);
+        if room > len {
+            self.free.insert(start + len, room - len);
+        }
+        Some(start)
+    }
+
+    fn give(&mut self, mut start: u32, mut len: u32) {
+        if let Some((before, room)) = self.free.range(..start).next_back().map(|(s, r)| (*s, *r))
+            && before + room == start
+        {
+            self.free.remove(&before);
+            start = before;
+            len += room;
+        }
+        if let Some(room) = self.free.remove(&(start + len)) {
+            len += room;
+        }
+        self.free.insert(start, len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_contents_share_a_number_and_numbers_return_after_two_sweeps() {
+        let mut pool = Pool::new("letters", 1, 3);
+        let a = pool.intern(&"a", 1).unwrap();
+        assert_eq!(pool.intern(&"a", 1), Ok(a));
+        let long = pool.intern(&"long", 2).unwrap();
+        assert_eq!(pool.intern(&"b", 1), Err(Full { what: "letters", capacity: 3 }));
+
+        pool.begin();
+        pool.intern(&"a", 1).unwrap();
+        assert!(pool.has_unused());
+        pool.sweep();
+        assert!(pool.intern(&"b", 1).is_err(), "a reader may still hold the number");
+        pool.sweep();
+        assert_eq!(pool.intern(&"b", 1), Ok(long));
+        assert_eq!(pool.intern(&"c", 1), Ok(long + 1));
+    }
+
+    #[test]
+    fn a_number_from_before_is_restored_once() {
+        let mut pool = Pool::new("letters", 1, 10);
+        assert!(pool.restore("x", 4));
+        assert!(!pool.restore("y", 4));
+        assert!(!pool.restore("z", 11));
+        assert_eq!(pool.intern(&"x", 1), Ok(4));
+        assert_eq!(pool.intern(&"four", 4), Ok(5));
+        assert_eq!(pool.intern(&"three", 3), Ok(1));
+    }
+}

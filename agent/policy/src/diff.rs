@@ -1,0 +1,131 @@
+//! What must be written to come from one state of the tables to another, in an order in which a packet that
+//! is judged meanwhile sees the old verdict or the new one: whatever is pointed at is there before.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use portcullis_common::addr::Addr;
+use portcullis_common::wire::{
+    EPOCH_CELLS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+};
+
+use crate::desired::{Desired, WirePrefix};
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MapOp {
+    /// `rows[id]`.
+    PutRow(u32, Row),
+    /// `rules[index]`.
+    PutRule(u32, Rule),
+    /// `port_ranges[index]`.
+    PutPortRange(u32, PortRange),
+    /// `rulesets[id]`; its absence is the empty one.
+    PutRuleset(u32, Ruleset),
+    /// `peer_rows[key]`.
+    PutPeerRow(PeerRowKey, PeerRowWord),
+    /// The key leaves `peer_rows`.
+    DeletePeerRow(PeerRowKey),
+    /// `peers[bank][addr]`.
+    PutPeer(Addr, PeerWord),
+    /// The address leaves `peers[bank]`.
+    DeletePeer(Addr),
+    /// A new trie for `prefixes[bank]`.
+    SwapPrefixes(BTreeMap<WirePrefix, PeerWord>),
+    /// `epochs[cell]` grows: flows of peers there are judged again.
+    BumpEpoch(u32),
+    /// `node_state.prefix_epoch` grows: all flows are judged again.
+    BumpPrefixEpoch,
+}
+
+/// The writes of one change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Before the endpoints are flipped, in order.
+    pub before: Vec<MapOp>,
+    /// After the endpoints are flipped and a grace period has passed.
+    pub after: Vec<MapOp>,
+}
+
+/// The writes that lead from `old` to `new`, both of one bank.
+#[must_use]
+pub fn diff(old: &Desired, new: &Desired) -> Plan {
+    let mut plan = Plan::default();
+    let mut cells = BTreeSet::new();
+    // An address that is gone matches nothing from here on, before anyone else can get it (S32).
+    for addr in old.peers.keys().filter(|addr| !new.peers.contains_key(*addr)) {
+        plan.before.push(MapOp::DeletePeer(*addr));
+        cells.insert(cell(addr));
+    }
+    plan.before.extend(cells.iter().map(|cell| MapOp::BumpEpoch(*cell)));
+    changed(&old.rows, &new.rows, |id, row| plan.before.push(MapOp::PutRow(*id, *row)));
+    changed(&old.rules, &new.rules, |id, rule| plan.before.push(MapOp::PutRule(*id, *rule)));
+    changed(&old.port_ranges, &new.port_ranges, |id, range| {
+        plan.before.push(MapOp::PutPortRange(*id, *range));
+    });
+    changed(&old.rulesets, &new.rulesets, |id, ruleset| plan.before.push(MapOp::PutRuleset(*id, *ruleset)));
+    changed(&old.peer_rows, &new.peer_rows, |key, word| plan.before.push(MapOp::PutPeerRow(*key, *word)));
+    cells.clear();
+    changed(&old.peers, &new.peers, |addr, word| {
+        plan.before.push(MapOp::PutPeer(*addr, *word));
+        cells.insert(cell(addr));
+    });
+    plan.before.extend(cells.iter().map(|cell| MapOp::BumpEpoch(*cell)));
+    if old.prefixes != new.prefixes {
+        plan.before.push(MapOp::SwapPrefixes(new.prefixes.clone()));
+        plan.before.push(MapOp::BumpPrefixEpoch);
+    }
+    let gone = old.peer_rows.keys().filter(|key| !new.peer_rows.contains_key(*key));
+    plan.after.extend(gone.map(|key| MapOp::DeletePeerRow(*key)));
+    let gone = old.rulesets.keys().filter(|id| !new.rulesets.contains_key(*id));
+    plan.after.extend(gone.map(|id| MapOp::PutRuleset(*id, Ruleset::default())));
+    plan
+}
+
+impl MapOp {
+    /// Does to a copy of the tables what the write does to the kernel's.
+    pub fn apply(&self, tables: &mut Desired) {
+        match self {
+            Self::PutRow(id, row) => {
+                tables.rows.insert(*id, *row);
+            }
+            Self::PutRule(id, rule) => {
+                tables.rules.insert(*id, *rule);
+            }
+            Self::PutPortRange(id, range) => {
+                tables.port_ranges.insert(*id, *range);
+            }
+            Self::PutRuleset(id, ruleset) if *ruleset == Ruleset::default() => {
+                tables.rulesets.remove(id);
+            }
+            Self::PutRuleset(id, ruleset) => {
+                tables.rulesets.insert(*id, *ruleset);
+            }
+            Self::PutPeerRow(key, word) => {
+                tables.peer_rows.insert(*key, *word);
+            }
+            Self::DeletePeerRow(key) => {
+                tables.peer_rows.remove(key);
+            }
+            Self::PutPeer(addr, word) => {
+                tables.peers.insert(*addr, *word);
+            }
+            Self::DeletePeer(addr) => {
+                tables.peers.remove(addr);
+            }
+            Self::SwapPrefixes(prefixes) => tables.prefixes.clone_from(prefixes),
+            Self::BumpEpoch(_) | Self::BumpPrefixEpoch => {}
+        }
+    }
+}
+
+fn changed<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, mut put: impl FnMut(&K, &V)) {
+    for (key, value) in new {
+        if old.get(key) != Some(value) {
+            put(key, value);
+        }
+    }
+}
+
+fn cell(addr: &Addr) -> u32 {
+    addr.hash() & (EPOCH_CELLS - 1)
+}

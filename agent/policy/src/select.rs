@@ -1,0 +1,152 @@
+//! Which addresses a peer selector matches. Owns the facts about pods that selectors ask for: labels with
+//! their namespace's, addresses and who owns them, named ports. Knows nothing of rules or numbers.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::model::{Cluster, IpBlock, Labels, NamespaceScope, ObjectKey, Pod, Protocol, Selector};
+
+/// What a rule's peer becomes: whom it matches, and which named port must mean what there.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerSelector {
+    /// Whom.
+    pub base: Base,
+    /// On egress: the destination must declare this port (S25).
+    pub named: Option<NamedPort>,
+}
+
+/// Whom a peer selector matches.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Base {
+    /// Any pod: an egress rule without peers but with a named port (S26).
+    AnyPod,
+    /// Pods by label.
+    Pods(NamespaceScope, Selector),
+    /// Addresses.
+    Block(IpBlock),
+}
+
+/// A containerPort's name and protocol, and the number that it stands for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// Name.
+    pub name: String,
+    /// Protocol.
+    pub protocol: Protocol,
+    /// Number.
+    pub number: u16,
+}
+
+/// A live pod with a network of its own, as peers see it.
+#[derive(Clone, Copy, Debug)]
+pub struct PodFacts<'a> {
+    /// Its namespace's name.
+    pub namespace: &'a str,
+    /// Its namespace's labels; `None` where nothing declares the namespace (S34).
+    pub namespace_labels: Option<&'a Labels>,
+    /// The pod.
+    pub pod: &'a Pod,
+}
+
+/// Pods and addresses at one moment.
+#[derive(Debug)]
+pub struct Directory<'a> {
+    /// Live pods with a network of their own.
+    pub pods: BTreeMap<&'a ObjectKey, PodFacts<'a>>,
+    /// Who owns an address (S50).
+    pub owners: BTreeMap<IpAddr, &'a ObjectKey>,
+    /// Numbers that a named port stands for anywhere.
+    pub named: BTreeMap<(&'a str, Protocol), BTreeSet<u16>>,
+    /// Services' virtual addresses that no pod owns.
+    pub virtual_addresses: BTreeSet<IpAddr>,
+}
+
+impl<'a> Directory<'a> {
+    /// Reads the cluster.
+    #[must_use]
+    pub fn new(cluster: &'a Cluster) -> Self {
+        let mut pods = BTreeMap::new();
+        let mut owners: BTreeMap<IpAddr, &ObjectKey> = BTreeMap::new();
+        let mut named: BTreeMap<(&str, Protocol), BTreeSet<u16>> = BTreeMap::new();
+        for (key, pod) in cluster.pods.iter().filter(|(_, pod)| pod.is_live() && pod.has_own_network()) {
+            for address in &pod.addresses {
+                let owner = owners.entry(*address).or_insert(key);
+                if cluster.pods.get(*owner).is_some_and(|held| seniority(held) < seniority(pod)) {
+                    *owner = key;
+                }
+            }
+            for ((name, protocol), number) in &pod.named_ports {
+                named.entry((name, *protocol)).or_default().insert(*number);
+            }
+            let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
+            pods.insert(key, PodFacts { namespace: &key.namespace, namespace_labels, pod });
+        }
+        let virtual_addresses = cluster
+            .services
+            .values()
+            .flat_map(|service| &service.addresses)
+            .filter(|address| !owners.contains_key(*address))
+            .copied()
+            .collect();
+        Self { pods, owners, named, virtual_addresses }
+    }
+
+    /// The pod that owns an address.
+    #[must_use]
+    pub fn owner(&self, address: IpAddr) -> Option<&PodFacts<'a>> {
+        self.owners.get(&address).and_then(|key| self.pods.get(*key))
+    }
+}
+
+/// Of two pods that show one address the greater owns it: later start, then greater UID (S50).
+fn seniority(pod: &Pod) -> (Option<i64>, &str) {
+    (pod.start_time, &pod.uid)
+}
+
+impl PeerSelector {
+    /// True if the selector matches this address, owned by this pod if by any.
+    #[must_use]
+    pub fn matches(&self, address: IpAddr, owner: Option<&PodFacts<'_>>) -> bool {
+        let named = match &self.named {
+            None => true,
+            Some(port) => owner.is_some_and(|facts| declares(facts.pod, port)),
+        };
+        named
+            && match &self.base {
+                Base::AnyPod => owner.is_some(),
+                Base::Pods(namespaces, pods) => {
+                    owner.is_some_and(|facts| in_scope(namespaces, facts) && pods.matches(&facts.pod.labels))
+                }
+                Base::Block(block) => block_holds(block, address),
+            }
+    }
+}
+
+fn declares(pod: &Pod, port: &NamedPort) -> bool {
+    // The key borrows nothing: a pod declares few ports.
+    pod.named_ports.get(&(port.name.clone(), port.protocol)) == Some(&port.number)
+}
+
+fn in_scope(scope: &NamespaceScope, facts: &PodFacts<'_>) -> bool {
+    match scope {
+        NamespaceScope::Named(name) => facts.namespace_labels.is_some() && name == facts.namespace,
+        NamespaceScope::Matching(selector) => {
+            facts.namespace_labels.is_some_and(|labels| selector.matches(labels))
+        }
+    }
+}
+
+/// In the block, and in none of its own excepts (S17).
+#[must_use]
+pub fn block_holds(block: &IpBlock, address: IpAddr) -> bool {
+    block.net.contains(&address) && !block.except.iter().any(|except| except.contains(&address))
+}
+
+/// True if the whole prefix lies in the block and outside of its excepts. For prefixes among which are the
+/// block and its excepts, that tells for every address whose longest prefix it is.
+#[must_use]
+pub fn block_holds_prefix(block: &IpBlock, prefix: &IpNet) -> bool {
+    block.net.contains(prefix) && !block.except.iter().any(|except| except.contains(prefix))
+}

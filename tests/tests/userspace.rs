@@ -1,0 +1,86 @@
+//! The compiler and the shared classification in userspace, against the oracle and the Cyclonus cases.
+#![allow(missing_docs)]
+
+use portcullis_oracle::generate;
+use portcullis_oracle::cyclonus;
+use portcullis_policy::answer::{Answers, Party};
+use portcullis_policy::frame::Traffic;
+use portcullis_common::event::Action;
+use portcullis_tests::compare::{cluster_of, compare, compile, family_of};
+
+/// Clusters of the property test; `PORTCULLIS_CLUSTERS` and `PORTCULLIS_SEED` ask for others.
+const CLUSTERS: u64 = 100_000;
+
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+fn random_clusters_get_the_oracles_verdicts_and_attributions() {
+    let (clusters, seed) = (number("PORTCULLIS_CLUSTERS", CLUSTERS), number("PORTCULLIS_SEED", 1));
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let started = std::time::Instant::now();
+    let results: Vec<(u64, Vec<String>)> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads)
+            .map(|thread| {
+                scope.spawn(move || {
+                    let (mut compared, mut wrong) = (0, Vec::new());
+                    for n in (thread..clusters).step_by(threads as usize) {
+                        let outcome = compare(&generate::cluster(seed + n));
+                        compared += outcome.compared;
+                        wrong.extend(outcome.mismatches.iter().map(|m| format!("seed {}: {m}", seed + n)));
+                        if wrong.len() > 20 {
+                            break;
+                        }
+                    }
+                    (compared, wrong)
+                })
+            })
+            .collect();
+        handles.into_iter().map(|h| h.join().unwrap()).collect()
+    });
+    let compared: u64 = results.iter().map(|(n, _)| n).sum();
+    let wrong: Vec<String> = results.into_iter().flat_map(|(_, w)| w).collect();
+    println!(
+        "{clusters} clusters from seed {seed}, {compared} answers, {} mismatches, {:.1} s",
+        wrong.len(),
+        started.elapsed().as_secs_f64()
+    );
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn cyclonus_cases_have_no_wrong_cell() {
+    let mut cells = 0;
+    for step in cyclonus::load().unwrap() {
+        let cluster = cluster_of(&step.manifests);
+        let desired = compile(&cluster);
+        let answers = Answers::new(&cluster, &desired);
+        let order = answers.order(family_of(step.family));
+        let names: Vec<String> = order.iter().map(|(key, _)| key.to_string()).collect();
+        assert_eq!(names, step.order);
+        for ((protocol, port), expected) in &step.expected {
+            let traffic: Traffic = format!("{protocol}/{port}").parse().unwrap();
+            for ((from, row), source) in order.iter().zip(expected).zip(&names) {
+                for ((to, cell), target) in order.iter().zip(row.chars()).zip(&names) {
+                    if cell == '-' {
+                        continue;
+                    }
+                    let party = |(key, address): &(_, _)| Party::Pod(Clone::clone(key), *address);
+                    let action = answers.answer(&party(from), &party(to), traffic).action();
+                    let ours = match action {
+                        Action::Allow => '.',
+                        Action::Deny => 'X',
+                    };
+                    assert_eq!(
+                        ours, cell,
+                        "case {} step {}: {source} -> {target} {protocol}/{port} ({})",
+                        step.id, step.step, step.description
+                    );
+                    cells += 1;
+                }
+            }
+        }
+    }
+    println!("{cells} cells");
+}
