@@ -2,4 +2,5 @@
 //! the programs, and answers questions.
 
 pub mod attach;
+pub mod bpf;
 pub mod world;

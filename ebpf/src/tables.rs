@@ -60,7 +60,14 @@ static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();
 #[btf_map(name = "scratch")]
 static SCRATCH: PerCpuArray<Work, 1> = PerCpuArray::new();
 
-// Patterns of the inner maps, which the agent makes as it needs them: userspace reads their BTF types here.
+// Never used: from these the agent takes the BTF types of the inner maps that it makes.
+#[btf_map(name = "peers_inner")]
+static PEERS_INNER: HashMap<Addr, PeerWord, 1, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "prefixes_inner")]
+static PREFIXES_INNER: LpmTrie<[u8; 16], PeerWord, 1> = LpmTrie::new();
+#[btf_map(name = "flows_inner")]
+static FLOWS_INNER: HashMap<FlowKey, FlowEntry, 1, NO_PREALLOC> = HashMap::new();
+
 type PeersInner = HashMap<Addr, PeerWord, { MAX_PEERS as usize }, NO_PREALLOC>;
 type PrefixesInner = LpmTrie<[u8; 16], PeerWord, { MAX_PREFIXES as usize }>;
 type FlowsInner = HashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }, NO_PREALLOC>;

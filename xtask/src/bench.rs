@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::setup::{self, Group};
+use crate::build;
 use crate::sh;
-use crate::workspace::{TESTS, Workspace};
+use crate::workspace::Workspace;
 
 const BINARY: &str = "portcullis-bench";
 
@@ -21,8 +21,7 @@ pub(crate) struct Args {
 
 pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     sh::need_root("loading eBPF programs")?;
-    setup::ensure(&[Group::Ebpf])?;
-    sh::run(sh::cargo().args(["build", "--release", "--package", TESTS, "--bin", BINARY]))?;
+    build::binaries(&[BINARY])?;
     let binary = Workspace::load()?.binary(BINARY);
     Ok(sh::exit_code(sh::status(sh::command(binary).args(&args.args))?))
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask build`: the agent, which carries the eBPF object, and the lab.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Result, ensure};
 
@@ -9,9 +9,8 @@ use crate::setup::{self, Group};
 use crate::sh;
 use crate::workspace::Workspace;
 
-/// Packages and the binaries that they bring.
-const AGENT: &str = "portcullis-agent";
-const AGENT_BINARY: &str = "portcullis";
+/// The agent's binary, and the lab's.
+const AGENT: &str = "portcullis";
 const LAB: &str = "portcullis-lab";
 
 #[derive(clap::Args)]
@@ -34,15 +33,15 @@ pub(crate) struct Built {
 
 impl Built {
     fn of(workspace: &Workspace) -> Self {
-        Self { agent: workspace.binary(AGENT_BINARY), lab: workspace.binary(LAB) }
+        Self { agent: workspace.binary(AGENT), lab: workspace.binary(LAB) }
     }
 }
 
 pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     if args.debug && !args.release {
         setup::ensure(&[Group::Ebpf])?;
-        sh::run(sh::cargo().args(["build", "--package", AGENT, "--package", LAB]))?;
-        println!("{}", Workspace::load()?.target_dir().join("debug").join(AGENT_BINARY).display());
+        sh::run(command(&[AGENT, LAB]).stdout(std::io::stderr()))?;
+        println!("{}", Workspace::load()?.target_dir().join("debug").join(AGENT).display());
     } else {
         println!("{}", release(&Workspace::load()?)?.agent.display());
     }
@@ -51,13 +50,29 @@ pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
 
 /// Builds agent and lab for release.
 pub(crate) fn release(workspace: &Workspace) -> Result<Built> {
-    setup::ensure(&[Group::Ebpf])?;
-    sh::run(sh::cargo().args(["build", "--release", "--package", AGENT, "--package", LAB]))?;
+    binaries(&[AGENT, LAB])?;
     let built = Built::of(workspace);
     for path in [&built.agent, &built.lab] {
         ensure!(path.exists(), "cargo built no {}", path.display());
     }
     Ok(built)
+}
+
+/// Builds binaries of any member for release.
+pub(crate) fn binaries(names: &[&str]) -> Result<()> {
+    setup::ensure(&[Group::Ebpf])?;
+    sh::run(command(names).arg("--release").stdout(std::io::stderr()))
+}
+
+/// Always of the whole workspace, narrowed by name: with `--package` cargo would unify features differently
+/// and compile everything again for the tests.
+fn command(names: &[&str]) -> Command {
+    let mut command = sh::cargo();
+    command.args(["build", "--workspace"]);
+    for name in names {
+        command.args(["--bin", name]);
+    }
+    command
 }
 
 /// What is built already, else builds it: a lab must be able to go when the tree does not compile.

@@ -38,9 +38,13 @@ pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
     let source = Source { dir: workspace.target_dir().join("demo") };
     if args.down {
-        standing::down(&build::existing_or_release(&workspace)?, ID)?;
         source.remove()?;
-        sh::say("the demo's lab is gone");
+        if standing::dir(ID).exists() {
+            standing::down(&build::existing_or_release(&workspace)?, ID)?;
+            sh::say("the demo's lab is gone");
+        } else {
+            sh::say("no demo's lab stands");
+        }
         return Ok(ExitCode::SUCCESS);
     }
     setup::ensure(&[Group::Ebpf, Group::Lab])?;

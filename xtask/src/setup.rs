@@ -10,6 +10,7 @@ mod lint;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -72,12 +73,6 @@ const NEEDS: &[Need] = &[
     Need { group: Group::Lab, what: "ip", packages: &["iproute2"], present: || sh::find("ip").is_some() },
     Need {
         group: Group::Vm,
-        what: "a C compiler and a static C library",
-        packages: &["build-essential"],
-        present: || sh::find("cc").is_some(),
-    },
-    Need {
-        group: Group::Vm,
         what: "qemu-system-x86_64",
         packages: &["qemu-system-x86"],
         present: || sh::find("qemu-system-x86_64").is_some(),
@@ -86,7 +81,7 @@ const NEEDS: &[Need] = &[
         group: Group::Vm,
         what: "a static busybox",
         packages: &["busybox-static"],
-        present: || sh::find("busybox").is_some(),
+        present: || sh::find("busybox").is_some_and(|path| is_static(&path)),
     },
     Need { group: Group::Vm, what: "cpio", packages: &["cpio"], present: || sh::find("cpio").is_some() },
     Need { group: Group::Vm, what: "xz", packages: &["xz-utils"], present: || sh::find("xz").is_some() },
@@ -189,6 +184,13 @@ fn nightly_has_sources() -> bool {
         .filter_map(Result::ok)
         .filter(|t| t.file_name().to_string_lossy().starts_with(NIGHTLY))
         .any(|t| t.path().join("lib/rustlib/src/rust/library/core/Cargo.toml").exists())
+}
+
+/// True for a program without a loader, which a machine without libraries can run.
+fn is_static(program: &Path) -> bool {
+    let mut head = Vec::new();
+    let read = fs::File::open(program).and_then(|f| f.take(4096).read_to_end(&mut head));
+    read.is_ok() && !head.windows(9).any(|w| w == b"/ld-linux")
 }
 
 fn has_file(dir: &Path, prefix: &str) -> bool {

@@ -88,13 +88,15 @@ impl Layer {
         }
     }
 
-    /// The layer of an integration test. Only those of the tests package need root.
+    /// The layer of an integration test, by the first word of its name. Only the tests package has any that
+    /// need root.
     fn of(target: &TestTarget) -> Self {
         if target.package != TESTS {
             return Self::Unit;
         }
         let first = target.name.split('_').next().unwrap_or_default();
         match first {
+            "userspace" => Self::Unit,
             "kernel" => Self::Kernel,
             "differential" => Self::Differential,
             "lab" => Self::Lab,
@@ -321,6 +323,7 @@ mod tests {
     #[test]
     fn no_integration_test_is_left_out() {
         assert_eq!(Layer::of(&target(TESTS, "kernel")), Layer::Kernel);
+        assert_eq!(Layer::of(&target(TESTS, "userspace")), Layer::Unit);
         assert_eq!(Layer::of(&target(TESTS, "lab_cases")), Layer::Lab);
         assert_eq!(Layer::of(&target(TESTS, "lifecycle")), Layer::Lifecycle);
         assert_eq!(Layer::of(&target(TESTS, "something_new")), Layer::Other);

@@ -1,5 +1,5 @@
 //! A virtual machine of another kernel: Debian's, unpacked but not installed, with an initramfs that holds one
-//! static program, run by QEMU without KVM. Knows nothing of what the program tests.
+//! program, run by QEMU without KVM. Knows nothing of what the program tests.
 
 pub(crate) mod initramfs;
 pub(crate) mod kernel;

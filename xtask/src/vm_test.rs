@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::build;
 use crate::setup::{self, Group};
 use crate::sh;
 use crate::test::tally::{self, Tally};
 use crate::vm::{initramfs, kernel, qemu};
-use crate::workspace::{self, TESTS, Workspace};
+use crate::workspace::{self, Workspace};
 
 /// The program that runs in the machine, and what it prints its closing line with.
 const BINARY: &str = "portcullis-vmtest";
@@ -18,10 +19,6 @@ const WORD: &str = "vmtest";
 
 /// The cases that it is given.
 const CASES: &str = "tests/data/cyclonus-cases.json";
-
-/// A target that is named explicitly: only then do the flags for a static binary spare build scripts and
-/// macros, which cannot be static.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const DEFAULT_SECONDS: u64 = 600;
 
@@ -33,7 +30,7 @@ pub(crate) struct Args {
     /// Seconds until the machine is ended
     #[arg(long, value_name = "SECONDS", default_value_t = DEFAULT_SECONDS)]
     limit: u64,
-    /// A static program to run instead of the tests
+    /// A program to run instead of the tests
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
 }
@@ -95,14 +92,8 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     if !workspace.has_binary(BINARY) {
         bail!("the workspace has no binary {BINARY}");
     }
-    setup::ensure(&[Group::Ebpf])?;
-    let mut command = sh::cargo();
-    command.args(["build", "--release", "--target", TARGET, "--package", TESTS, "--bin", BINARY]);
-    // Debug information would triple what the machine has to read.
-    command.env("RUSTFLAGS", "-Ctarget-feature=+crt-static").env("CARGO_PROFILE_RELEASE_STRIP", "true");
-    command.stdout(std::io::stderr());
-    sh::run(&mut command)?;
-    Ok(workspace.target_dir().join(TARGET).join("release").join(BINARY))
+    build::binaries(&[BINARY])?;
+    Ok(workspace.binary(BINARY))
 }
 
 /// What the console said.

@@ -35,7 +35,7 @@ const SEEN: Duration = Duration::from_secs(5);
 /// Plays it; an error if anything comes out other than it has to.
 pub(super) fn play(lab: &Standing<'_>, built: &Built, source: &Source) -> Result<()> {
     println!("\nFour pods, each in a network namespace of its own, and no policy.");
-    println!("Every pair, every port, by a real connection (ports that are reached are shown):\n");
+    println!("Every pair and every port by a real connection; ---- is a port that did not answer:\n");
     let before = probe(built, source)?;
     println!("{}", before.render());
     ensure!(before.is_open(), "without a policy every pod has to reach every other");

@@ -1,5 +1,8 @@
-//! The initramfs: busybox, the modules a test needs in the order in which they load, one static program and
-//! its data, and an `init` that mounts, loads, runs the program and switches the machine off.
+//! The initramfs: busybox, the modules a test needs in the order in which they load, one program with its
+//! libraries and data, and an `init` that mounts, loads, runs the program and switches the machine off.
+//!
+//! The libraries are this machine's, so that the program is the one of every other test: one that is linked
+//! statically would compile all that it depends on a second time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +19,7 @@ const MODULES: [&str; 3] = ["sch_ingress", "cls_bpf", "veth"];
 
 /// What goes in.
 pub(crate) struct Content<'a> {
-    /// The static program, run as `/program`.
+    /// The program, run as `/program`.
     pub(crate) program: &'a Path,
     /// Files, which keep their names, at the root.
     pub(crate) data: &'a [PathBuf],
@@ -37,7 +40,7 @@ pub(crate) fn write(kernel: &Kernel, content: &Content<'_>, dir: &Path) -> Resul
     }
     let busybox = sh::find("busybox").ok_or_else(|| Unfit("no busybox: `cargo xtask setup vm`".into()))?;
     copy(&busybox, &tree.join("bin/busybox"))?;
-    copy(content.program, &tree.join("program"))?;
+    put_program(content.program, &tree)?;
     for file in content.data {
         let name = file.file_name().with_context(|| format!("{} is no file", file.display()))?;
         copy(file, &tree.join(name))?;
@@ -52,6 +55,30 @@ pub(crate) fn write(kernel: &Kernel, content: &Content<'_>, dir: &Path) -> Resul
     pack.args(["-c", "find . -print0 | cpio --null --create --format=newc --quiet > \"$0\""]).arg(&archive);
     sh::output(pack.current_dir(&tree))?;
     Ok(archive)
+}
+
+/// The program without its debug information, and the libraries that its loader looks for where they are here.
+fn put_program(program: &Path, tree: &Path) -> Result<()> {
+    let copied = tree.join("program");
+    copy(program, &copied)?;
+    if let Some(strip) = sh::find("strip") {
+        sh::output(sh::command(strip).arg("--strip-debug").arg(&copied))?;
+    }
+    // Fails for a static program, which needs none.
+    let libraries = sh::output(sh::command("ldd").arg(program)).unwrap_or_default();
+    for library in libraries.lines().filter_map(library) {
+        let to = tree.join(library.strip_prefix("/").unwrap_or(library));
+        let dir = to.parent().unwrap_or(tree);
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+        copy(library, &to)?;
+    }
+    Ok(())
+}
+
+/// The path in a line of ldd: `name => PATH (address)`, or `PATH (address)` for the loader.
+fn library(line: &str) -> Option<&Path> {
+    let path = line.split_once("=>").map_or(line, |(_, path)| path);
+    path.split_whitespace().next().filter(|p| p.starts_with('/')).map(Path::new)
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
@@ -202,6 +229,16 @@ mod tests {
         assert_eq!(module_name("veth.ko").as_deref(), Some("veth"));
         assert_eq!(module_name("modules.order"), None);
         assert!(builtin_names("kernel/net/core/x-y.ko\n").contains("x_y"));
+    }
+
+    #[test]
+    fn libraries_are_read_from_ldd() {
+        let at = |line| library(line).map(|p| p.display().to_string());
+        assert_eq!(at("\tlibc.so.6 => /lib/x/libc.so.6 (0x00007f)").as_deref(), Some("/lib/x/libc.so.6"));
+        assert_eq!(at("\t/lib64/ld-linux.so.2 (0x00007f)").as_deref(), Some("/lib64/ld-linux.so.2"));
+        assert_eq!(at("\tlinux-vdso.so.1 (0x00007f)"), None);
+        assert_eq!(at("\tlibgone.so => not found"), None);
+        assert_eq!(at("\tstatically linked"), None);
     }
 
     #[test]

@@ -1,0 +1,401 @@
+//! The maps of the attached load: the writes of a plan, endpoints, and what a starting agent finds. Every
+//! write is one call of bpf(2); order and meaning are the caller's.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
+
+use aya::Ebpf;
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
+use portcullis_common::wire::{
+    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MAX_PEERS,
+    MAX_PREFIXES, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
+};
+use portcullis_policy::desired::WirePrefix;
+use portcullis_policy::diff::MapOp;
+
+use super::load::{self, BpfError, Pins, Purpose};
+use super::sys;
+use super::wire::Wire;
+
+type PeersMap = HashMap<MapData, [u8; 16], Wire<PeerWord>>;
+type PrefixesMap = LpmTrie<MapData, [u8; 16], Wire<PeerWord>>;
+type FlowsMap = HashMap<MapData, Wire<FlowKey>, Wire<FlowEntry>>;
+
+/// The maps of a load.
+pub struct Kernel {
+    ifaces: HashMap<MapData, u32, Wire<IfaceWord>>,
+    endpoints: Array<MapData, Wire<EndpointWord>>,
+    configs: Array<MapData, Wire<EndpointConfig>>,
+    rulesets: Array<MapData, Wire<Ruleset>>,
+    rules: Array<MapData, Wire<Rule>>,
+    rows: Array<MapData, Wire<Row>>,
+    port_ranges: Array<MapData, Wire<PortRange>>,
+    peer_rows: HashMap<MapData, Wire<PeerRowKey>, Wire<PeerRowWord>>,
+    epochs: Array<MapData, u32>,
+    node_state: Array<MapData, Wire<NodeState>>,
+    peers: MapData,
+    prefixes: MapData,
+    flows: MapData,
+    rule_stats: PerCpuArray<MapData, Wire<Stats>>,
+    cpu_state: PerCpuArray<MapData, Wire<CpuState>>,
+    prefixes_inner: MapData,
+    flows_inner: MapData,
+    /// The bank that this agent writes, and its peers.
+    bank: u32,
+    bank_peers: PeersMap,
+}
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kernel").field("bank", &self.bank).finish_non_exhaustive()
+    }
+}
+
+/// An endpoint as a starting agent finds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundEndpoint {
+    /// What it is.
+    pub config: EndpointConfig,
+    /// Its rulesets and generation.
+    pub word: EndpointWord,
+}
+
+impl Kernel {
+    /// Loads the programs, opens or makes the pinned maps, and takes the bank that the running endpoints do
+    /// not use. Endpoints on the bank that is taken (a start that was killed half-way, twice) are closed.
+    pub fn open(pins: &Pins) -> Result<(Self, Ebpf), BpfError> {
+        let mut ebpf = load::load(Purpose::Attach, Some(pins))?;
+        let node_state: Array<_, Wire<NodeState>> = take(&mut ebpf, "node_state")?;
+        let running = node_state.get(&0, 0).map_err(|e| BpfError::map("read", "node_state", e))?.0.bank;
+        let mut kernel = Self::of(&mut ebpf, node_state, (running + 1) % BANKS)?;
+        kernel.clear_bank()?;
+        Ok((kernel, ebpf))
+    }
+
+    /// A load to be asked, with maps of its own on no path.
+    pub fn private(bank: u32) -> Result<(Self, Ebpf), BpfError> {
+        let mut ebpf = load::load(Purpose::Ask, None)?;
+        let node_state = take(&mut ebpf, "node_state")?;
+        let mut kernel = Self::of(&mut ebpf, node_state, bank)?;
+        kernel.clear_bank()?;
+        Ok((kernel, ebpf))
+    }
+
+    fn of(
+        ebpf: &mut Ebpf,
+        node_state: Array<MapData, Wire<NodeState>>,
+        bank: u32,
+    ) -> Result<Self, BpfError> {
+        let peers_inner = data(ebpf, "peers_inner")?;
+        let bank_peers = inner(&peers_inner, "peers", MAX_PEERS)?;
+        Ok(Self {
+            ifaces: take(ebpf, "ifaces")?,
+            endpoints: take(ebpf, "endpoints")?,
+            configs: take(ebpf, "endpoint_cfg")?,
+            rulesets: take(ebpf, "rulesets")?,
+            rules: take(ebpf, "rules")?,
+            rows: take(ebpf, "rows")?,
+            port_ranges: take(ebpf, "port_ranges")?,
+            peer_rows: take(ebpf, "peer_rows")?,
+            epochs: take(ebpf, "epochs")?,
+            node_state,
+            peers: data(ebpf, "peers")?,
+            prefixes: data(ebpf, "prefixes")?,
+            flows: data(ebpf, "flows")?,
+            rule_stats: take(ebpf, "rule_stats")?,
+            cpu_state: take(ebpf, "cpu_state")?,
+            prefixes_inner: data(ebpf, "prefixes_inner")?,
+            flows_inner: data(ebpf, "flows_inner")?,
+            bank,
+            bank_peers,
+        })
+    }
+
+    /// The bank that this agent writes.
+    #[must_use]
+    pub fn bank(&self) -> u32 {
+        self.bank
+    }
+
+    /// One write of a plan.
+    pub fn apply(&mut self, op: &MapOp) -> Result<(), BpfError> {
+        match op {
+            MapOp::PutRow(id, row) => put(&mut self.rows, "rows", *id, *row),
+            MapOp::PutRule(index, rule) => put(&mut self.rules, "rules", *index, *rule),
+            MapOp::PutPortRange(index, range) => put(&mut self.port_ranges, "port_ranges", *index, *range),
+            MapOp::PutRuleset(id, ruleset) => put(&mut self.rulesets, "rulesets", *id, *ruleset),
+            MapOp::PutPeerRow(key, word) => self
+                .peer_rows
+                .insert(Wire(*key), Wire(*word), 0)
+                .map_err(|e| BpfError::map("write", "peer_rows", e)),
+            MapOp::DeletePeerRow(key) => gone(self.peer_rows.remove(&Wire(*key)), "peer_rows"),
+            MapOp::PutPeer(addr, word) => self
+                .bank_peers
+                .insert(addr.bytes, Wire(*word), 0)
+                .map_err(|e| BpfError::map("write", "peers", e)),
+            MapOp::DeletePeer(addr) => gone(self.bank_peers.remove(&addr.bytes), "peers"),
+            MapOp::SwapPrefixes(prefixes) => self.swap_prefixes(prefixes),
+            MapOp::BumpEpoch(cell) => {
+                let epoch = self.epochs.get(cell, 0).map_err(|e| BpfError::map("read", "epochs", e))?;
+                self.epochs.set(*cell, epoch.wrapping_add(1), 0).map_err(|e| BpfError::map("write", "epochs", e))
+            }
+            MapOp::BumpPrefixEpoch => {
+                self.change_node_state(|state| state.prefix_epoch = state.prefix_epoch.wrapping_add(1))
+            }
+        }
+    }
+
+    /// This agent's bank is the one that runs.
+    pub fn finish_start(&mut self) -> Result<(), BpfError> {
+        let bank = self.bank;
+        self.change_node_state(|state| state.bank = bank)
+    }
+
+    /// Frees the tables of the bank that the last agent used. To be called when no endpoint uses it any more.
+    pub fn clear_other_bank(&mut self) -> Result<(), BpfError> {
+        let other = (self.bank + 1) % BANKS;
+        let stale: Vec<PeerRowKey> = self
+            .peer_rows
+            .keys()
+            .filter_map(Result::ok)
+            .map(|key| key.0)
+            .filter(|key| bank_of(key.ruleset) == other)
+            .collect();
+        for key in stale {
+            gone(self.peer_rows.remove(&Wire(key)), "peer_rows")?;
+        }
+        sys::delete_slot(fd(&self.peers), other).map_err(|e| BpfError::map("empty", "peers", e))?;
+        sys::delete_slot(fd(&self.prefixes), other).map_err(|e| BpfError::map("empty", "prefixes", e))
+    }
+
+    /// What the last agent left, by slot.
+    pub fn found_endpoints(&self) -> Result<BTreeMap<u32, FoundEndpoint>, BpfError> {
+        let mut found = BTreeMap::new();
+        for slot in 0..self.configs.len() {
+            let config = self.configs.get(&slot, 0).map_err(|e| BpfError::map("read", "endpoint_cfg", e))?.0;
+            if config.flags & ENDPOINT_USED != 0 {
+                let word = self.endpoints.get(&slot, 0).map_err(|e| BpfError::map("read", "endpoints", e))?.0;
+                found.insert(slot, FoundEndpoint { config, word });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Interfaces that lead to an endpoint.
+    pub fn found_ifaces(&self) -> BTreeMap<u32, u32> {
+        self.ifaces.iter().filter_map(Result::ok).map(|(ifindex, word)| (ifindex, word.0.slot)).collect()
+    }
+
+    /// Makes an endpoint reachable: flows, configuration, word, and last the interface.
+    pub fn add_endpoint(
+        &mut self,
+        slot: u32,
+        config: EndpointConfig,
+        word: EndpointWord,
+        flows: u32,
+    ) -> Result<(), BpfError> {
+        let table: FlowsMap = inner(&self.flows_inner, "flows", flows)?;
+        outer(&self.flows, "flows")?.set(slot, &table, 0).map_err(|e| BpfError::map("write", "flows", e))?;
+        put(&mut self.configs, "endpoint_cfg", slot, config)?;
+        self.flip(slot, word)?;
+        self.ifaces
+            .insert(config.ifindex, Wire(IfaceWord { slot, ifindex: config.ifindex }), 0)
+            .map_err(|e| BpfError::map("write", "ifaces", e))
+    }
+
+    /// An endpoint of a load that is only asked: it has no interface and no flows.
+    pub fn set_endpoint(
+        &mut self,
+        slot: u32,
+        config: EndpointConfig,
+        word: EndpointWord,
+    ) -> Result<(), BpfError> {
+        put(&mut self.configs, "endpoint_cfg", slot, config)?;
+        self.flip(slot, word)
+    }
+
+    /// New rulesets and generation, in one store.
+    pub fn flip(&mut self, slot: u32, word: EndpointWord) -> Result<(), BpfError> {
+        put(&mut self.endpoints, "endpoints", slot, word)
+    }
+
+    /// The interface leads to no endpoint: its packets are dropped.
+    pub fn forget_iface(&mut self, ifindex: u32) -> Result<(), BpfError> {
+        gone(self.ifaces.remove(&ifindex), "ifaces")
+    }
+
+    /// Frees a slot. To be called a grace period after its interface was forgotten.
+    pub fn free_slot(&mut self, slot: u32) -> Result<(), BpfError> {
+        put(&mut self.configs, "endpoint_cfg", slot, EndpointConfig::default())?;
+        sys::delete_slot(fd(&self.flows), slot).map_err(|e| BpfError::map("empty", "flows", e))
+    }
+
+    /// Packets and bytes under a counter, all CPUs.
+    pub fn rule_stats(&self, counter: u32) -> Result<Stats, BpfError> {
+        let values = self.rule_stats.get(&counter, 0).map_err(|e| BpfError::map("read", "rule_stats", e))?;
+        Ok(values.iter().fold(Stats::default(), |sum, one| Stats {
+            packets: sum.packets + one.0.packets,
+            bytes: sum.bytes + one.0.bytes,
+        }))
+    }
+
+    /// A counter starts anew.
+    pub fn zero_counter(&mut self, counter: u32) -> Result<(), BpfError> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, e)| BpfError::map("count", what, e))?;
+        let zeros = PerCpuValues::try_from(vec![Wire(Stats::default()); cpus])
+            .map_err(|e| BpfError::map("zero", "rule_stats", e))?;
+        self.rule_stats.set(counter, zeros, 0).map_err(|e| BpfError::map("write", "rule_stats", e))
+    }
+
+    /// Events that were not sent, ever.
+    pub fn lost_events(&self) -> Result<u64, BpfError> {
+        let values = self.cpu_state.get(&0, 0).map_err(|e| BpfError::map("read", "cpu_state", e))?;
+        Ok(values.iter().map(|one| one.0.lost).sum())
+    }
+
+    /// Removes flows of a slot that have been silent for too long, as the judgement would find them.
+    pub fn expire_flows(&self, slot: u32, now: u32) -> Result<u64, BpfError> {
+        let Ok(mut table) = outer::<FlowsMap>(&self.flows, "flows")?.get(&slot, 0) else {
+            return Ok(0);
+        };
+        let old: Vec<Wire<FlowKey>> = table
+            .iter()
+            .filter_map(Result::ok)
+            .filter(|(key, entry)| {
+                portcullis_common::flow::expired(key.0.protocol, entry.0.state, entry.0.seen, now)
+            })
+            .map(|(key, _)| key)
+            .collect();
+        let mut removed = 0;
+        for key in old {
+            // It may have come back to life meanwhile: then it opens again with its next opening packet, or
+            // is judged alone, which an expired flow would have been too.
+            gone(table.remove(&key), "flows")?;
+            removed += 1;
+        }
+        Ok(removed)
+    }
+
+    /// Returns once no program reads what was replaced before the call.
+    pub fn grace_period(&mut self) -> Result<(), BpfError> {
+        if sys::grace_period().is_ok() {
+            return Ok(());
+        }
+        // Where membarrier(2) is not to be had (nohz_full), an update of an array of maps waits as long.
+        outer(&self.peers, "peers")?.set(self.bank, &self.bank_peers, 0).map_err(|e| BpfError::map("write", "peers", e))
+    }
+
+    fn change_node_state(&mut self, change: impl FnOnce(&mut NodeState)) -> Result<(), BpfError> {
+        let mut state = self.node_state.get(&0, 0).map_err(|e| BpfError::map("read", "node_state", e))?.0;
+        change(&mut state);
+        put(&mut self.node_state, "node_state", 0, state)
+    }
+
+    /// Empties this agent's bank: whatever a killed start left there is not read by anyone.
+    fn clear_bank(&mut self) -> Result<(), BpfError> {
+        for (slot, found) in self.found_endpoints()? {
+            let used = [found.word.ingress, found.word.egress];
+            if used.into_iter().any(|id| id > 1 && bank_of(u32::from(id)) == self.bank) {
+                let closed = portcullis_policy::desired::EndpointRulesets::CLOSED;
+                let word = EndpointWord {
+                    ingress: closed.ingress,
+                    egress: closed.egress,
+                    generation: found.word.generation.wrapping_add(1),
+                };
+                self.flip(slot, word)?;
+            }
+        }
+        self.grace_period()?;
+        let bank = self.bank;
+        let stale: Vec<PeerRowKey> = self
+            .peer_rows
+            .keys()
+            .filter_map(Result::ok)
+            .map(|key| key.0)
+            .filter(|key| bank_of(key.ruleset) == bank)
+            .collect();
+        for key in stale {
+            gone(self.peer_rows.remove(&Wire(key)), "peer_rows")?;
+        }
+        outer(&self.peers, "peers")?.set(bank, &self.bank_peers, 0).map_err(|e| BpfError::map("write", "peers", e))?;
+        self.swap_prefixes(&BTreeMap::new())
+    }
+
+    fn swap_prefixes(&mut self, prefixes: &BTreeMap<WirePrefix, PeerWord>) -> Result<(), BpfError> {
+        let mut trie: PrefixesMap = inner(&self.prefixes_inner, "prefixes", MAX_PREFIXES)?;
+        for (prefix, word) in prefixes {
+            trie.insert(&Key::new(prefix.bits, prefix.addr.bytes), Wire(*word), 0)
+                .map_err(|e| BpfError::map("write", "prefixes", e))?;
+        }
+        outer(&self.prefixes, "prefixes")?.set(self.bank, &trie, 0).map_err(|e| BpfError::map("swap", "prefixes", e))
+    }
+}
+
+/// Which bank's part of the tables a ruleset number lies in.
+fn bank_of(ruleset: u32) -> u32 {
+    ruleset / (portcullis_common::wire::MAX_RULESETS / BANKS)
+}
+
+/// A map of the object by its type.
+pub(crate) fn take<T>(ebpf: &mut Ebpf, name: &str) -> Result<T, BpfError>
+where
+    T: TryFrom<Map>,
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let map = ebpf.take_map(name).ok_or_else(|| BpfError::Missing(format!("map {name}")))?;
+    T::try_from(map).map_err(|e| BpfError::map("open", name, e))
+}
+
+/// A map of the object as bare data.
+fn data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, BpfError> {
+    let map = ebpf.take_map(name).ok_or_else(|| BpfError::Missing(format!("map {name}")))?;
+    match map {
+        Map::ArrayOfMaps(data) | Map::HashMap(data) | Map::LpmTrie(data) => Ok(data),
+        _ => Err(BpfError::Missing(format!("map {name} of the expected type"))),
+    }
+}
+
+/// An array of maps, opened again: Aya's type holds what its inner maps are, this module holds the map.
+fn outer<V>(map: &MapData, name: &'static str) -> Result<ArrayOfMaps<MapData, V>, BpfError>
+where
+    ArrayOfMaps<MapData, V>: TryFrom<Map, Error = aya::maps::MapError>,
+{
+    let again = fd(map).try_clone_to_owned().map_err(|e| BpfError::map("open", name, e))?;
+    let data = MapData::from_fd(again).map_err(|e| BpfError::map("open", name, e))?;
+    ArrayOfMaps::try_from(Map::ArrayOfMaps(data)).map_err(|e| BpfError::map("open", name, e))
+}
+
+/// A new inner map after a pattern.
+fn inner<T>(pattern: &MapData, name: &'static str, entries: u32) -> Result<T, BpfError>
+where
+    T: TryFrom<Map>,
+    T::Error: std::error::Error + Send + Sync + 'static,
+{
+    let fail = |e: std::io::Error| BpfError::map("make inner map of", name, e);
+    let info = sys::map_info(fd(pattern)).map_err(fail)?;
+    let made = sys::create_like(&info, &format!("{name}_in"), entries).map_err(fail)?;
+    let data = MapData::from_fd(made).map_err(|e| BpfError::map("open inner map of", name, e))?;
+    let map = Map::from_map_data(data).map_err(|e| BpfError::map("open inner map of", name, e))?;
+    T::try_from(map).map_err(|e| BpfError::map("open inner map of", name, e))
+}
+
+fn fd(map: &MapData) -> std::os::fd::BorrowedFd<'_> {
+    map.fd().as_fd()
+}
+
+fn put<T>(map: &mut Array<MapData, Wire<T>>, name: &'static str, index: u32, value: T) -> Result<(), BpfError>
+where
+    Wire<T>: aya::Pod,
+{
+    map.set(index, Wire(value), 0).map_err(|e| BpfError::map("write", name, e))
+}
+
+/// A deletion of what is not there has happened.
+fn gone(result: Result<(), aya::maps::MapError>, name: &'static str) -> Result<(), BpfError> {
+    match result {
+        Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(e) => Err(BpfError::map("delete from", name, e)),
+    }
+}

@@ -1,0 +1,230 @@
+//! Loads the object: pins in place, programs verified. Two loads exist: the one that is attached, and the one
+//! that is asked (`PROBE`), which shares its policy maps.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use aya::programs::SchedClassifier;
+use aya::{Ebpf, EbpfLoader};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use portcullis_common::wire::LAYOUT_VERSION;
+use thiserror::Error;
+
+use crate::attach::KernelRelease;
+
+/// Program for traffic from a pod.
+pub const POD_EGRESS: &str = "pod_egress";
+/// Program for traffic to a pod.
+pub const POD_INGRESS: &str = "pod_ingress";
+
+/// The maps that outlive the agent. `scratch`, the patterns of inner maps and the log ring are each load's own.
+pub const PINNED: [&str; 17] = [
+    "ifaces",
+    "endpoints",
+    "endpoint_cfg",
+    "rulesets",
+    "rules",
+    "rows",
+    "port_ranges",
+    "peer_rows",
+    "epochs",
+    "node_state",
+    "peers",
+    "prefixes",
+    "flows",
+    "rule_stats",
+    "verdicts",
+    "events",
+    "cpu_state",
+];
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.bpf.o"));
+
+/// What went wrong between the agent and bpf(2), by operation.
+#[derive(Debug, Error)]
+pub enum BpfError {
+    /// A directory of pins.
+    #[error("{path}: {cause}: {remedy}")]
+    Pins {
+        /// Where.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// Loading the object.
+    #[error("loading the eBPF object: {0}")]
+    Object(#[from] aya::EbpfError),
+    /// Loading a program.
+    #[error("loading program {name}: {cause}")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// The verifier's or the system's answer.
+        cause: aya::programs::ProgramError,
+    },
+    /// The object lacks what this agent needs: they were not built together.
+    #[error("the eBPF object has no {0}")]
+    Missing(String),
+    /// A map.
+    #[error("{operation} {map}: {cause}")]
+    Map {
+        /// What was tried.
+        operation: &'static str,
+        /// With which map.
+        map: String,
+        /// The system's answer.
+        cause: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl BpfError {
+    pub(crate) fn map(
+        operation: &'static str,
+        map: impl Into<String>,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Map { operation, map: map.into(), cause: cause.into() }
+    }
+}
+
+/// Where the pins of this layout are: `<bpffs>/portcullis/v<LAYOUT>/{maps,links}`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// Below this bpffs.
+    #[must_use]
+    pub fn new(bpffs: &Path) -> Self {
+        Self { root: bpffs.join("portcullis") }
+    }
+
+    /// Everything of ours.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Of this layout.
+    #[must_use]
+    pub fn layout(&self) -> PathBuf {
+        self.root.join(format!("v{LAYOUT_VERSION}"))
+    }
+
+    /// Maps.
+    #[must_use]
+    pub fn maps(&self) -> PathBuf {
+        self.layout().join("maps")
+    }
+
+    /// Links.
+    #[must_use]
+    pub fn links(&self) -> PathBuf {
+        self.layout().join("links")
+    }
+
+    /// Makes the directories, mode 0700, and refuses pins of another layout.
+    pub fn prepare(&self, bpffs: &Path) -> Result<(), BpfError> {
+        let fail = |path: &Path, cause: io::Error, remedy| BpfError::Pins { path: path.to_owned(), cause, remedy };
+        let kind = statfs(bpffs)
+            .map_err(|cause| fail(bpffs, cause.into(), "name a mounted bpffs with --bpffs"))?
+            .filesystem_type();
+        if kind != BPF_FS_MAGIC {
+            let cause = io::Error::other("not a bpffs");
+            return Err(fail(bpffs, cause, "mount one: mount -t bpf bpf /sys/fs/bpf"));
+        }
+        let remedy = "run as root, or with CAP_BPF on a bpffs of your own";
+        for dir in [self.root.clone(), self.layout(), self.maps(), self.links()] {
+            match fs::DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => {}
+                Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
+                    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700))
+                        .map_err(|cause| fail(&dir, cause, remedy))?;
+                }
+                Err(cause) => return Err(fail(&dir, cause, remedy)),
+            }
+        }
+        let ours = format!("v{LAYOUT_VERSION}");
+        for entry in fs::read_dir(&self.root).map_err(|cause| fail(&self.root, cause, remedy))?.flatten() {
+            if entry.file_name() != *ours {
+                return Err(fail(
+                    &entry.path(),
+                    io::Error::other("pins of another layout"),
+                    "end its agent and run that version's `portcullis cleanup` first",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To be attached.
+    Attach,
+    /// To be asked.
+    Ask,
+}
+
+/// Loads the object. With pins its maps are the pinned ones, made where they are not there yet.
+pub fn load(purpose: Purpose, pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
+    let probe = match purpose {
+        Purpose::Attach => 0u32,
+        Purpose::Ask => 1,
+    };
+    let fine_clock = u32::from(!has_coarse_clock());
+    let mut loader = EbpfLoader::new();
+    loader.override_global("PROBE", &probe, true).override_global("FINE_CLOCK", &fine_clock, true);
+    if let Some(pins) = pins {
+        for name in PINNED {
+            loader.map_pin_path(name, pins.maps().join(name));
+        }
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    for name in [POD_EGRESS, POD_INGRESS] {
+        classifier(&mut ebpf, name)?.load().map_err(|cause| BpfError::Program { name, cause })?;
+    }
+    Ok(ebpf)
+}
+
+/// A program of the object.
+pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, BpfError> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| BpfError::Missing(format!("program {name}")))
+}
+
+/// Takes a program out of the object.
+pub(crate) fn both<'a>(
+    ebpf: &'a mut Ebpf,
+) -> Result<(&'a mut SchedClassifier, &'a mut SchedClassifier), BpfError> {
+    let (mut egress, mut ingress) = (None, None);
+    for (name, program) in ebpf.programs_mut() {
+        match name {
+            POD_EGRESS => egress = program.try_into().ok(),
+            POD_INGRESS => ingress = program.try_into().ok(),
+            _ => {}
+        }
+    }
+    egress
+        .zip(ingress)
+        .ok_or_else(|| BpfError::Missing(format!("programs {POD_EGRESS} and {POD_INGRESS}")))
+}
+
+/// bpf_ktime_get_coarse_ns is there since 5.11. A release that cannot be read has it: then the load fails
+/// rather than the clock.
+fn has_coarse_clock() -> bool {
+    kernel_release().map_or(true, |release| (release.major, release.minor) >= (5, 11))
+}
+
+/// The running kernel's release.
+pub fn kernel_release() -> anyhow::Result<KernelRelease> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    Ok(text.trim().parse()?)
+}

@@ -1,0 +1,12 @@
+//! The kernel boundary: the one place that makes, writes and reads maps and loads programs. Knows the layout;
+//! decides nothing.
+
+pub mod events;
+pub mod kernel;
+pub mod load;
+pub mod probe;
+mod sys;
+mod wire;
+
+pub use kernel::Kernel;
+pub use load::{BpfError, Pins};

@@ -1,0 +1,151 @@
+//! Calls of bpf(2) and membarrier(2) that Aya 0.14 does not offer: inner maps with BTF types (so that their
+//! dumps read in words), deletion from an array of maps, grace periods.
+
+use std::ffi::c_long;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
+
+const BPF_MAP_CREATE: c_long = 0;
+const BPF_MAP_DELETE_ELEM: c_long = 3;
+const BPF_OBJ_GET_INFO_BY_FD: c_long = 15;
+const BPF_BTF_GET_FD_BY_ID: c_long = 19;
+/// MEMBARRIER_CMD_GLOBAL, Linux 4.3.
+const MEMBARRIER_CMD_GLOBAL: c_long = 1;
+
+/// `struct bpf_map_info` of include/uapi/linux/bpf.h, up to the BTF fields (Linux 4.18).
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable, Clone, Copy, Debug)]
+pub(crate) struct MapInfo {
+    pub(crate) kind: u32,
+    pub(crate) id: u32,
+    pub(crate) key_size: u32,
+    pub(crate) value_size: u32,
+    pub(crate) max_entries: u32,
+    pub(crate) flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    btf_vmlinux_value_type_id: u32,
+    netns_dev: u64,
+    netns_ino: u64,
+    btf_id: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
+    reserved: u32,
+}
+
+/// `union bpf_attr` for BPF_MAP_CREATE, up to the BTF fields (Linux 4.18).
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable)]
+struct CreateAttr {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    btf_fd: u32,
+    btf_key_type_id: u32,
+    btf_value_type_id: u32,
+}
+
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable)]
+struct ElementAttr {
+    fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// What a map is.
+pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    let mut info = MapInfo::new_zeroed();
+    let mut attr = InfoAttr {
+        fd: number(map.as_raw_fd())?,
+        len: u32::try_from(size_of::<MapInfo>()).map_err(io::Error::other)?,
+        info: (&raw mut info).addr() as u64,
+    };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    Ok(info)
+}
+
+/// Makes a map of the same type, key and value as a pattern, with their BTF types.
+pub(crate) fn create_like(pattern: &MapInfo, name: &str, max_entries: u32) -> io::Result<OwnedFd> {
+    let mut padded = [0u8; 16];
+    for (place, byte) in padded.iter_mut().take(15).zip(name.bytes()) {
+        *place = byte;
+    }
+    let btf = btf_by_id(pattern.btf_id)?;
+    let mut attr = CreateAttr {
+        kind: pattern.kind,
+        key_size: pattern.key_size,
+        value_size: pattern.value_size,
+        max_entries,
+        flags: pattern.flags,
+        inner_map_fd: 0,
+        numa_node: 0,
+        name: padded,
+        ifindex: 0,
+        btf_fd: number(btf.as_raw_fd())?,
+        btf_key_type_id: pattern.btf_key_type_id,
+        btf_value_type_id: pattern.btf_value_type_id,
+    };
+    owned(bpf(BPF_MAP_CREATE, &mut attr)?)
+}
+
+/// Empties a slot of an array of maps.
+pub(crate) fn delete_slot(map: BorrowedFd<'_>, slot: u32) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        fd: number(map.as_raw_fd())?,
+        reserved: 0,
+        key: (&raw const slot).addr() as u64,
+        value: 0,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_DELETE_ELEM, &mut attr) {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// Returns once every program that was running has ended.
+pub(crate) fn grace_period() -> io::Result<()> {
+    // SAFETY: membarrier takes plain numbers.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn btf_by_id(id: u32) -> io::Result<OwnedFd> {
+    let mut attr = [id, 0, 0, 0];
+    owned(bpf(BPF_BTF_GET_FD_BY_ID, &mut attr)?)
+}
+
+fn bpf<T: IntoBytes>(command: c_long, attr: &mut T) -> io::Result<c_long> {
+    // SAFETY: the attribute is the command's, of the size given, and its pointers are to live locals of the caller.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(fd: c_long) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn number(fd: RawFd) -> io::Result<u32> {
+    u32::try_from(fd).map_err(io::Error::other)
+}

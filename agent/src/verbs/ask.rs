@@ -1,0 +1,228 @@
+//! What `explain` and `matrix` ask, as it stands on the command line and on the socket, and what can be wrong
+//! with it.
+
+use clap::ValueEnum;
+use portcullis_policy::answer::{Family as IpFamily, Question};
+use portcullis_policy::frame::{BadTraffic, Traffic};
+use portcullis_policy::model::ObjectKey;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::output::Exit;
+use crate::world::{AskKernel, KernelAnswer};
+
+/// `--family`, and a family in JSON.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    Ipv4,
+    /// IPv6.
+    Ipv6,
+}
+
+impl Family {
+    /// The word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ipv4 => "ipv4",
+            Self::Ipv6 => "ipv6",
+        }
+    }
+}
+
+impl From<Family> for IpFamily {
+    fn from(family: Family) -> Self {
+        match family {
+            Family::Ipv4 => Self::Ipv4,
+            Family::Ipv6 => Self::Ipv6,
+        }
+    }
+}
+
+impl From<IpFamily> for Family {
+    fn from(family: IpFamily) -> Self {
+        match family {
+            IpFamily::Ipv4 => Self::Ipv4,
+            IpFamily::Ipv6 => Self::Ipv6,
+        }
+    }
+}
+
+/// `PROTO/PORT` or `ICMP` on the socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct TrafficText(pub Traffic);
+
+impl TryFrom<String> for TrafficText {
+    type Error = BadTraffic;
+
+    fn try_from(text: String) -> Result<Self, BadTraffic> {
+        text.parse().map(Self)
+    }
+}
+
+impl From<TrafficText> for String {
+    fn from(text: TrafficText) -> Self {
+        text.0.to_string()
+    }
+}
+
+/// What `explain` asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainRequest {
+    /// Who sends.
+    pub from: String,
+    /// To whom.
+    pub to: String,
+    /// What.
+    pub traffic: TrafficText,
+    /// By which family; `None`: IPv4 where both ends have it.
+    pub family: Option<Family>,
+    /// Where a pod without a namespace is looked for.
+    pub namespace: Option<String>,
+}
+
+/// What `matrix` asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MatrixRequest {
+    /// In the order wanted; none: every declared containerPort.
+    pub ports: Vec<TrafficText>,
+    /// By which family; `None`: IPv4 where any pod has it.
+    pub family: Option<Family>,
+    /// Who answers.
+    pub judge: Judge,
+}
+
+/// Who fills a matrix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Judge {
+    /// The classifier in userspace.
+    Userspace,
+    /// The loaded program.
+    Kernel,
+}
+
+/// A result with what has to be said beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply<T> {
+    /// The result.
+    pub result: T,
+    /// For stderr.
+    pub notes: Vec<String>,
+}
+
+/// Why a question has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum AskError {
+    /// No such pod.
+    #[error("no pod {pod}{}", suggestion(.known))]
+    UnknownPod {
+        /// As asked.
+        pod: ObjectKey,
+        /// Pods that may be meant.
+        known: Vec<String>,
+    },
+    /// Neither a pod nor an address nor one of the words.
+    #[error("`{0}` is neither NAMESPACE/POD, an address, `node`, `node/NAME` nor `world`: write one of these{}", suggestion(.1))]
+    BadEnd(String, Vec<String>),
+    /// The pod has no network to be judged by.
+    #[error("pod {0} is Succeeded or Failed: it owns no address any more; name a live pod or an address")]
+    Finished(ObjectKey),
+    /// It shares its node's network, and the node's address is not known.
+    #[error(
+        "pod {0} has hostNetwork, so by address it is its node, whose address is not known: set spec.nodeName and \
+         give the Node's status.addresses, or name an address"
+    )]
+    HostNetwork(ObjectKey),
+    /// It has no address of its own.
+    #[error(
+        "pod {0} owns no address: its status.podIPs are empty or a later pod has them; give it one, or a \
+         --pod-cidr with room"
+    )]
+    NoAddress(ObjectKey),
+    /// No such node.
+    #[error("no Node {name}{}", suggestion(.known))]
+    UnknownNode {
+        /// As asked.
+        name: String,
+        /// All of them.
+        known: Vec<String>,
+    },
+    /// The own node cannot be sent to.
+    #[error(
+        "the own node's address is not known: say which Node it is with --node-name, and give its status.addresses, \
+         or name an address"
+    )]
+    OwnNodeAddress,
+    /// The node cannot be sent to.
+    #[error("Node {0} has no address in status.addresses: give it one, or name an address")]
+    NodeAddress(String),
+    /// There is no family that both ends have.
+    #[error("{from} ({from_has}) and {to} ({to_has}) have no address of {wanted}: choose another --family or other ends")]
+    Families {
+        /// Who sends.
+        from: String,
+        /// Which families it has.
+        from_has: String,
+        /// To whom.
+        to: String,
+        /// Which families it has.
+        to_has: String,
+        /// What was looked for.
+        wanted: &'static str,
+    },
+    /// Nothing to show.
+    #[error("there is no pod: name a source with Pods, or workloads that stand for pods")]
+    NoPods,
+    /// The loaded program was to be asked and could not be.
+    #[error("ask the kernel: {0}: do without --kernel, or run as root on a node with a running agent")]
+    Kernel(String),
+}
+
+impl AskError {
+    /// How the program ends.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Kernel(_) => Exit::Unfit,
+            Self::UnknownPod { .. }
+            | Self::BadEnd(..)
+            | Self::Finished(_)
+            | Self::HostNetwork(_)
+            | Self::NoAddress(_)
+            | Self::UnknownNode { .. }
+            | Self::OwnNodeAddress
+            | Self::NodeAddress(_)
+            | Self::Families { .. }
+            | Self::NoPods => Exit::Usage,
+        }
+    }
+}
+
+fn suggestion(known: &[String]) -> String {
+    if known.is_empty() { String::new() } else { format!("; there is {}", known.join(", ")) }
+}
+
+/// What the loaded program says to the questions of one flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heard {
+    /// The sender's.
+    pub egress: Option<KernelAnswer>,
+    /// The receiver's.
+    pub ingress: Option<KernelAnswer>,
+}
+
+/// Puts both questions of a flow to the loaded program.
+pub fn hear(
+    kernel: &dyn AskKernel,
+    (egress, ingress): (Option<&Question>, Option<&Question>),
+) -> Result<Heard, AskError> {
+    let ask = |question: Option<&Question>| match question {
+        None => Ok(None),
+        Some(question) => kernel.ask(question).map_err(|error| AskError::Kernel(format!("{error:#}"))),
+    };
+    Ok(Heard { egress: ask(egress)?, ingress: ask(ingress)? })
+}

@@ -1,0 +1,295 @@
+//! `explain`: the verdict of one flow, what decided in each direction, and what the kernel says to the same
+//! packet.
+
+use std::fmt::Write as _;
+
+use portcullis_common::event::Reason;
+use portcullis_policy::answer::{Answers, DirectionAnswer};
+use portcullis_policy::convert::printable;
+use portcullis_policy::desired::RuleSource;
+use portcullis_policy::frame::Traffic;
+use portcullis_policy::model::ObjectKey;
+use serde::{Deserialize, Serialize};
+
+use super::ask::{AskError, ExplainRequest, Family, Heard, Reply, hear};
+use super::ends::{End, Wanted, resolve};
+use crate::output::{Colour, Exit, Verdict};
+use crate::world::{AskKernel, KernelAnswer, World};
+
+/// A policy, by name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyRef {
+    /// `NetworkPolicy`.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl PolicyRef {
+    /// Of a NetworkPolicy.
+    #[must_use]
+    pub fn network_policy(key: &ObjectKey) -> Self {
+        Self { kind: "NetworkPolicy".to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
+    }
+
+    /// The policy and the rule of it that decided: a rule's index, `None` for an isolation.
+    #[must_use]
+    pub fn of(source: &RuleSource) -> (Option<Self>, Option<u32>) {
+        match source {
+            RuleSource::NetworkPolicy(key, rule) => (Some(Self::network_policy(key)), Some(*rule)),
+            RuleSource::Isolation(key) => (Some(Self::network_policy(key)), None),
+            RuleSource::UndeclaredNamespace(_) => (None, None),
+        }
+    }
+
+    /// For a line.
+    #[must_use]
+    pub fn label(&self) -> String {
+        printable(&format!("{} {}/{}", self.kind, self.namespace, self.name))
+    }
+}
+
+/// An end of the flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExplainedEnd {
+    /// `ns/pod`, `node`, `node/NAME`, `world` or the address.
+    pub name: String,
+    /// The address that it was judged by.
+    pub address: String,
+}
+
+/// One direction's verdict.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Direction {
+    /// Allowed or denied.
+    pub verdict: Verdict,
+    /// A name of [`Reason`].
+    pub reason: String,
+    /// Of the deciding rule; the first isolating one where isolation decided; else `None`.
+    pub policy: Option<PolicyRef>,
+    /// 0-based index in `spec.ingress` or `spec.egress`; `None` where no rule decided.
+    pub rule: Option<u32>,
+    /// Every isolating policy, where isolation decided.
+    pub policies: Vec<PolicyRef>,
+    /// The namespace that nothing declares, where that is what isolates (S34).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub undeclared_namespace: Option<String>,
+    /// What the loaded program says; `None` where it cannot be asked.
+    pub kernel: Option<Verdict>,
+}
+
+/// The JSON of `explain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// Allowed only if both directions allow it.
+    pub verdict: Verdict,
+    /// The sender's side; `None` if that is no pod.
+    pub egress: Option<Direction>,
+    /// The receiver's side; `None` if that is no pod.
+    pub ingress: Option<Direction>,
+    /// What the loaded program says; `None` where it cannot be asked.
+    pub kernel: Option<Verdict>,
+    /// Who sends.
+    pub from: ExplainedEnd,
+    /// To whom.
+    pub to: ExplainedEnd,
+    /// `TCP`, `UDP`, `SCTP` or `ICMP`.
+    pub protocol: String,
+    /// Destination port; ICMP has none.
+    pub port: Option<u16>,
+    /// Of the addresses.
+    pub family: Family,
+}
+
+/// Whether kernel and classifier say the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agreement {
+    /// They do, or the kernel was not asked.
+    Agrees,
+    /// They do not: a defect of ours.
+    Disagrees,
+}
+
+impl Explained {
+    /// Compares wherever the kernel answered.
+    #[must_use]
+    pub fn agreement(&self) -> Agreement {
+        let differs = |d: &Option<Direction>| {
+            d.as_ref().is_some_and(|d| d.kernel.is_some_and(|kernel| kernel != d.verdict))
+        };
+        let overall = self.kernel.is_some_and(|kernel| kernel != self.verdict);
+        if overall || differs(&self.egress) || differs(&self.ingress) {
+            Agreement::Disagrees
+        } else {
+            Agreement::Agrees
+        }
+    }
+
+    /// How the program ends.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match (self.agreement(), self.verdict) {
+            (Agreement::Disagrees, _) => Exit::Unfit,
+            (Agreement::Agrees, Verdict::Allow) => Exit::Fine,
+            (Agreement::Agrees, Verdict::Deny) => Exit::Negative,
+        }
+    }
+}
+
+/// Answers.
+pub fn explain(
+    world: &World,
+    kernel: Option<&dyn AskKernel>,
+    request: &ExplainRequest,
+) -> Result<Reply<Explained>, AskError> {
+    let wanted = Wanted {
+        from: &request.from,
+        to: &request.to,
+        family: request.family.map(Into::into),
+        namespace: request.namespace.as_deref(),
+    };
+    let ends = resolve(world, wanted)?;
+    let answers = Answers::new(&world.cluster, &world.desired);
+    let traffic = request.traffic.0;
+    let (from, to) = (&ends.from, &ends.to);
+    let answer = answers.answer(&from.party, &to.party, traffic);
+    let (egress, ingress) = answers.questions(&from.party, &to.party, traffic);
+    let mut notes = Vec::new();
+    let heard = kernel.map_or(Heard::default(), |kernel| {
+        hear(kernel, (egress.as_ref(), ingress.as_ref())).unwrap_or_else(|error| {
+            notes.push(format!("the kernel's answer is missing: {error}"));
+            Heard::default()
+        })
+    });
+    if answer.egress.is_none() && answer.ingress.is_none() {
+        notes.push("neither end is a pod: no policy judges this".to_owned());
+    }
+    if from.name == "world" || to.name == "world" {
+        notes.push(format!("world is {}", ends.family.world()));
+    }
+    let (protocol, port) = match traffic {
+        Traffic::To(protocol, port) => (protocol.name(), Some(port)),
+        Traffic::Echo => ("ICMP", None),
+    };
+    let asked = [(egress.is_some(), heard.egress), (ingress.is_some(), heard.ingress)];
+    let result = Explained {
+        verdict: answer.action().into(),
+        egress: answer.egress.map(|d| direction(d, heard.egress)),
+        ingress: answer.ingress.map(|d| direction(d, heard.ingress)),
+        kernel: overall(asked),
+        from: shown(from),
+        to: shown(to),
+        protocol: protocol.to_owned(),
+        port,
+        family: ends.family.into(),
+    };
+    Ok(Reply { result, notes })
+}
+
+/// One deny denies; to allow, every end that was to be asked has to have answered.
+fn overall(asked: [(bool, Option<KernelAnswer>); 2]) -> Option<Verdict> {
+    let answers = || asked.iter().filter(|(is_asked, _)| *is_asked).map(|(_, answer)| *answer);
+    let verdicts = || answers().map(|a| a.map(|a| Verdict::from(a.action)));
+    if verdicts().any(|v| v == Some(Verdict::Deny)) {
+        Some(Verdict::Deny)
+    } else if answers().count() > 0 && verdicts().all(|v| v == Some(Verdict::Allow)) {
+        Some(Verdict::Allow)
+    } else {
+        None
+    }
+}
+
+fn shown(end: &End) -> ExplainedEnd {
+    ExplainedEnd { name: end.name.clone(), address: end.party.address().to_string() }
+}
+
+fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>) -> Direction {
+    let source = answer.decided_by.map(|name| name.source);
+    let (policy, rule) = source.as_ref().map_or((None, None), PolicyRef::of);
+    let undeclared_namespace = match source {
+        Some(RuleSource::UndeclaredNamespace(namespace)) => Some(namespace),
+        Some(RuleSource::NetworkPolicy(..) | RuleSource::Isolation(_)) | None => None,
+    };
+    let policies = match undeclared_namespace {
+        Some(_) => Vec::new(),
+        None => answer.policies.iter().map(PolicyRef::network_policy).collect(),
+    };
+    Direction {
+        verdict: answer.action.into(),
+        reason: answer.reason.name().to_owned(),
+        policy,
+        rule,
+        policies,
+        undeclared_namespace,
+        kernel: kernel.map(|k| k.action.into()),
+    }
+}
+
+/// For people.
+#[must_use]
+pub fn table(explained: &Explained, colour: Colour) -> String {
+    let end = |end: &ExplainedEnd| {
+        let name = printable(&end.name);
+        if name == end.address { name } else { format!("{name} ({})", end.address) }
+    };
+    let port = explained.port.map(|port| format!("/{port}")).unwrap_or_default();
+    let shout = colour.paint(explained.verdict, explained.verdict.shout());
+    let (from, to, protocol) = (end(&explained.from), end(&explained.to), &explained.protocol);
+    let mut text = format!("{shout} {from} -> {to} {protocol}{port}\n");
+    for (name, of) in [("egress", &explained.egress), ("ingress", &explained.ingress)] {
+        text.push_str(&direction_line(name, of.as_ref(), colour));
+    }
+    let _ = match explained.kernel {
+        None => writeln!(text, "  kernel   -      not asked"),
+        Some(verdict) => {
+            let word = colour.paint(verdict, &format!("{:5}", verdict.name()));
+            let agrees = match explained.agreement() {
+                Agreement::Agrees => "(agrees)",
+                Agreement::Disagrees => "(DISAGREES: the verdict above is not what packets meet)",
+            };
+            writeln!(text, "  kernel   {word}  {agrees}")
+        }
+    };
+    text
+}
+
+fn direction_line(name: &str, direction: Option<&Direction>, colour: Colour) -> String {
+    let Some(direction) = direction else {
+        return format!("  {name:7}  -      this end is no pod\n");
+    };
+    let word = colour.paint(direction.verdict, &format!("{:5}", direction.verdict.name()));
+    let mut line = format!("  {name:7}  {word}  {}", direction.reason);
+    // Writing to a string cannot fail.
+    let _ = match (&direction.policy, direction.rule, &direction.undeclared_namespace) {
+        (Some(policy), Some(rule), _) => write!(line, "  by {} spec.{name}[{rule}]", policy.label()),
+        (Some(policy), None, _) => {
+            let more = direction.policies.len().saturating_sub(1);
+            let others = if more > 0 { format!(" and {more} more") } else { String::new() };
+            write!(line, "  by {}{others} (no rule allows it)", policy.label())
+        }
+        (None, _, Some(namespace)) => {
+            write!(line, "  because no file declares namespace {}", printable(namespace))
+        }
+        (None, _, None) => Ok(()),
+    };
+    if direction.kernel.is_some_and(|kernel| kernel != direction.verdict) {
+        line.push_str("  BUT THE KERNEL SAYS OTHERWISE");
+    }
+    line + "\n"
+}
+
+/// The reasons, for `--help`.
+#[must_use]
+pub fn reasons_help() -> String {
+    let width = Reason::ALL.iter().map(|reason| reason.name().len()).max().unwrap_or(0);
+    Reason::ALL.iter().fold("Reasons:\n".to_owned(), |mut text, reason| {
+        let _ = writeln!(text, "  {:width$}  {}", reason.name(), reason.describe());
+        text
+    })
+}
+
+#[cfg(test)]
+#[path = "explain_tests.rs"]
+mod tests;
