@@ -11,7 +11,7 @@ use portcullis_common::classify::Tables;
 use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{Environment, Flows, Work};
 use portcullis_common::wire::{
-    BANKS, DEFAULT_FLOWS, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord, CpuState, FlowEntry,
+    BANKS, CounterKey, CpuState, DEFAULT_FLOWS, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord, FlowEntry,
     FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES,
     MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange,
     Row, Rule, Ruleset, Stats,
@@ -59,6 +59,10 @@ static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();
 /// what it knew of a value that comes from a map, so that the parser's many ways out become one.
 #[btf_map(name = "scratch")]
 static SCRATCH: PerCpuArray<Work, 1> = PerCpuArray::new();
+
+// Userspace's own: which rule a counter counts, for agents to come.
+#[btf_map(name = "counter_names")]
+static COUNTER_NAMES: HashMap<CounterKey, u32, { MAX_COUNTERS as usize }, NO_PREALLOC> = HashMap::new();
 
 // Never used: from these the agent takes the BTF types of the inner maps that it makes.
 #[btf_map(name = "peers_inner")]

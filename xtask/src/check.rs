@@ -45,12 +45,12 @@ pub(crate) const CHECKS: &[Check] = &[
     Check {
         kind: Kind::Format,
         name: "format of the workspace",
-        run: || passes(sh::cargo().args(["fmt", "--all", "--check"])),
+        run: || passes(sh::cargo().args(["fmt", "--all", "--", "--check", "-l"])),
     },
     Check {
         kind: Kind::Format,
         name: "format of ebpf",
-        run: || passes(sh::cargo().args(["fmt", "--manifest-path", EBPF, "--check"])),
+        run: || passes(sh::cargo().args(["fmt", "--manifest-path", EBPF, "--", "--check", "-l"])),
     },
     Check { kind: Kind::Lint, name: "clippy", run: clippy },
     Check {

@@ -20,7 +20,7 @@ pub const POD_EGRESS: &str = "pod_egress";
 pub const POD_INGRESS: &str = "pod_ingress";
 
 /// The maps that outlive the agent. `scratch`, the patterns of inner maps and the log ring are each load's own.
-pub const PINNED: [&str; 17] = [
+pub const PINNED: [&str; 18] = [
     "ifaces",
     "endpoints",
     "endpoint_cfg",
@@ -38,6 +38,7 @@ pub const PINNED: [&str; 17] = [
     "verdicts",
     "events",
     "cpu_state",
+    "counter_names",
 ];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.bpf.o"));

@@ -1,6 +1,7 @@
 //! The kernel boundary: the one place that makes, writes and reads maps and loads programs. Knows the layout;
 //! decides nothing.
 
+pub mod counters;
 pub mod events;
 pub mod kernel;
 pub mod load;

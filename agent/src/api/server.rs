@@ -1,0 +1,216 @@
+//! The agent's end of the socket. Trusts nobody who can connect beyond what a verb needs: sizes, times and
+//! numbers are bounded, so that a stuck client costs one place and nothing else.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::geteuid;
+use serde::Serialize;
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{sleep, timeout};
+
+use super::{Backend, Observed, Observing, Refusal, Request, socket};
+use crate::output::Exit;
+use crate::verbs::{explain, matrix};
+use crate::world::AskKernel;
+
+/// The longest request.
+const MAX_REQUEST: u64 = 64 << 10;
+
+/// The most clients at a time; more wait.
+const MAX_CLIENTS: usize = 32;
+
+/// How long a client may take to say what it wants.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+
+/// How long a client may take to read a line.
+const WRITE_TIME: Duration = Duration::from_secs(10);
+
+/// What the server is given.
+pub type Shared = Arc<dyn Backend + Send + Sync>;
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+pub enum BindError {
+    /// Somebody answers on it.
+    #[error("{}: another agent runs here: stop it, or choose another --run-dir", .0.display())]
+    Busy(PathBuf),
+    /// Something else is in its place.
+    #[error("{}: is no socket: remove it, or choose another --run-dir", .0.display())]
+    NotASocket(PathBuf),
+    /// Others could put their own socket there.
+    #[error(
+        "{}: belongs to another user or others may write to it: choose another --run-dir, or make it root's with \
+         mode 0700", .0.display()
+    )]
+    OpenDirectory(PathBuf),
+    /// The system refused.
+    #[error("{operation} {}: {cause}: run as root, or choose another --run-dir", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The answer.
+        cause: io::Error,
+    },
+}
+
+/// Makes the run directory (mode 0700) and the socket (mode 0600) in it. To be called within a runtime.
+pub fn bind(run_dir: &Path) -> Result<UnixListener, BindError> {
+    let failed = |operation, path: &Path| {
+        let path = path.to_owned();
+        move |cause| BindError::Io { operation, path, cause }
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(run_dir)
+        .map_err(failed("make the run directory", run_dir))?;
+    let facts = fs::metadata(run_dir).map_err(failed("read", run_dir))?;
+    if facts.uid() != geteuid().as_raw() || facts.mode() & 0o022 != 0 {
+        return Err(BindError::OpenDirectory(run_dir.to_owned()));
+    }
+    let path = socket(run_dir);
+    clear(&path)?;
+    // A socket gets its mode when it is bound; to change it later would be too late.
+    let before = umask(Mode::S_IRWXG | Mode::S_IRWXO | Mode::S_IXUSR);
+    let bound = UnixListener::bind(&path);
+    umask(before);
+    let listener = bound.map_err(failed("bind", &path))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed("chmod", &path))?;
+    Ok(listener)
+}
+
+/// Takes a socket away on which nobody answers.
+fn clear(path: &Path) -> Result<(), BindError> {
+    let failed = |operation, cause| BindError::Io { operation, path: path.to_owned(), cause };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("read", error)),
+        Ok(facts) if !facts.file_type().is_socket() => {
+            return Err(BindError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match StdStream::connect(path) {
+        Ok(_) => Err(BindError::Busy(path.to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(|error| failed("remove the stale socket", error))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(failed("connect to", error)),
+    }
+}
+
+/// Answers until it is dropped; clients that are being answered then go with the runtime.
+pub async fn serve(listener: UnixListener, shared: Shared) {
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    if let Err(error) = client(stream, shared).await {
+                        tracing::debug!(%error, "a client of the socket went");
+                    }
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                // Out of descriptors, most likely: others need time to give some back.
+                tracing::warn!(%error, "accepting on agent.sock failed");
+                sleep(Duration::from_millis(200)).await;
+            }
+        }
+    }
+}
+
+async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = BufReader::new(reader);
+    let mut line = Vec::new();
+    let read = (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line);
+    timeout(REQUEST_TIME, read).await.map_err(io::Error::from)??;
+    match serde_json::from_slice::<Request>(&line) {
+        Err(error) => {
+            let error = format!("the request is not understood ({error}): use a verb of the agent's own version");
+            send(&mut writer, &Refusal { error, exit: Exit::Usage.code() }).await
+        }
+        Ok(Request::Observe) => observe(reader, writer, &shared).await,
+        Ok(request @ (Request::Explain(_) | Request::Matrix(_))) => {
+            let line = tokio::task::spawn_blocking(move || judge(&request, shared.as_ref()))
+                .await
+                .map_err(io::Error::other)??;
+            write(&mut writer, &line).await
+        }
+    }
+}
+
+/// The answer's line.
+fn judge(request: &Request, backend: &(dyn Backend + Send + Sync)) -> io::Result<Vec<u8>> {
+    let world = backend.world();
+    let kernel = backend.kernel().map(|kernel| kernel as &dyn AskKernel);
+    let answer = match request {
+        Request::Explain(request) => explain::explain(&world, kernel, request).map(|reply| line_of(&reply)),
+        Request::Matrix(request) => matrix::matrix(&world, kernel, request).map(|reply| line_of(&reply)),
+        Request::Observe => return Err(io::Error::other("observe is no question")),
+    };
+    answer.unwrap_or_else(|error| {
+        line_of(&Refusal { error: error.to_string(), exit: error.exit().code() })
+    })
+}
+
+async fn observe(
+    mut reader: BufReader<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+    shared: &Shared,
+) -> io::Result<()> {
+    let mut verdicts = shared.subscribe();
+    send(&mut writer, &Observing { observing: shared.world().node.clone() }).await?;
+    let mut ignored = [0; 64];
+    loop {
+        tokio::select! {
+            read = reader.read(&mut ignored) => if read? == 0 { return Ok(()) },
+            verdict = verdicts.recv() => match verdict {
+                Ok(observed) => send(&mut writer, observed.as_ref()).await?,
+                Err(RecvError::Lagged(lost)) => send(&mut writer, &Observed::Lost { lost }).await?,
+                Err(RecvError::Closed) => return Ok(()),
+            },
+        }
+    }
+}
+
+fn line_of<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    let mut line = serde_json::to_vec(value)?;
+    line.push(b'\n');
+    Ok(line)
+}
+
+async fn send<T: Serialize>(writer: &mut OwnedWriteHalf, value: &T) -> io::Result<()> {
+    write(writer, &line_of(value)?).await
+}
+
+async fn write(writer: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
+    // In pieces, so that the time is one of standstill and not of a long answer.
+    for piece in line.chunks(64 << 10) {
+        timeout(WRITE_TIME, writer.write_all(piece)).await.map_err(io::Error::from)??;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -1,0 +1,135 @@
+//! Which rule a counter counts, in a pinned map of its own: a restarted agent goes on with the same counters.
+
+use std::collections::BTreeMap;
+
+use aya::Ebpf;
+use aya::maps::{HashMap, MapData};
+use portcullis_common::event::Direction;
+use portcullis_common::wire::{
+    CounterKey, NAME_BYTES, NAMESPACE_BYTES, POLICY_NETWORK, POLICY_NO_NAMESPACE, RULE_ISOLATION,
+};
+use portcullis_policy::desired::{CounterName, RuleSource};
+use portcullis_policy::model::ObjectKey;
+
+use super::kernel::take;
+use super::load::BpfError;
+use super::wire::Wire;
+
+/// The names of the counters.
+pub struct CounterNames {
+    map: HashMap<MapData, Wire<CounterKey>, u32>,
+    names: BTreeMap<u32, CounterName>,
+}
+
+impl std::fmt::Debug for CounterNames {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CounterNames").field("names", &self.names.len()).finish_non_exhaustive()
+    }
+}
+
+impl CounterNames {
+    /// Reads what earlier agents left.
+    pub fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+        let map: HashMap<_, Wire<CounterKey>, u32> = take(ebpf, "counter_names")?;
+        let names = map.iter().filter_map(Result::ok).filter_map(|(key, n)| Some((n, decode(&key.0)?))).collect();
+        Ok(Self { map, names })
+    }
+
+    /// All of them.
+    #[must_use]
+    pub fn all(&self) -> &BTreeMap<u32, CounterName> {
+        &self.names
+    }
+
+    /// What a counter counts.
+    #[must_use]
+    pub fn name(&self, counter: u32) -> Option<&CounterName> {
+        self.names.get(&counter)
+    }
+
+    /// A counter counts something else from here on.
+    pub fn set(&mut self, counter: u32, name: &CounterName) -> Result<(), BpfError> {
+        let fail = |e| BpfError::map("write", "counter_names", e);
+        if let Some(old) = self.names.insert(counter, name.clone())
+            && let Some(key) = encode(&old)
+        {
+            // The name may have moved to another counter already.
+            if self.map.get(&Wire(key), 0).is_ok_and(|held| held == counter) {
+                self.map.remove(&Wire(key)).map_err(fail)?;
+            }
+        }
+        // A name that is longer than Kubernetes allows is not remembered over a restart.
+        match encode(name) {
+            Some(key) => self.map.insert(Wire(key), counter, 0).map_err(fail),
+            None => Ok(()),
+        }
+    }
+}
+
+fn encode(name: &CounterName) -> Option<CounterKey> {
+    let empty = String::new();
+    let (policy_kind, namespace, object, rule) = match &name.source {
+        RuleSource::NetworkPolicy(key, rule) => (POLICY_NETWORK, &key.namespace, &key.name, *rule),
+        RuleSource::Isolation(key) => (POLICY_NETWORK, &key.namespace, &key.name, RULE_ISOLATION),
+        RuleSource::UndeclaredNamespace(namespace) => {
+            (POLICY_NO_NAMESPACE, namespace, &empty, RULE_ISOLATION)
+        }
+    };
+    Some(CounterKey {
+        namespace: padded::<NAMESPACE_BYTES>(namespace)?,
+        name: padded::<NAME_BYTES>(object)?,
+        policy_kind,
+        direction: u16::from(name.direction.index()),
+        rule,
+    })
+}
+
+fn decode(key: &CounterKey) -> Option<CounterName> {
+    let (namespace, name) = (text(&key.namespace)?, text(&key.name)?);
+    let source = match (key.policy_kind, key.rule) {
+        (POLICY_NETWORK, RULE_ISOLATION) => RuleSource::Isolation(ObjectKey::new(namespace, name)),
+        (POLICY_NETWORK, rule) => RuleSource::NetworkPolicy(ObjectKey::new(namespace, name), rule),
+        (POLICY_NO_NAMESPACE, _) => RuleSource::UndeclaredNamespace(namespace),
+        _ => return None,
+    };
+    let direction = match key.direction {
+        0 => Direction::Ingress,
+        1 => Direction::Egress,
+        _ => return None,
+    };
+    Some(CounterName { source, direction })
+}
+
+fn padded<const N: usize>(text: &str) -> Option<[u8; N]> {
+    let mut bytes = [0; N];
+    bytes.get_mut(..text.len())?.copy_from_slice(text.as_bytes());
+    Some(bytes)
+}
+
+fn text(bytes: &[u8]) -> Option<String> {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8(bytes.get(..end)?.to_vec()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_back_as_they_went() {
+        let key = || ObjectKey::new("ns", "policy");
+        for source in [
+            RuleSource::NetworkPolicy(key(), 0),
+            RuleSource::NetworkPolicy(key(), 7),
+            RuleSource::Isolation(key()),
+            RuleSource::UndeclaredNamespace("ns".to_owned()),
+        ] {
+            for direction in [Direction::Ingress, Direction::Egress] {
+                let name = CounterName { source: source.clone(), direction };
+                assert_eq!(decode(&encode(&name).unwrap()), Some(name));
+            }
+        }
+        let long = RuleSource::Isolation(ObjectKey::new("n".repeat(65), "p"));
+        assert_eq!(encode(&CounterName { source: long, direction: Direction::Ingress }), None);
+    }
+}

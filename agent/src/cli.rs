@@ -1,0 +1,276 @@
+//! The command line: what can be said, and which verb that is.
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use portcullis_common::wire::DEFAULT_FLOWS;
+use portcullis_policy::frame::Traffic;
+use tracing_subscriber::EnvFilter;
+
+use crate::attach::HookChoice;
+use crate::daemon;
+use crate::output::{self, Colour, Exit, Format};
+use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
+use crate::verbs::observe::{Lines, observe};
+use crate::verbs::offline::{OfflineError, offline};
+use crate::verbs::{self, Face, Failure, From};
+
+/// Kubernetes NetworkPolicies, enforced and explained by eBPF.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, max_term_width = 110, after_help = EXITS)]
+struct Cli {
+    /// No colours, on a terminal either
+    #[arg(long, global = true)]
+    no_color: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const EXITS: &str =
+    "Exit status: 0 fine, 1 a negative finding (`explain`: denied), 2 usage, 3 the environment is not fit.";
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Enforce the policies of a directory on this node's pods
+    Agent(AgentArgs),
+    /// Say whether one flow is allowed, and which rule decides
+    #[command(after_long_help = verbs::explain::reasons_help())]
+    Explain(ExplainArgs),
+    /// Show which pod reaches which
+    Matrix(MatrixArgs),
+    /// Show verdicts as they fall
+    Observe(ObserveArgs),
+    /// Take every program, link, map and pin of ours away
+    Cleanup(CleanupArgs),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Drop what is denied
+    Enforce,
+    /// Judge, count and report, and drop nothing (not supported yet)
+    Audit,
+}
+
+#[derive(Debug, Args)]
+struct RunDir {
+    /// Where the agent's socket is
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_RUN_DIR", default_value = "/run/portcullis")]
+    run_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct Bpffs {
+    /// The bpf file system that holds the pins
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_BPFFS", default_value = "/sys/fs/bpf")]
+    bpffs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// This node's name
+    #[arg(long, value_name = "NAME", env = "PORTCULLIS_NODE_NAME")]
+    node_name: Option<String>,
+    /// Where pods without an address get one; several with commas [default: 10.244.0.0/16,fd00:10:244::/64]
+    #[arg(long = "pod-cidr", value_name = "CIDR", env = "PORTCULLIS_POD_CIDR", value_delimiter = ',')]
+    pod_cidrs: Vec<IpNet>,
+}
+
+#[derive(Debug, Args)]
+struct AgentArgs {
+    /// The directory of manifests, watched for change
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_SOURCE")]
+    source: PathBuf,
+    /// What to do with what is denied
+    #[arg(long, env = "PORTCULLIS_MODE", default_value = "enforce")]
+    mode: Mode,
+    #[command(flatten)]
+    run_dir: RunDir,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    /// Where programs hang
+    #[arg(long, env = "PORTCULLIS_HOOK", default_value = "auto")]
+    hook: HookChoice,
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Size of a pod's table of flows
+    #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
+          value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    flows_per_endpoint: u32,
+}
+
+#[derive(Debug, Args)]
+struct AskArgs {
+    /// Ask the manifests of this directory, not the running agent
+    #[arg(long, value_name = "DIR")]
+    source: Option<PathBuf>,
+    #[command(flatten)]
+    run_dir: RunDir,
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Address family [default: IPv4 where it is there]
+    #[arg(long)]
+    family: Option<Family>,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+impl AskArgs {
+    fn from(self) -> From {
+        match self.source {
+            None => From::Agent { run_dir: self.run_dir.run_dir },
+            Some(dir) => {
+                From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs }
+            }
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    /// Who sends: NAMESPACE/POD, an address, `node`, `node/NAME` or `world`
+    from: String,
+    /// To whom, as FROM
+    to: String,
+    /// TCP/80, UDP/53, SCTP/9999 or ICMP
+    #[arg(value_name = "PROTO/PORT")]
+    traffic: Traffic,
+    /// Where a pod without a namespace is looked for
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+#[derive(Debug, Args)]
+struct MatrixArgs {
+    /// TCP/80, UDP/53, SCTP/9999 or ICMP; none: every declared containerPort, TCP, UDP, then SCTP
+    #[arg(value_name = "PROTO/PORT")]
+    ports: Vec<Traffic>,
+    /// Take every cell from the loaded program; `?` where the pod is not on this node
+    #[arg(long)]
+    kernel: bool,
+    #[command(flatten)]
+    ask: AskArgs,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LineFormat {
+    /// To be read by people
+    Table,
+    /// A JSON object a line
+    Json,
+}
+
+#[derive(Debug, Args)]
+struct ObserveArgs {
+    #[command(flatten)]
+    run_dir: RunDir,
+    /// Format of the lines
+    #[arg(short, long, default_value = "table")]
+    output: LineFormat,
+    /// End after this many verdicts
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+struct CleanupArgs {
+    #[command(flatten)]
+    run_dir: RunDir,
+    #[command(flatten)]
+    bpffs: Bpffs,
+}
+
+/// Reads the command line of this process and does what it says.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            output::error(&failure);
+            failure.exit().into()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<Exit, Failure> {
+    let colour = Colour::choose(cli.no_color);
+    match cli.verb {
+        Verb::Agent(args) => agent(args),
+        Verb::Explain(args) => {
+            let face = Face { format: args.ask.output, colour };
+            let request = ExplainRequest {
+                from: args.from,
+                to: args.to,
+                traffic: TrafficText(args.traffic),
+                family: args.ask.family,
+                namespace: args.namespace,
+            };
+            verbs::explain(&args.ask.from(), request, face)
+        }
+        Verb::Matrix(args) => {
+            let face = Face { format: args.ask.output, colour };
+            let request = MatrixRequest {
+                ports: args.ports.into_iter().map(TrafficText).collect(),
+                family: args.ask.family,
+                judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
+            };
+            verbs::matrix(&args.ask.from(), request, face)
+        }
+        Verb::Observe(args) => {
+            let lines = match args.output {
+                LineFormat::Table => Lines::Text(colour),
+                LineFormat::Json => Lines::Json,
+            };
+            observe(&args.run_dir.run_dir, lines, args.count)
+        }
+        Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
+    }
+}
+
+fn agent(args: AgentArgs) -> Result<Exit, Failure> {
+    match args.mode {
+        Mode::Enforce => {}
+        Mode::Audit => return Err(Failure::Audit),
+    }
+    if args.source.as_os_str() == OsStr::new("kube") {
+        return Err(OfflineError::Kube.into());
+    }
+    // Before anything is touched: a directory that this version must not enforce.
+    offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
+    let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    // Somebody who embeds this may have set one.
+    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).try_init();
+    let options = daemon::Options {
+        source: args.source,
+        run_dir: args.run_dir.run_dir,
+        bpffs: args.bpffs.bpffs,
+        hook: args.hook,
+        node_name: args.node.node_name,
+        pod_cidrs: args.node.pod_cidrs,
+        flows_per_endpoint: args.flows_per_endpoint,
+    };
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::System)?;
+    let ended = runtime.block_on(daemon::run(options));
+    ended.map_err(|error| Failure::Agent(format!("{error:#}")))?;
+    Ok(Exit::Fine)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

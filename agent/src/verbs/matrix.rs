@@ -1,0 +1,174 @@
+//! `matrix`: which pod reaches which, for each protocol and port.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use portcullis_common::event::Action;
+use portcullis_policy::answer::{Answers, Family as IpFamily, Party, Question};
+use portcullis_policy::convert::printable;
+use portcullis_policy::frame::Traffic;
+use portcullis_policy::model::{Cluster, ObjectKey, Protocol};
+use serde::{Deserialize, Serialize};
+
+use super::ask::{AskError, Family, Judge, MatrixRequest, Reply, hear};
+use crate::output::{Colour, Verdict};
+use crate::world::{AskKernel, World};
+
+/// One protocol and port. Its JSON is these five keys and never more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Matrix {
+    /// `TCP`, `UDP`, `SCTP` or `ICMP`.
+    pub protocol: String,
+    /// Destination port; ICMP has none.
+    pub port: Option<u16>,
+    /// Of the addresses.
+    pub family: Family,
+    /// `ns/pod` of every live pod with an address of the family and a network of its own.
+    pub order: Vec<String>,
+    /// From, then to, as `order`: `.` allowed, `X` denied, `-` self, `?` not known.
+    pub rows: Vec<String>,
+}
+
+/// Answers.
+pub fn matrix(
+    world: &World,
+    kernel: Option<&dyn AskKernel>,
+    request: &MatrixRequest,
+) -> Result<Reply<Vec<Matrix>>, AskError> {
+    let answers = Answers::new(&world.cluster, &world.desired);
+    let (v4, v6) = (answers.order(IpFamily::Ipv4), answers.order(IpFamily::Ipv6));
+    if v4.is_empty() && v6.is_empty() {
+        return Err(AskError::NoPods);
+    }
+    let family = request.family.unwrap_or(if v4.is_empty() { Family::Ipv6 } else { Family::Ipv4 });
+    let order = match family {
+        Family::Ipv4 => v4,
+        Family::Ipv6 => v6,
+    };
+    let mut notes = Vec::new();
+    if order.is_empty() {
+        notes.push(format!("no live pod has an {} address", family.name()));
+    }
+    let judge = match (request.judge, kernel) {
+        (Judge::Userspace, _) => None,
+        (Judge::Kernel, Some(kernel)) => Some(kernel),
+        (Judge::Kernel, None) => return Err(AskError::Kernel("no program is loaded".to_owned())),
+    };
+    let declared = declared_ports(&world.cluster);
+    let ports: Vec<Traffic> = if request.ports.is_empty() {
+        declared.into_iter().map(|(protocol, port)| Traffic::To(protocol, port)).collect()
+    } else {
+        request.ports.iter().map(|text| text.0).collect()
+    };
+    if ports.is_empty() {
+        notes.push("no pod declares a containerPort: name the ports, as in `matrix TCP/80 UDP/53`".to_owned());
+    }
+    let filler = Filler { answers, order, judge };
+    let result =
+        ports.into_iter().map(|traffic| filler.matrix(family, traffic)).collect::<Result<_, AskError>>()?;
+    Ok(Reply { result, notes })
+}
+
+/// Every containerPort of live pods with a network of their own, by protocol number, then port.
+fn declared_ports(cluster: &Cluster) -> BTreeSet<(Protocol, u16)> {
+    let live = cluster.pods.values().filter(|pod| pod.is_live() && pod.has_own_network());
+    live.flat_map(|pod| pod.container_ports.iter().copied()).collect()
+}
+
+struct Filler<'a> {
+    answers: Answers<'a>,
+    order: Vec<(ObjectKey, IpAddr)>,
+    judge: Option<&'a dyn AskKernel>,
+}
+
+impl Filler<'_> {
+    fn matrix(&self, family: Family, traffic: Traffic) -> Result<Matrix, AskError> {
+        let (protocol, port) = match traffic {
+            Traffic::To(protocol, port) => (protocol.name(), Some(port)),
+            Traffic::Echo => ("ICMP", None),
+        };
+        let parties: Vec<Party> =
+            self.order.iter().map(|(key, address)| Party::Pod(key.clone(), *address)).collect();
+        let rows = parties
+            .iter()
+            .map(|from| parties.iter().map(|to| self.cell(from, to, traffic)).collect())
+            .collect::<Result<_, AskError>>()?;
+        let order = self.order.iter().map(|(key, _)| key.to_string()).collect();
+        Ok(Matrix { protocol: protocol.to_owned(), port, family, order, rows })
+    }
+
+    fn cell(&self, from: &Party, to: &Party, traffic: Traffic) -> Result<char, AskError> {
+        if from == to {
+            return Ok('-');
+        }
+        let (egress, ingress) = self.answers.questions(from, to, traffic);
+        let both = match self.judge {
+            None => {
+                let judge = |question: Option<Question>| question.map(|q| self.answers.verdict(&q).action);
+                [judge(egress), judge(ingress)]
+            }
+            Some(kernel) => {
+                let heard = hear(kernel, (egress.as_ref(), ingress.as_ref()))?;
+                [heard.egress.map(|a| a.action), heard.ingress.map(|a| a.action)]
+            }
+        };
+        Ok(if both.contains(&Some(Action::Deny)) {
+            'X'
+        } else if both.contains(&None) {
+            '?'
+        } else {
+            '.'
+        })
+    }
+}
+
+/// Stands above the names and left of the numbers.
+const CORNER: &str = "from \\ to";
+
+/// For people: a row for each sender, columns by the rows' numbers.
+#[must_use]
+pub fn table(matrices: &[Matrix], colour: Colour) -> String {
+    let mut text = String::new();
+    for matrix in matrices {
+        one(matrix, colour, &mut text);
+        text.push('\n');
+    }
+    if !matrices.is_empty() {
+        let unknown = matrices.iter().any(|m| m.rows.iter().any(|row| row.contains('?')));
+        text.push_str(". allowed  X denied  - itself");
+        text.push_str(if unknown { "  ? not known here\n" } else { "\n" });
+    }
+    text
+}
+
+fn one(matrix: &Matrix, colour: Colour, text: &mut String) {
+    let names: Vec<String> = matrix.order.iter().map(|name| printable(name)).collect();
+    let digits = names.len().to_string().len();
+    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(CORNER.len());
+    let port = matrix.port.map(|port| format!("/{port}")).unwrap_or_default();
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "{}{port} {}", matrix.protocol, matrix.family.name());
+    let _ = write!(text, "{:>digits$} {CORNER:width$}", "");
+    for number in 1..=names.len() {
+        let _ = write!(text, " {number:>digits$}");
+    }
+    text.push('\n');
+    for (number, (name, row)) in (1..).zip(names.iter().zip(&matrix.rows)) {
+        let _ = write!(text, "{number:>digits$} {name:width$}");
+        for cell in row.chars() {
+            let padded = format!("{cell:>digits$}");
+            let painted = match cell {
+                '.' => colour.paint(Verdict::Allow, &padded),
+                'X' => colour.paint(Verdict::Deny, &padded),
+                _ => padded,
+            };
+            let _ = write!(text, " {painted}");
+        }
+        text.push('\n');
+    }
+}
+
+#[cfg(test)]
+#[path = "matrix_tests.rs"]
+mod tests;

@@ -1,0 +1,162 @@
+//! The verbs: each takes what the command line said, asks the agent or a directory, and prints.
+
+pub mod ask;
+pub mod cleanup;
+pub mod ends;
+pub mod explain;
+pub mod matrix;
+pub mod observe;
+pub mod offline;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use nix::unistd::geteuid;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use crate::api::Request;
+use crate::api::client::{self, ClientError};
+use crate::bpf::probe::Private;
+use crate::output::{self, Colour, Exit, Format};
+use crate::world::{AskKernel, World};
+use ask::{AskError, ExplainRequest, Judge, MatrixRequest, Reply};
+use offline::{OfflineError, offline};
+
+/// Why a verb failed.
+#[derive(Debug, Error)]
+pub enum Failure {
+    /// The question.
+    #[error(transparent)]
+    Ask(#[from] AskError),
+    /// The directory.
+    #[error(transparent)]
+    Offline(#[from] OfflineError),
+    /// The socket.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// `--mode audit`.
+    #[error("--mode audit is not supported by this version yet: leave it out, or use --mode enforce")]
+    Audit,
+    /// The daemon ended.
+    #[error("agent: {0}")]
+    Agent(String),
+    /// Not everything of ours could be found or taken.
+    #[error("cleanup: {0}: run as root on the node, with the --run-dir and --bpffs of the agent")]
+    Cleanup(String),
+    /// Signals, threads.
+    #[error("{0}")]
+    System(io::Error),
+    /// Stdout.
+    #[error("write the result: {0}: make room where stdout goes")]
+    Output(io::Error),
+}
+
+impl Failure {
+    /// How the program ends.
+    #[must_use]
+    pub const fn exit(&self) -> Exit {
+        match self {
+            Self::Ask(error) => error.exit(),
+            Self::Offline(error) => error.exit(),
+            Self::Client(error) => error.exit(),
+            Self::Audit => Exit::Usage,
+            Self::Agent(_) | Self::Cleanup(_) | Self::System(_) | Self::Output(_) => Exit::Unfit,
+        }
+    }
+}
+
+/// Where answers come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The running agent.
+    Agent {
+        /// Where its socket is.
+        run_dir: PathBuf,
+    },
+    /// Manifests.
+    Directory {
+        /// Where they are.
+        dir: PathBuf,
+        /// This node's name.
+        node: Option<String>,
+        /// Where pods without an address get one.
+        pod_cidrs: Vec<IpNet>,
+    },
+}
+
+/// How a result is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Face {
+    /// `-o`.
+    pub format: Format,
+    /// Of tables.
+    pub colour: Colour,
+}
+
+/// `explain`.
+pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit, Failure> {
+    let Reply { result, notes } = match from {
+        From::Agent { run_dir } => live(run_dir, &Request::Explain(request))?,
+        From::Directory { dir, node, pod_cidrs } => {
+            let world = read(dir, node.as_deref(), pod_cidrs)?;
+            let kernel = match private(&world) {
+                Ok(kernel) => Some(kernel),
+                Err(why) => {
+                    output::note(format_args!("the kernel is not asked: {why}"));
+                    None
+                }
+            };
+            explain::explain(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
+        }
+    };
+    notes.iter().for_each(output::note);
+    let text = output::render(&result, face.format, || explain::table(&result, face.colour));
+    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    match result.agreement() {
+        explain::Agreement::Agrees => {}
+        explain::Agreement::Disagrees => output::error(
+            "the loaded program and the classifier disagree on this packet: a defect of portcullis; report it \
+             with the manifests and this output in JSON",
+        ),
+    }
+    Ok(result.exit())
+}
+
+/// `matrix`.
+pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, Failure> {
+    let Reply { result, notes } = match from {
+        From::Agent { run_dir } => live(run_dir, &Request::Matrix(request))?,
+        From::Directory { dir, node, pod_cidrs } => {
+            let world = read(dir, node.as_deref(), pod_cidrs)?;
+            let kernel = match request.judge {
+                Judge::Userspace => None,
+                Judge::Kernel => Some(private(&world).map_err(AskError::Kernel)?),
+            };
+            matrix::matrix(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
+        }
+    };
+    notes.iter().for_each(output::note);
+    let text = output::render(&result, face.format, || matrix::table(&result, face.colour));
+    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    Ok(Exit::Fine)
+}
+
+fn live<T: DeserializeOwned>(run_dir: &Path, request: &Request) -> Result<Reply<T>, Failure> {
+    Ok(client::ask(run_dir, request)?.answer()?)
+}
+
+fn read(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<World, Failure> {
+    let world = offline(dir, node, pod_cidrs)?;
+    output::problems(&world.problems);
+    Ok(world)
+}
+
+/// A copy of the programs of our own, attached to nothing.
+fn private(world: &World) -> Result<Private, String> {
+    if !geteuid().is_root() {
+        return Err("loading its programs needs root".to_owned());
+    }
+    Private::load(world).map_err(|error| format!("{error:#}"))
+}
