@@ -142,7 +142,8 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
-    let read = (&mut reader).take(MAX_REQUEST).read_until(b'\n', &mut line);
+    let mut bounded = (&mut reader).take(MAX_REQUEST);
+    let read = bounded.read_until(b'\n', &mut line);
     timeout(REQUEST_TIME, read).await.map_err(io::Error::from)??;
     match serde_json::from_slice::<Request>(&line) {
         Err(error) => {

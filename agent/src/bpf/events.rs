@@ -35,7 +35,9 @@ impl Events {
     /// Of the attached load. To be called in a Tokio runtime.
     pub fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let ring = Ring(take(ebpf, "events")?);
-        Ok(Self { ring: AsyncFd::register(ring).map_err(|e| BpfError::map("watch", "events", e))? })
+        // SAFETY: the map is ours and open for as long as `ring`, which keeps its descriptor to itself.
+        let ring = unsafe { AsyncFd::register(ring) }.map_err(|e| BpfError::map("watch", "events", e))?;
+        Ok(Self { ring })
     }
 
     /// Waits for events and hands over all that are there. An event of an unknown size is passed over.

@@ -126,8 +126,13 @@ pub enum AskError {
         known: Vec<String>,
     },
     /// Neither a pod nor an address nor one of the words.
-    #[error("`{0}` is neither NAMESPACE/POD, an address, `node`, `node/NAME` nor `world`: write one of these{}", suggestion(.1))]
-    BadEnd(String, Vec<String>),
+    #[error("`{text}` is neither NAMESPACE/POD, an address, `node`, `node/NAME` nor `world`: write one of these{}", suggestion(.known))]
+    BadEnd {
+        /// As asked.
+        text: String,
+        /// Pods that may be meant.
+        known: Vec<String>,
+    },
     /// The pod has no network to be judged by.
     #[error("pod {0} is Succeeded or Failed: it owns no address any more; name a live pod or an address")]
     Finished(ObjectKey),
@@ -189,7 +194,7 @@ impl AskError {
         match self {
             Self::Kernel(_) => Exit::Unfit,
             Self::UnknownPod { .. }
-            | Self::BadEnd(..)
+            | Self::BadEnd { .. }
             | Self::Finished(_)
             | Self::HostNetwork(_)
             | Self::NoAddress(_)

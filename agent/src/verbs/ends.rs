@@ -179,7 +179,10 @@ impl Reader<'_> {
             (_, None, Some(namespace)) if is_name(text) => self.pod(ObjectKey::new(namespace, text)),
             (_, None | Some(_), _) => {
                 let same = self.world.cluster.pods.keys().filter(|key| key.name == text);
-                Err(AskError::BadEnd(text.to_owned(), same.take(SUGGESTIONS).map(ToString::to_string).collect()))
+                Err(AskError::BadEnd {
+                    text: text.to_owned(),
+                    known: same.take(SUGGESTIONS).map(ToString::to_string).collect(),
+                })
             }
         }
     }

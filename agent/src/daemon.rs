@@ -1,0 +1,489 @@
+//! The daemon: turns what the sources, the network and the clock tell into reconciliations, and publishes what
+//! is in force. Killed or ended, it leaves enforcement as it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use ipnet::IpNet;
+use nix::time::{ClockId, clock_gettime};
+use notify::{RecursiveMode, Watcher as _};
+use portcullis_common::event::Event;
+use portcullis_policy::compile::Compiler;
+use portcullis_policy::desired::{CounterName, ip_addr};
+use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
+use portcullis_policy::select::Directory;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+
+use crate::api::{self, Backend, Observed, ObservedVerdict, observed};
+use crate::attach::{self, HookChoice};
+use crate::bpf::events::Events;
+use crate::bpf::load::kernel_release;
+use crate::bpf::probe::Asker;
+use crate::bpf::Pins;
+use crate::reconcile::{Outcome, Reconciler};
+use crate::source::dir::DirSource;
+use crate::world::{AskKernel, KernelAnswer, World};
+
+/// How long a directory must be quiet before it is read: a change is in force 1 s after its last write.
+const QUIET: Duration = Duration::from_millis(150);
+/// How often attachments are audited, and the directory looked at for changes that no event told of.
+const AUDIT: Duration = Duration::from_secs(1);
+/// How often expired flows are removed.
+const EXPIRE: Duration = Duration::from_secs(30);
+/// Verdicts that a slow observer may lag behind; what is over is counted as lost.
+const OBSERVER_LAG: usize = 16_384;
+/// File in the run directory that says how many changes are in force.
+const READY: &str = "ready";
+/// File in the run directory with what the manifests said last.
+const MEMORY: &str = "manifests.json";
+
+/// How the daemon runs.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory of manifests.
+    pub source: PathBuf,
+    /// Where the socket is.
+    pub run_dir: PathBuf,
+    /// Where pins are.
+    pub bpffs: PathBuf,
+    /// Where programs hang.
+    pub hook: HookChoice,
+    /// This node's name.
+    pub node_name: Option<String>,
+    /// Where pods without an address get one; empty: the default ranges.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Size of an endpoint's flow table.
+    pub flows_per_endpoint: u32,
+}
+
+/// What is in force, for those who ask.
+#[derive(Debug, Default)]
+struct Snapshot {
+    cluster: Arc<Cluster>,
+    problems: Vec<Problem>,
+    node: Option<String>,
+    local: BTreeMap<ObjectKey, u32>,
+    slots: BTreeMap<u32, ObjectKey>,
+    owners: BTreeMap<IpAddr, ObjectKey>,
+    counters: BTreeMap<u32, CounterName>,
+    /// Compiled for all pods when somebody asks.
+    world: OnceLock<Arc<World>>,
+}
+
+/// What the API server and the event reader share with the main loop.
+struct Shared {
+    snapshot: RwLock<Arc<Snapshot>>,
+    asker: Asker,
+    observers: broadcast::Sender<Arc<Observed>>,
+}
+
+impl Shared {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    fn observe(&self, event: &Event) {
+        if self.observers.receiver_count() == 0 {
+            return;
+        }
+        let snapshot = self.snapshot();
+        let context = observed::Context {
+            time: wall_time(event.time),
+            pod: snapshot.slots.get(&event.slot),
+            peer: snapshot.owners.get(&ip_addr(&event.remote)),
+            decided_by: snapshot.counters.get(&event.counter),
+            node: snapshot.node.as_deref(),
+        };
+        if let Some(verdict) = ObservedVerdict::new(event, context) {
+            // Nobody may be listening any more.
+            let _ = self.observers.send(Arc::new(Observed::Verdict(Box::new(verdict))));
+        }
+    }
+}
+
+impl Backend for Shared {
+    fn world(&self) -> Arc<World> {
+        let snapshot = self.snapshot();
+        let world = snapshot.world.get_or_init(|| {
+            let cluster = Cluster::clone(&snapshot.cluster);
+            let mut problems = snapshot.problems.clone();
+            let desired = match Compiler::new(0).compile(&cluster, cluster.pods.keys()) {
+                Ok((desired, closed)) => {
+                    problems.extend(closed);
+                    desired
+                }
+                Err(error) => {
+                    problems.push(node_problem(format!("not every pod can be judged: {error}")));
+                    portcullis_policy::desired::Desired::default()
+                }
+            };
+            let local = Some(snapshot.local.keys().cloned().collect());
+            Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), local })
+        });
+        Arc::clone(world)
+    }
+
+    fn kernel(&self) -> Option<&(dyn AskKernel + Sync)> {
+        Some(self)
+    }
+
+    fn subscribe(&self) -> broadcast::Receiver<Arc<Observed>> {
+        self.observers.subscribe()
+    }
+}
+
+impl AskKernel for Shared {
+    fn ask(&self, question: &portcullis_policy::answer::Question) -> anyhow::Result<Option<KernelAnswer>> {
+        match self.snapshot().local.get(&question.pod) {
+            None => Ok(None),
+            Some(slot) => {
+                self.asker.run(*slot, question.direction, question.origin, &question.frame).map(Some)
+            }
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT. Enforcement stays.
+pub async fn run(options: Options) -> anyhow::Result<()> {
+    let listener = api::server::bind(&options.run_dir)?;
+    let ready = options.run_dir.join(READY);
+    remove_if_there(&ready)?;
+    let hook = options.hook.resolve(kernel_release()?)?;
+    let pins = Pins::new(&options.bpffs);
+    pins.prepare(&options.bpffs)?;
+    let mut reconciler = Reconciler::open(&pins, hook, options.flows_per_endpoint)?;
+    let mut events = Events::open(reconciler.ebpf_mut())?;
+    follow_logs(&mut reconciler);
+    let shared = Arc::new(Shared {
+        snapshot: RwLock::default(),
+        asker: Asker::beside(&pins)?,
+        observers: broadcast::channel(OBSERVER_LAG).0,
+    });
+    let mut wakes = wakes(&options.source)?;
+    let pod_cidrs = if options.pod_cidrs.is_empty() {
+        portcullis_policy::manifest::Options::default().pod_cidrs
+    } else {
+        options.pod_cidrs.clone()
+    };
+    let source = DirSource::new(options.source.clone(), options.run_dir.join(MEMORY), pod_cidrs);
+    let mut agent = Agent {
+        reconciler,
+        source,
+        shared: Arc::clone(&shared),
+        node: options.node_name.clone(),
+        ready,
+        applied: 0,
+        lost: 0,
+        cluster: None,
+        said: Vec::new(),
+        signature: None,
+    };
+    agent.reload().context("nothing was changed")?;
+    tokio::spawn(api::server::serve(listener, shared.clone()));
+    tokio::spawn(async move {
+        loop {
+            if let Err(error) = events.read(|event| shared.observe(&event)).await {
+                tracing::error!("reading events: {error}: `observe` is silent from here on");
+                return;
+            }
+        }
+    });
+    tracing::info!("enforcing {} by {hook:?}", options.source.display());
+    agent.serve(&mut wakes).await
+}
+
+/// Why the main loop wakes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wake {
+    Source,
+    Network,
+}
+
+struct Agent {
+    reconciler: Reconciler,
+    source: DirSource,
+    shared: Arc<Shared>,
+    node: Option<String>,
+    ready: PathBuf,
+    applied: u64,
+    lost: u64,
+    cluster: Option<(Arc<Cluster>, Vec<Problem>)>,
+    said: Vec<Problem>,
+    signature: Option<Vec<(PathBuf, u64, Option<SystemTime>)>>,
+}
+
+impl Agent {
+    async fn serve(&mut self, wakes: &mut mpsc::Receiver<Wake>) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut audit = interval(AUDIT);
+        audit.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut expire = interval(EXPIRE);
+        expire.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut due: Option<(Instant, Wake)> = None;
+        loop {
+            let quiet = async {
+                match due {
+                    Some((at, wake)) => {
+                        sleep_until(at).await;
+                        wake
+                    }
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+                wake = wakes.recv() => {
+                    let Some(wake) = wake else { anyhow::bail!("the watches ended") };
+                    // A new interface does not wait for the directory to be quiet.
+                    due = Some(match (wake, due) {
+                        (Wake::Source, _) => (Instant::now() + QUIET, Wake::Source),
+                        (Wake::Network, Some((at, Wake::Source))) => (at, Wake::Source),
+                        (Wake::Network, _) => (Instant::now(), Wake::Network),
+                    });
+                }
+                wake = quiet => {
+                    due = None;
+                    self.woken(wake);
+                }
+                _ = audit.tick() => {
+                    let changed = self.signature != self.source.signature();
+                    self.woken(if changed { Wake::Source } else { Wake::Network });
+                }
+                _ = expire.tick() => self.expire(),
+            }
+        }
+    }
+
+    /// What fails is tried again at the next wake, the audit at the latest.
+    fn woken(&mut self, wake: Wake) {
+        let result = tokio::task::block_in_place(|| match wake {
+            Wake::Source => self.reload(),
+            Wake::Network => self.reconcile(),
+        });
+        if let Err(error) = result {
+            self.say(vec![node_problem(format!("{error:#}: it will be tried again"))]);
+        }
+        self.tell_losses();
+    }
+
+    fn expire(&mut self) {
+        if let Err(error) = tokio::task::block_in_place(|| self.reconciler.expire_flows()) {
+            tracing::warn!("removing expired flows: {error:#}");
+        }
+    }
+
+    /// Reads the directory and brings it into force.
+    fn reload(&mut self) -> anyhow::Result<()> {
+        let signature = self.source.signature();
+        let loaded = self.source.read()?;
+        if !loaded.cluster_policies.is_empty() {
+            anyhow::bail!(
+                "ClusterNetworkPolicy is not supported by this version yet: take {} out of {}",
+                loaded.cluster_policies.join(", "),
+                self.source.dir().display()
+            );
+        }
+        self.cluster = Some((Arc::new(loaded.cluster), loaded.problems));
+        self.reconcile()?;
+        self.signature = signature;
+        self.applied += 1;
+        let text = format!("{{\"applied\": {}}}\n", self.applied);
+        let beside = self.ready.with_extension("new");
+        fs::write(&beside, text).and_then(|()| fs::rename(&beside, &self.ready)).context("the ready file")?;
+        self.settle()
+    }
+
+    fn reconcile(&mut self) -> anyhow::Result<()> {
+        let Some((cluster, problems)) = self.cluster.clone() else {
+            return Ok(());
+        };
+        let outcome = self.reconciler.reconcile(&cluster)?;
+        let mut all = problems.clone();
+        all.extend(outcome.problems.iter().cloned());
+        self.say(all.clone());
+        let complete = outcome.complete;
+        self.shared.publish(snapshot(cluster, all, self.node.clone(), outcome));
+        anyhow::ensure!(complete, "not every interface could be attached to");
+        Ok(())
+    }
+
+    fn settle(&mut self) -> anyhow::Result<()> {
+        match &self.cluster {
+            Some((cluster, _)) => self.reconciler.settle(&Arc::clone(cluster)),
+            None => Ok(()),
+        }
+    }
+
+    /// Logs problems that were not there before.
+    fn say(&mut self, problems: Vec<Problem>) {
+        for problem in problems.iter().filter(|problem| !self.said.contains(problem)) {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+                Severity::Note => tracing::info!("{problem}"),
+            }
+        }
+        self.said = problems;
+    }
+
+    fn tell_losses(&mut self) {
+        let lost = self.reconciler.lost_events().unwrap_or(self.lost);
+        let new = lost.saturating_sub(self.lost);
+        self.lost = lost;
+        if new > 0 {
+            // Nobody may be listening.
+            let _ = self.shared.observers.send(Arc::new(Observed::Lost { lost: new }));
+        }
+    }
+}
+
+fn snapshot(cluster: Arc<Cluster>, problems: Vec<Problem>, node: Option<String>, outcome: Outcome) -> Snapshot {
+    let directory = Directory::new(&cluster);
+    let owners = directory.owners.iter().map(|(address, key)| (*address, (*key).clone())).collect();
+    drop(directory);
+    Snapshot {
+        cluster,
+        problems,
+        node,
+        slots: outcome.local.iter().map(|(key, slot)| (*slot, key.clone())).collect(),
+        local: outcome.local,
+        owners,
+        counters: outcome.counters,
+        world: OnceLock::new(),
+    }
+}
+
+fn node_problem(message: String) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        object: "Node".to_owned(),
+        field: String::new(),
+        message,
+        location: None,
+    }
+}
+
+/// Changes of the directory and of the network.
+fn wakes(source: &Path) -> anyhow::Result<mpsc::Receiver<Wake>> {
+    let (send, receive) = mpsc::channel(64);
+    let of_source = send.clone();
+    // A full channel has a wake in it already.
+    let watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
+        let _ = of_source.try_send(Wake::Source);
+    });
+    match watcher.and_then(|mut w| w.watch(source, RecursiveMode::Recursive).map(|()| w)) {
+        // It watches for as long as the process lives.
+        Ok(watcher) => std::mem::forget(watcher),
+        Err(error) => tracing::warn!("{}: {error}: changes are seen once a second", source.display()),
+    }
+    let mut watch = attach::watch().context("watching links and routes")?;
+    tokio::spawn(async move {
+        while watch.changed().await.is_ok() {
+            if send.send(Wake::Network).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receive)
+}
+
+/// The programs' own diagnostics go to our log. Without them everything works.
+fn follow_logs(reconciler: &mut Reconciler) {
+    let logger = aya_log::EbpfLogger::init(reconciler.ebpf_mut());
+    // SAFETY: the logger owns its ring and leaves it open for as long as it lives.
+    match logger.map(|logger| unsafe { tokio::io::unix::AsyncFd::register(logger) }) {
+        Ok(Ok(mut logger)) => {
+            tokio::spawn(async move {
+                while let Ok(mut ready) = logger.readable_mut().await {
+                    ready.get_inner_mut().flush();
+                    ready.clear_ready();
+                }
+            });
+        }
+        Ok(Err(_)) => tracing::warn!("the programs' log cannot be watched"),
+        Err(error) => tracing::warn!("the programs' log: {error}"),
+    }
+}
+
+/// When a moment of the monotonic clock was.
+fn wall_time(nanoseconds: u64) -> SystemTime {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    SystemTime::now() - now.saturating_sub(Duration::from_nanos(nanoseconds))
+}
+
+fn remove_if_there(path: &Path) -> anyhow::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| path.display().to_string())
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// What `cleanup` took.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Taken.
+    pub taken: Vec<String>,
+    /// Not taken, and why.
+    pub failed: Vec<String>,
+}
+
+/// Takes away programs, links, pins and the socket. Refuses while an agent runs: it would put them back.
+pub fn cleanup(run_dir: &Path, bpffs: &Path) -> anyhow::Result<Taken> {
+    let socket = api::socket(run_dir);
+    if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        anyhow::bail!("an agent answers on {}: stop it first", socket.display());
+    }
+    let pins = Pins::new(bpffs);
+    let attached = attach::cleanup(&pins.links());
+    let mut result = Taken { taken: attached.taken, failed: Vec::new() };
+    result.failed.extend(attached.failed.iter().map(ToString::to_string));
+    for path in [socket, run_dir.join(READY), run_dir.join(MEMORY)] {
+        match fs::remove_file(&path) {
+            Ok(()) => result.taken.push(format!("file {}", path.display())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => result.failed.push(format!("{}: {error}", path.display())),
+        }
+    }
+    take_pins(pins.root(), &mut result);
+    Ok(result)
+}
+
+/// Removes a directory of pins from its leaves up.
+fn take_pins(dir: &Path, result: &mut Taken) {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+        Err(error) => return result.failed.push(format!("{}: {error}", dir.display())),
+    };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        if path.is_dir() {
+            take_pins(&path, result);
+        } else {
+            match fs::remove_file(&path) {
+                Ok(()) => result.taken.push(format!("pin {}", path.display())),
+                Err(error) => result.failed.push(format!("{}: {error}", path.display())),
+            }
+        }
+    }
+    if let Err(error) = fs::remove_dir(dir) {
+        result.failed.push(format!("{}: {error}", dir.display()));
+    }
+}
