@@ -22,6 +22,9 @@ use crate::world::{AskKernel, KernelAnswer, World};
 
 /// Bytes of `struct __sk_buff` that are passed, up to and with `cb`.
 const CONTEXT_BYTES: usize = 68;
+/// Room for the whole of `struct __sk_buff` (192 bytes on 6.18) on the way back: with less, the call fails with
+/// ENOSPC though the program ran.
+const ANSWER_BYTES: usize = 256;
 /// Where `cb` starts in it.
 const CB: usize = 48;
 const ASK_OWN_NODE: u32 = 1;
@@ -63,7 +66,7 @@ impl Asker {
         for (place, value) in [slot, asked].into_iter().enumerate() {
             write(&mut context, place, value);
         }
-        let mut answer = [0u8; CONTEXT_BYTES];
+        let mut answer = [0u8; ANSWER_BYTES];
         let name = match direction {
             Direction::Ingress => POD_INGRESS,
             Direction::Egress => POD_EGRESS,
