@@ -1,5 +1,8 @@
 //! A packet in the kernel: reads its bytes and says where it came from. Knows nothing of policies.
 
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use portcullis_common::event::Direction;
 use portcullis_common::judge::Origin;
@@ -131,6 +134,12 @@ impl PacketView for Skb {
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
-        self.ctx.load::<Bytes<N>>(offset as usize).ok()
+        // Not `TcContext::load`: that asks for `size_of::<Bytes<N>>()`, which alignment rounds up.
+        let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
+        // SAFETY: the context is valid for the whole program, and `bytes` has room for N bytes.
+        let failed =
+            unsafe { bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        // SAFETY: the helper filled all N bytes of the array.
+        (failed == 0).then(|| unsafe { bytes.assume_init() })
     }
 }
