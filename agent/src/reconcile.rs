@@ -126,9 +126,8 @@ impl Reconciler {
             return Err(error.context("the last complete policies stay in force, new pods are closed"));
         }
         if !self.started {
-            self.kernel.finish_start()?;
             self.kernel.grace_period()?;
-            self.kernel.clear_other_bank()?;
+            self.kernel.clear_other_banks()?;
             self.started = true;
         }
         outcome.local = self.endpoints.iter().map(|(key, e)| (key.clone(), e.slot)).collect();

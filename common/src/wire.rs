@@ -13,8 +13,8 @@ pub const LAYOUT_VERSION: u32 = 1;
 pub const MAX_ENDPOINTS: u32 = 4096;
 /// Addresses an endpoint can hold; `status.podIPs` holds at most two.
 pub const MAX_ENDPOINT_ADDRS: usize = 4;
-/// Rulesets a node can hold, both banks: ids fit an endpoint word's 16 bits.
-pub const MAX_RULESETS: u32 = 16_384;
+/// Rulesets a node can hold, all banks: ids fit an endpoint word's 16 bits.
+pub const MAX_RULESETS: u32 = 24_576;
 /// 64-bit words of one row.
 pub const ROW_WORDS: usize = 8;
 /// Rules that one row holds.
@@ -23,26 +23,27 @@ pub const ROW_BITS: u32 = ROW_WORDS as u32 * 64;
 /// Rows that a vector can span: 8,192 rules for an endpoint and direction. Past it the agent refuses the
 /// ruleset and closes the endpoint; nothing is truncated.
 pub const MAX_CHUNKS: u32 = 16;
-/// Rows in all.
-pub const MAX_ROWS: u32 = 65_536;
-/// Port ranges in all.
-pub const MAX_PORT_RANGES: u32 = 262_144;
+/// Rows in all banks.
+pub const MAX_ROWS: u32 = 98_304;
+/// Port ranges in all banks.
+pub const MAX_PORT_RANGES: u32 = 393_216;
 /// Port ranges of one ruleset: what the kernel's binary search reaches.
 pub const MAX_RULESET_RANGES: u32 = 1 << SEARCH_STEPS;
 /// Steps of the binary search.
 pub const SEARCH_STEPS: u32 = 16;
-/// Rules in all, over all rulesets.
-pub const MAX_RULES: u32 = 262_144;
+/// Rules in all banks, over all rulesets.
+pub const MAX_RULES: u32 = 393_216;
 /// Counters in all: one for each rule of a policy and direction, and one for each isolation.
 pub const MAX_COUNTERS: u32 = 65_536;
-/// Pairs of ruleset and class that have a row.
-pub const MAX_PEER_ROWS: u32 = 262_144;
+/// Pairs of ruleset and class that have a row, in all banks.
+pub const MAX_PEER_ROWS: u32 = 393_216;
 /// Peer addresses that match a selector, in one bank.
 pub const MAX_PEERS: u32 = 131_072;
 /// Prefixes in one bank.
 pub const MAX_PREFIXES: u32 = 65_536;
-/// Banks of peer tables: a starting agent fills the one that the running rulesets do not use.
-pub const BANKS: u32 = 2;
+/// Banks of tables: a starting agent fills one that no endpoint uses. Three, because an agent that is killed
+/// while it flips the endpoints leaves two in use.
+pub const BANKS: u32 = 3;
 /// Cells of the epoch table; a power of two.
 pub const EPOCH_CELLS: u32 = 65_536;
 /// Flows of one endpoint unless the agent is told otherwise.
@@ -323,8 +324,8 @@ wire! {
     pub struct NodeState {
         /// Grows with every swap of `prefixes`.
         pub prefix_epoch: u32,
-        /// The bank that the last agent to finish its start uses.
-        pub bank: u32,
+        /// Zero.
+        pub reserved: u32,
     }
 }
 

@@ -3,4 +3,5 @@
 
 pub mod compare;
 pub mod kernel;
+pub mod lifecycle;
 pub mod privilege;

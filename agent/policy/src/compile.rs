@@ -62,16 +62,16 @@ pub struct Compiler {
 }
 
 impl Compiler {
-    /// A compiler whose numbers lie in the part of the tables that belongs to this bank (0 or 1), so that a
+    /// A compiler whose numbers lie in the part of the tables that belongs to this bank (below [`BANKS`]), so that a
     /// starting agent writes beside whatever the last one left.
     #[must_use]
     pub fn new(bank: u32) -> Self {
         let bank = bank.min(BANKS - 1);
         // The lowest two ruleset ids mean open and closed; row, rule and range 0 stay empty.
         let part = |total: u32, reserved: u32| {
-            let half = total / BANKS;
-            let start = (bank * half).max(reserved);
-            (start, (bank + 1) * half - start)
+            let share = total / BANKS;
+            let start = (bank * share).max(reserved);
+            (start, (bank + 1) * share - start)
         };
         let pool = |what, (start, len)| (what, start, len);
         let (rulesets, rules, ranges, rows) = (

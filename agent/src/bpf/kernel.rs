@@ -9,7 +9,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
     BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MAX_PEERS,
-    MAX_PREFIXES, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
+    MAX_PREFIXES, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row, Rule, Ruleset,
+    Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
@@ -62,13 +63,13 @@ pub struct FoundEndpoint {
 }
 
 impl Kernel {
-    /// Loads the programs, opens or makes the pinned maps, and takes the bank that the running endpoints do
-    /// not use. Endpoints on the bank that is taken (a start that was killed half-way, twice) are closed.
+    /// Loads the programs, opens or makes the pinned maps, and takes a bank that no endpoint uses. Where there
+    /// is none (two starts in a row were killed among their flips) the endpoints on the one that is taken,
+    /// which the fewest use, are closed.
     pub fn open(pins: &Pins) -> Result<(Self, Ebpf), BpfError> {
         let mut ebpf = load::load(Purpose::Attach, Some(pins))?;
-        let node_state: Array<_, Wire<NodeState>> = take(&mut ebpf, "node_state")?;
-        let running = node_state.get(&0, 0).map_err(|e| BpfError::map("read", "node_state", e))?.0.bank;
-        let mut kernel = Self::of(&mut ebpf, node_state, (running + 1) % BANKS)?;
+        let mut kernel = Self::of(&mut ebpf, 0)?;
+        kernel.bank = kernel.least_used_bank()?;
         kernel.clear_bank()?;
         Ok((kernel, ebpf))
     }
@@ -76,17 +77,12 @@ impl Kernel {
     /// A load to be asked, with maps of its own on no path.
     pub fn private(bank: u32) -> Result<(Self, Ebpf), BpfError> {
         let mut ebpf = load::load(Purpose::Ask, None)?;
-        let node_state = take(&mut ebpf, "node_state")?;
-        let mut kernel = Self::of(&mut ebpf, node_state, bank)?;
+        let mut kernel = Self::of(&mut ebpf, bank)?;
         kernel.clear_bank()?;
         Ok((kernel, ebpf))
     }
 
-    fn of(
-        ebpf: &mut Ebpf,
-        node_state: Array<MapData, Wire<NodeState>>,
-        bank: u32,
-    ) -> Result<Self, BpfError> {
+    fn of(ebpf: &mut Ebpf, bank: u32) -> Result<Self, BpfError> {
         let peers_inner = data(ebpf, "peers_inner")?;
         let bank_peers = inner(&peers_inner, "peers", MAX_PEERS)?;
         Ok(Self {
@@ -99,7 +95,7 @@ impl Kernel {
             port_ranges: take(ebpf, "port_ranges")?,
             peer_rows: take(ebpf, "peer_rows")?,
             epochs: take(ebpf, "epochs")?,
-            node_state,
+            node_state: take(ebpf, "node_state")?,
             peers: data(ebpf, "peers")?,
             prefixes: data(ebpf, "prefixes")?,
             flows: data(ebpf, "flows")?,
@@ -146,27 +142,30 @@ impl Kernel {
         }
     }
 
-    /// This agent's bank is the one that runs.
-    pub fn finish_start(&mut self) -> Result<(), BpfError> {
-        let bank = self.bank;
-        self.change_node_state(|state| state.bank = bank)
-    }
-
-    /// Frees the tables of the bank that the last agent used. To be called when no endpoint uses it any more.
-    pub fn clear_other_bank(&mut self) -> Result<(), BpfError> {
-        let other = (self.bank + 1) % BANKS;
+    /// Frees the tables of the banks that earlier agents used. To be called when no endpoint uses them any more.
+    pub fn clear_other_banks(&mut self) -> Result<(), BpfError> {
         let stale: Vec<PeerRowKey> = self
             .peer_rows
             .keys()
             .filter_map(Result::ok)
             .map(|key| key.0)
-            .filter(|key| bank_of(key.ruleset) == other)
+            .filter(|key| bank_of(key.ruleset) != self.bank)
             .collect();
         for key in stale {
             gone(self.peer_rows.remove(&Wire(key)), "peer_rows")?;
         }
-        sys::delete_slot(fd(&self.peers), other).map_err(|e| BpfError::map("empty", "peers", e))?;
-        sys::delete_slot(fd(&self.prefixes), other).map_err(|e| BpfError::map("empty", "prefixes", e))
+        for other in (0..BANKS).filter(|bank| *bank != self.bank) {
+            sys::delete_slot(fd(&self.peers), other).map_err(|e| BpfError::map("empty", "peers", e))?;
+            sys::delete_slot(fd(&self.prefixes), other).map_err(|e| BpfError::map("empty", "prefixes", e))?;
+        }
+        Ok(())
+    }
+
+    /// The bank that the fewest endpoints use; of several, the first.
+    fn least_used_bank(&self) -> Result<u32, BpfError> {
+        let found = self.found_endpoints()?;
+        let users = |bank| found.values().filter(|one| uses_bank(one.word, bank)).count();
+        Ok((0..BANKS).min_by_key(|bank| users(*bank)).unwrap_or(0))
     }
 
     /// What the last agent left, by slot.
@@ -295,8 +294,7 @@ impl Kernel {
     /// Empties this agent's bank: whatever a killed start left there is not read by anyone.
     fn clear_bank(&mut self) -> Result<(), BpfError> {
         for (slot, found) in self.found_endpoints()? {
-            let used = [found.word.ingress, found.word.egress];
-            if used.into_iter().any(|id| id > 1 && bank_of(u32::from(id)) == self.bank) {
+            if uses_bank(found.word, self.bank) {
                 let closed = portcullis_policy::desired::EndpointRulesets::CLOSED;
                 let word = EndpointWord {
                     ingress: closed.ingress,
@@ -330,6 +328,12 @@ impl Kernel {
         }
         outer(&self.prefixes, "prefixes")?.set(self.bank, &trie, 0).map_err(|e| BpfError::map("swap", "prefixes", e))
     }
+}
+
+/// True for an endpoint one of whose rulesets lies in the bank.
+fn uses_bank(word: EndpointWord, bank: u32) -> bool {
+    let fixed = [RULESET_OPEN, RULESET_CLOSED];
+    [word.ingress, word.egress].map(u32::from).into_iter().any(|id| !fixed.contains(&id) && bank_of(id) == bank)
 }
 
 /// Which bank's part of the tables a ruleset number lies in.

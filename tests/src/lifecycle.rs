@@ -1,0 +1,149 @@
+//! An agent's life under traffic: killed, ended, started again, and given policies, while datagrams and held
+//! connections tell whether a denied one ever arrives and an allowed one is ever lost.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use portcullis_lab::{AgentSpec, Ask, Client, Family, Hook, Lab, LabOptions, Outcome, Probe, ProbeOptions, Target};
+use portcullis_policy::model::{Cluster, ObjectKey, Protocol};
+
+/// The port that pods serve.
+pub const PORT: u16 = 5000;
+/// How long a change may take on a loaded machine before it counts as lost.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+const PODS: &str = r"
+apiVersion: v1
+kind: Namespace
+metadata: {name: life}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: life, labels: {app: server}}
+spec: {containers: [{name: c, ports: [{containerPort: 5000}, {containerPort: 5000, protocol: UDP}]}]}
+status: {podIPs: [{ip: 10.77.0.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: friend, namespace: life, labels: {app: friend}}
+spec: {containers: [{name: c}]}
+status: {podIPs: [{ip: 10.77.0.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: stranger, namespace: life, labels: {app: stranger}}
+spec: {containers: [{name: c}]}
+status: {podIPs: [{ip: 10.77.0.3}]}
+";
+
+/// Only the friend reaches the server.
+const POLICY: &str = r"
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: friends-only, namespace: life}
+spec:
+  podSelector: {matchLabels: {app: server}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
+";
+
+/// Three pods, and a directory of manifests that an agent watches.
+#[derive(Debug)]
+pub struct Life {
+    /// The lab.
+    pub lab: Lab,
+    dir: PathBuf,
+    hook: Hook,
+}
+
+impl Life {
+    /// Pods without a policy, and no agent.
+    #[must_use]
+    pub fn new(hook: Hook) -> Self {
+        let dir = std::env::temp_dir().join(format!("portcullis-life-{}-{}", std::process::id(), hook.name()));
+        fs::create_dir_all(&dir).expect("a directory for manifests");
+        fs::write(dir.join("pods.yaml"), PODS).expect("the pods are written");
+        let lab = Lab::up(&cluster(&dir), LabOptions::default()).expect("the lab comes up");
+        Self { lab, dir, hook }
+    }
+
+    /// Starts an agent.
+    pub fn start(&mut self) {
+        let spec =
+            AgentSpec { binary: agent(), source: self.dir.clone(), hook: self.hook, arguments: Vec::new() };
+        self.lab.start_agent(&spec).expect("the agent starts");
+    }
+
+    /// Starts an agent and waits until it enforces.
+    pub fn start_and_wait(&mut self) {
+        self.start();
+        self.lab.wait_applied(1, PATIENCE).expect("the agent enforces");
+    }
+
+    /// Writes the policy, without waiting.
+    pub fn write_policy(&self) {
+        let beside = self.dir.join(".policy");
+        fs::write(&beside, POLICY).expect("the policy is written");
+        fs::rename(&beside, self.dir.join("policy.yaml")).expect("the policy is put in place");
+    }
+
+    /// Writes the policy and waits until it is in force.
+    pub fn apply_policy(&mut self) {
+        let before = self.lab.applied().unwrap_or(0);
+        self.write_policy();
+        self.lab.wait_applied(before + 1, PATIENCE).expect("the policy is applied");
+    }
+
+    /// New connections while something else happens: keeps trying until told to stop, and returns how many were
+    /// allowed, and what went wrong.
+    #[must_use]
+    pub fn try_until(lab: &Lab, stop: &AtomicBool) -> (usize, Vec<String>) {
+        let options = ProbeOptions { timeout: Duration::from_millis(500), ..ProbeOptions::default() };
+        let (mut allowed, mut wrong) = (0, Vec::new());
+        while !stop.load(Ordering::Relaxed) {
+            let probes = [to_server("friend", Protocol::Tcp), to_server("stranger", Protocol::Tcp)];
+            let outcomes = lab.probe(&probes, &options).expect("probes can be made");
+            let cells: String = outcomes.iter().map(Outcome::cell).collect();
+            allowed += usize::from(cells.starts_with('.'));
+            if cells != ".X" {
+                wrong.push(format!("{outcomes:?}"));
+            }
+        }
+        (allowed, wrong)
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        // Temporary; a leftover does no harm.
+        drop(fs::remove_dir_all(&self.dir));
+    }
+}
+
+/// Traffic of a pod to the server.
+#[must_use]
+pub fn to_server(from: &str, protocol: Protocol) -> Probe {
+    Probe {
+        from: Client::Pod(ObjectKey::new("life", from)),
+        to: Target::Pod(ObjectKey::new("life", "server"), Family::Ipv4),
+        ask: Ask::Port(protocol, PORT),
+    }
+}
+
+fn cluster(dir: &Path) -> Cluster {
+    portcullis_lab::source::read(dir, &[]).expect("the manifests are good").cluster
+}
+
+/// The agent that was built with the tests: beside their directory.
+///
+/// # Panics
+///
+/// Where it was not built.
+#[must_use]
+pub fn agent() -> PathBuf {
+    let tests = std::env::current_exe().expect("a test has a path");
+    let built = tests.ancestors().nth(2).expect("tests lie in target/PROFILE/deps").join("portcullis");
+    assert!(built.exists(), "{} is missing: `cargo build --release --bins` first", built.display());
+    built
+}
