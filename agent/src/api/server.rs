@@ -211,7 +211,3 @@ async fn write(writer: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-#[path = "server_tests.rs"]
-mod tests;

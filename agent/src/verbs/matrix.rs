@@ -168,7 +168,3 @@ fn one(matrix: &Matrix, colour: Colour, text: &mut String) {
         text.push('\n');
     }
 }
-
-#[cfg(test)]
-#[path = "matrix_tests.rs"]
-mod tests;
