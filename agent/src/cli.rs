@@ -123,9 +123,7 @@ impl AskArgs {
     fn from(self) -> From {
         match self.source {
             None => From::Agent { run_dir: self.run_dir.run_dir },
-            Some(dir) => {
-                From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs }
-            }
+            Some(dir) => From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs },
         }
     }
 }

@@ -360,7 +360,9 @@ fn wanted(
             wanted.remove(&other);
         }
         if addresses.len() > MAX_ENDPOINT_ADDRS {
-            trouble(format!("only the first {MAX_ENDPOINT_ADDRS} addresses count; the pod cannot use the others"));
+            trouble(format!(
+                "only the first {MAX_ENDPOINT_ADDRS} addresses count; the pod cannot use the others"
+            ));
         }
         let mut config = endpoint_config(&addresses);
         config.ifindex = interface.index;

@@ -363,9 +363,8 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         };
         if from_pod && self.config.flags & ENDPOINT_UNBOUND == 0 {
             // Discovery may come from the link-local or, before there is any, from the unspecified address.
-            let link_scope = own.is_some()
-                || packet.src.is_link_local_v6()
-                || packet.src.same(&Addr::UNSPECIFIED);
+            let link_scope =
+                own.is_some() || packet.src.is_link_local_v6() || packet.src.same(&Addr::UNSPECIFIED);
             let bound = match packet.shape {
                 Shape::DhcpDiscover => true,
                 Shape::Neighbour | Shape::ListenerDiscovery => link_scope,

@@ -1,11 +1,11 @@
 //! The compiler and the shared classification in userspace, against the oracle and the Cyclonus cases.
 #![allow(missing_docs)]
 
-use portcullis_oracle::generate;
+use portcullis_common::event::Action;
 use portcullis_oracle::cyclonus;
+use portcullis_oracle::generate;
 use portcullis_policy::answer::{Answers, Party};
 use portcullis_policy::frame::Traffic;
-use portcullis_common::event::Action;
 use portcullis_tests::compare::{cluster_of, compare, compile, family_of};
 
 /// Clusters of the property test; `PORTCULLIS_CLUSTERS` and `PORTCULLIS_SEED` ask for others.

@@ -82,11 +82,7 @@ impl Kernel {
         Ok((kernel, ebpf))
     }
 
-    fn of(
-        ebpf: &mut Ebpf,
-        node_state: Array<MapData, Wire<NodeState>>,
-        bank: u32,
-    ) -> Result<Self, BpfError> {
+    fn of(ebpf: &mut Ebpf, node_state: Array<MapData, Wire<NodeState>>, bank: u32) -> Result<Self, BpfError> {
         let peers_inner = data(ebpf, "peers_inner")?;
         let bank_peers = inner(&peers_inner, "peers", MAX_PEERS)?;
         Ok(Self {
@@ -138,7 +134,9 @@ impl Kernel {
             MapOp::SwapPrefixes(prefixes) => self.swap_prefixes(prefixes),
             MapOp::BumpEpoch(cell) => {
                 let epoch = self.epochs.get(cell, 0).map_err(|e| BpfError::map("read", "epochs", e))?;
-                self.epochs.set(*cell, epoch.wrapping_add(1), 0).map_err(|e| BpfError::map("write", "epochs", e))
+                self.epochs
+                    .set(*cell, epoch.wrapping_add(1), 0)
+                    .map_err(|e| BpfError::map("write", "epochs", e))
             }
             MapOp::BumpPrefixEpoch => {
                 self.change_node_state(|state| state.prefix_epoch = state.prefix_epoch.wrapping_add(1))
@@ -283,7 +281,9 @@ impl Kernel {
             return Ok(());
         }
         // Where membarrier(2) is not to be had (nohz_full), an update of an array of maps waits as long.
-        outer(&self.peers, "peers")?.set(self.bank, &self.bank_peers, 0).map_err(|e| BpfError::map("write", "peers", e))
+        outer(&self.peers, "peers")?
+            .set(self.bank, &self.bank_peers, 0)
+            .map_err(|e| BpfError::map("write", "peers", e))
     }
 
     fn change_node_state(&mut self, change: impl FnOnce(&mut NodeState)) -> Result<(), BpfError> {
@@ -318,7 +318,9 @@ impl Kernel {
         for key in stale {
             gone(self.peer_rows.remove(&Wire(key)), "peer_rows")?;
         }
-        outer(&self.peers, "peers")?.set(bank, &self.bank_peers, 0).map_err(|e| BpfError::map("write", "peers", e))?;
+        outer(&self.peers, "peers")?
+            .set(bank, &self.bank_peers, 0)
+            .map_err(|e| BpfError::map("write", "peers", e))?;
         self.swap_prefixes(&BTreeMap::new())
     }
 
@@ -328,7 +330,9 @@ impl Kernel {
             trie.insert(&Key::new(prefix.bits, prefix.addr.bytes), Wire(*word), 0)
                 .map_err(|e| BpfError::map("write", "prefixes", e))?;
         }
-        outer(&self.prefixes, "prefixes")?.set(self.bank, &trie, 0).map_err(|e| BpfError::map("swap", "prefixes", e))
+        outer(&self.prefixes, "prefixes")?
+            .set(self.bank, &trie, 0)
+            .map_err(|e| BpfError::map("swap", "prefixes", e))
     }
 }
 
@@ -395,7 +399,9 @@ where
 fn gone(result: Result<(), aya::maps::MapError>, name: &'static str) -> Result<(), BpfError> {
     match result {
         Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-        Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(())
+        }
         Err(e) => Err(BpfError::map("delete from", name, e)),
     }
 }

@@ -131,7 +131,8 @@ impl Pins {
 
     /// Makes the directories, mode 0700, and refuses pins of another layout.
     pub fn prepare(&self, bpffs: &Path) -> Result<(), BpfError> {
-        let fail = |path: &Path, cause: io::Error, remedy| BpfError::Pins { path: path.to_owned(), cause, remedy };
+        let fail =
+            |path: &Path, cause: io::Error, remedy| BpfError::Pins { path: path.to_owned(), cause, remedy };
         let kind = statfs(bpffs)
             .map_err(|cause| fail(bpffs, cause.into(), "name a mounted bpffs with --bpffs"))?
             .filesystem_type();
@@ -213,9 +214,7 @@ pub(crate) fn both<'a>(
             _ => {}
         }
     }
-    egress
-        .zip(ingress)
-        .ok_or_else(|| BpfError::Missing(format!("programs {POD_EGRESS} and {POD_INGRESS}")))
+    egress.zip(ingress).ok_or_else(|| BpfError::Missing(format!("programs {POD_EGRESS} and {POD_INGRESS}")))
 }
 
 /// bpf_ktime_get_coarse_ns is there since 5.11. A release that cannot be read has it: then the load fails
