@@ -409,6 +409,8 @@ fn wakes(source: &Path) -> anyhow::Result<mpsc::Receiver<Wake>> {
 /// The programs' own diagnostics go to our log. Without them everything works.
 fn follow_logs(reconciler: &mut Reconciler) {
     let logger = aya_log::EbpfLogger::init(reconciler.ebpf_mut());
+    // The error is large because it hands the logger back, once in the life of the process.
+    #[allow(clippy::result_large_err)]
     // SAFETY: the logger owns its ring and leaves it open for as long as it lives.
     match logger.map(|logger| unsafe { tokio::io::unix::AsyncFd::register(logger) }) {
         Ok(Ok(mut logger)) => {

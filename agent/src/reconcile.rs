@@ -22,7 +22,7 @@ use crate::bpf::{Kernel, Pins};
 
 /// Rounds of settling after a change: contents, what they point at, and their numbers go one after another.
 const SETTLE_ROUNDS: u32 = 6;
-/// ARPHRD_ETHER of include/uapi/linux/if_arp.h.
+/// `ARPHRD_ETHER` of `include/uapi/linux/if_arp.h`.
 const ARPHRD_ETHER: u16 = 1;
 
 /// An endpoint that is enforced.
@@ -342,7 +342,8 @@ fn wanted(
     let mut taken: BTreeMap<u32, ObjectKey> = BTreeMap::new();
     for (key, facts) in &directory.pods {
         let addresses = owned_addresses(directory, key);
-        let Some(interface) = addresses.iter().find_map(|address| interfaces.get(address)).filter(is_pods)
+        let Some(interface) =
+            addresses.iter().find_map(|address| interfaces.get(address)).filter(|i| is_pods(i))
         else {
             continue;
         };
@@ -374,7 +375,7 @@ fn wanted(
 }
 
 /// The node's end of a veth pair. A route to one address can also lead into a tunnel, which is no pod's.
-fn is_pods(interface: &&Interface) -> bool {
+fn is_pods(interface: &Interface) -> bool {
     interface.kind.as_deref() == Some("veth")
 }
 

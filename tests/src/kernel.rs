@@ -87,7 +87,8 @@ impl Loaded {
         for probe in &case.probes {
             let family = family_of(probe.family);
             let find = |pod: &str| {
-                orders[&family]
+                let order = orders.get(&family).expect("both families have an order");
+                order
                     .iter()
                     .find(|(key, _)| key.to_string() == pod)
                     .map(|(key, address)| Party::Pod(key.clone(), *address))

@@ -229,9 +229,10 @@ impl<'a> Answers<'a> {
 
     fn direction(&self, question: &Question) -> DirectionAnswer {
         let verdict = self.verdict(question);
-        let policies = match verdict.reason {
-            Reason::Isolated | Reason::InvalidClosed => self.isolating(&question.pod, question.direction),
-            _ => Vec::new(),
+        let policies = if matches!(verdict.reason, Reason::Isolated | Reason::InvalidClosed) {
+            self.isolating(&question.pod, question.direction)
+        } else {
+            Vec::new()
         };
         DirectionAnswer {
             action: verdict.action,

@@ -150,7 +150,7 @@ impl Compiler {
             let mut of = |direction| -> Result<u16, CompileError> {
                 match rules_of(cluster, &directory, key, facts, direction) {
                     None => Ok(wire_ruleset(RULESET_OPEN)),
-                    Some(rules) => self.ruleset(key, direction, rules, &mut problems),
+                    Some(rules) => self.ruleset(key, direction, &rules, &mut problems),
                 }
             };
             let rulesets =
@@ -167,10 +167,10 @@ impl Compiler {
         &mut self,
         key: &ObjectKey,
         direction: Direction,
-        rules: Vec<RuleContent>,
+        rules: &Vec<RuleContent>,
         problems: &mut Vec<Problem>,
     ) -> Result<u16, CompileError> {
-        let built = Built::new(&rules);
+        let built = Built::new(rules);
         let rule_limit = (MAX_CHUNKS * ROW_BITS) as usize;
         if rules.len() > rule_limit || built.ports.len() > MAX_RULESET_RANGES as usize {
             problems.push(Problem {
@@ -189,7 +189,7 @@ impl Compiler {
             });
             return Ok(wire_ruleset(RULESET_CLOSED));
         }
-        let id = self.rulesets.intern(&rules, 1)?;
+        let id = self.rulesets.intern(rules, 1)?;
         self.built.insert(id, built);
         Ok(wire_ruleset(id))
     }

@@ -354,6 +354,8 @@ where
 /// A map of the object as bare data.
 fn data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, BpfError> {
     let map = ebpf.take_map(name).ok_or_else(|| BpfError::Missing(format!("map {name}")))?;
+    // Aya's kinds of maps grow with the kernel's; ours are these.
+    #[allow(clippy::wildcard_enum_match_arm)]
     match map {
         Map::ArrayOfMaps(data) | Map::HashMap(data) | Map::LpmTrie(data) => Ok(data),
         _ => Err(BpfError::Missing(format!("map {name} of the expected type"))),

@@ -203,9 +203,7 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
 }
 
 /// Takes a program out of the object.
-pub(crate) fn both<'a>(
-    ebpf: &'a mut Ebpf,
-) -> Result<(&'a mut SchedClassifier, &'a mut SchedClassifier), BpfError> {
+pub(crate) fn both(ebpf: &mut Ebpf) -> Result<(&mut SchedClassifier, &mut SchedClassifier), BpfError> {
     let (mut egress, mut ingress) = (None, None);
     for (name, program) in ebpf.programs_mut() {
         match name {
@@ -217,7 +215,7 @@ pub(crate) fn both<'a>(
     egress.zip(ingress).ok_or_else(|| BpfError::Missing(format!("programs {POD_EGRESS} and {POD_INGRESS}")))
 }
 
-/// bpf_ktime_get_coarse_ns is there since 5.11. A release that cannot be read has it: then the load fails
+/// `bpf_ktime_get_coarse_ns` is there since 5.11. A release that cannot be read has it: then the load fails
 /// rather than the clock.
 fn has_coarse_clock() -> bool {
     kernel_release().map_or(true, |release| (release.major, release.minor) >= (5, 11))

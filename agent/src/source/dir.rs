@@ -130,7 +130,7 @@ fn recall(memory: &Path) -> BTreeMap<String, ParsedFile> {
                 .filter_map(|object| {
                     let line = object.get("line").and_then(Value::as_u64).unwrap_or(1);
                     let value = object.get("value")?.clone();
-                    Some(ManifestObject { line: line.try_into().unwrap_or(1), value })
+                    Some(ManifestObject { line, value })
                 })
                 .collect();
             Some((path.clone(), ParsedFile { path, objects }))
