@@ -33,21 +33,18 @@ fn build(ebpf: &Path, target: &Path) -> anyhow::Result<()> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
     let flags =
         [&*format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f");
-    let mut command = match env::var(NIGHTLY) {
-        Ok(toolchain) => {
-            let mut command = Command::new("rustup");
-            command.args(["run", &toolchain, "cargo", "build", "-Zbuild-std=core"]);
-            command.env_remove("RUSTC");
-            command
+    let mut command = if let Ok(toolchain) = env::var(NIGHTLY) {
+        let mut command = Command::new("rustup");
+        command.args(["run", &toolchain, "cargo", "build", "-Zbuild-std=core"]);
+        command.env_remove("RUSTC");
+        command
+    } else {
+        if !Path::new(DEBIAN_CARGO).exists() {
+            bail!("{DEBIAN_CARGO} is missing: run `cargo xtask setup`, or name a nightly in {NIGHTLY}");
         }
-        Err(_) => {
-            if !Path::new(DEBIAN_CARGO).exists() {
-                bail!("{DEBIAN_CARGO} is missing: run `cargo xtask setup`, or name a nightly in {NIGHTLY}");
-            }
-            let mut command = Command::new(DEBIAN_CARGO);
-            command.arg("build").env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
-            command
-        }
+        let mut command = Command::new(DEBIAN_CARGO);
+        command.arg("build").env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+        command
     };
     command
         .args(["--release", "--locked", "--target", "bpfel-unknown-none", "--target-dir"])

@@ -75,6 +75,7 @@ struct NodeArgs {
     #[arg(long, value_name = "NAME", env = "PORTCULLIS_NODE_NAME")]
     node_name: Option<String>,
     /// Where pods without an address get one; several with commas [default: 10.244.0.0/16,fd00:10:244::/64]
+    #[allow(clippy::doc_markdown)] // the text of --help
     #[arg(long = "pod-cidr", value_name = "CIDR", env = "PORTCULLIS_POD_CIDR", value_delimiter = ',')]
     pod_cidrs: Vec<IpNet>,
 }
@@ -123,9 +124,7 @@ impl AskArgs {
     fn from(self) -> From {
         match self.source {
             None => From::Agent { run_dir: self.run_dir.run_dir },
-            Some(dir) => {
-                From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs }
-            }
+            Some(dir) => From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs },
         }
     }
 }

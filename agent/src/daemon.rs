@@ -24,10 +24,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use crate::api::{self, Backend, Observed, ObservedVerdict, observed};
 use crate::attach::{self, HookChoice};
+use crate::bpf::Pins;
 use crate::bpf::events::Events;
 use crate::bpf::load::kernel_release;
 use crate::bpf::probe::Asker;
-use crate::bpf::Pins;
 use crate::reconcile::{Outcome, Reconciler};
 use crate::source::dir::DirSource;
 use crate::world::{AskKernel, KernelAnswer, World};
@@ -351,7 +351,12 @@ impl Agent {
     }
 }
 
-fn snapshot(cluster: Arc<Cluster>, problems: Vec<Problem>, node: Option<String>, outcome: Outcome) -> Snapshot {
+fn snapshot(
+    cluster: Arc<Cluster>,
+    problems: Vec<Problem>,
+    node: Option<String>,
+    outcome: Outcome,
+) -> Snapshot {
     let directory = Directory::new(&cluster);
     let owners = directory.owners.iter().map(|(address, key)| (*address, (*key).clone())).collect();
     drop(directory);
@@ -404,6 +409,8 @@ fn wakes(source: &Path) -> anyhow::Result<mpsc::Receiver<Wake>> {
 /// The programs' own diagnostics go to our log. Without them everything works.
 fn follow_logs(reconciler: &mut Reconciler) {
     let logger = aya_log::EbpfLogger::init(reconciler.ebpf_mut());
+    // The error is large because it hands the logger back, once in the life of the process.
+    #[allow(clippy::result_large_err)]
     // SAFETY: the logger owns its ring and leaves it open for as long as it lives.
     match logger.map(|logger| unsafe { tokio::io::unix::AsyncFd::register(logger) }) {
         Ok(Ok(mut logger)) => {

@@ -22,7 +22,7 @@ use crate::bpf::{Kernel, Pins};
 
 /// Rounds of settling after a change: contents, what they point at, and their numbers go one after another.
 const SETTLE_ROUNDS: u32 = 6;
-/// ARPHRD_ETHER of include/uapi/linux/if_arp.h.
+/// `ARPHRD_ETHER` of `include/uapi/linux/if_arp.h`.
 const ARPHRD_ETHER: u16 = 1;
 
 /// An endpoint that is enforced.
@@ -341,7 +341,8 @@ fn wanted(
     let mut taken: BTreeMap<u32, ObjectKey> = BTreeMap::new();
     for (key, facts) in &directory.pods {
         let addresses = owned_addresses(directory, key);
-        let Some(interface) = addresses.iter().find_map(|address| interfaces.get(address)).filter(is_pods)
+        let Some(interface) =
+            addresses.iter().find_map(|address| interfaces.get(address)).filter(|i| is_pods(i))
         else {
             continue;
         };
@@ -359,7 +360,9 @@ fn wanted(
             wanted.remove(&other);
         }
         if addresses.len() > MAX_ENDPOINT_ADDRS {
-            trouble(format!("only the first {MAX_ENDPOINT_ADDRS} addresses count; the pod cannot use the others"));
+            trouble(format!(
+                "only the first {MAX_ENDPOINT_ADDRS} addresses count; the pod cannot use the others"
+            ));
         }
         let mut config = endpoint_config(&addresses);
         config.ifindex = interface.index;
@@ -371,7 +374,7 @@ fn wanted(
 }
 
 /// The node's end of a veth pair. A route to one address can also lead into a tunnel, which is no pod's.
-fn is_pods(interface: &&Interface) -> bool {
+fn is_pods(interface: &Interface) -> bool {
     interface.kind.as_deref() == Some("veth")
 }
 

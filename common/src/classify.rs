@@ -5,8 +5,8 @@ use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
     ACTION_ALLOW, ACTION_DENY, CLASS_NONE, CLASS_VIRTUAL, KIND_INVALID, KIND_ISOLATION, MAX_CHUNKS,
-    PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS,
-    port_position,
+    PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
+    SEARCH_STEPS, port_position,
 };
 
 /// The policy tables, as they stand at this moment. A reader may see an element of a hash that is being

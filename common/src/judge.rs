@@ -193,7 +193,7 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
     let Some(config) = env.config(at.slot) else {
         return Verdict::deny(Reason::UnknownEndpoint);
     };
-    let Some(word) = env.endpoint(at.slot) else {
+    let Some(rulesets) = env.endpoint(at.slot) else {
         return Verdict::deny(Reason::UnknownEndpoint);
     };
     if config.flags & ENDPOINT_USED == 0 {
@@ -202,7 +202,7 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
     match packet.shape {
         Shape::BrokenIp => match at.direction {
             Direction::Egress => Verdict::deny(packet.error.reason()),
-            Direction::Ingress => unreadable(word.ingress, packet.error.reason()),
+            Direction::Ingress => unreadable(rulesets.ingress, packet.error.reason()),
         },
         Shape::Arp => match at.direction {
             Direction::Ingress => Verdict::allow(Reason::Discovery),
@@ -210,7 +210,7 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
         },
         Shape::Other => match at.direction {
             Direction::Egress => Verdict::deny(Reason::NotIp),
-            Direction::Ingress => unreadable(word.ingress, Reason::NotIp),
+            Direction::Ingress => unreadable(rulesets.ingress, Reason::NotIp),
         },
         Shape::Opening
         | Shape::Ongoing
@@ -220,7 +220,7 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
         | Shape::RouterAdvertisement
         | Shape::ListenerDiscovery
         | Shape::IcmpError
-        | Shape::Unreadable => Judge { env, view, config, word, at }.packet(work),
+        | Shape::Unreadable => Judge { env, view, config, word: rulesets, at }.packet(work),
     }
 }
 
@@ -261,6 +261,8 @@ const NOT_OWN: u8 = u8::MAX;
 
 /// [`own_index`] as a number: in eBPF a function of its own.
 #[inline(never)]
+// A counter of its own is a byte; `enumerate` counts in 64 bits and would need a cast.
+#[allow(clippy::explicit_counter_loop)]
 fn position_of(config: &EndpointConfig, addr: &Addr) -> u8 {
     let mut index = 0u8;
     for own in &config.addrs {
@@ -363,9 +365,8 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         };
         if from_pod && self.config.flags & ENDPOINT_UNBOUND == 0 {
             // Discovery may come from the link-local or, before there is any, from the unspecified address.
-            let link_scope = own.is_some()
-                || packet.src.is_link_local_v6()
-                || packet.src.same(&Addr::UNSPECIFIED);
+            let link_scope =
+                own.is_some() || packet.src.is_link_local_v6() || packet.src.same(&Addr::UNSPECIFIED);
             let bound = match packet.shape {
                 Shape::DhcpDiscover => true,
                 Shape::Neighbour | Shape::ListenerDiscovery => link_scope,

@@ -278,10 +278,7 @@ fn parse_arp<V: PacketView>(view: &V, packet: &mut Packet) {
 
 #[inline(always)]
 fn ipv4_addresses(head: &[u8; 20]) -> (Addr, Addr) {
-    (
-        Addr::v4([head[12], head[13], head[14], head[15]]),
-        Addr::v4([head[16], head[17], head[18], head[19]]),
-    )
+    (Addr::v4([head[12], head[13], head[14], head[15]]), Addr::v4([head[16], head[17], head[18], head[19]]))
 }
 
 #[inline(always)]

@@ -351,7 +351,9 @@ pub const NAME_BYTES: usize = 256;
 /// `counter_names`, key: which rule a counter counts. Userspace only: it gives a restarted agent the same
 /// counters, and a reader of `rule_stats` the names.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct CounterKey {
     /// The policy's namespace.
     pub namespace: [u8; NAMESPACE_BYTES],

@@ -26,7 +26,8 @@ pub fn cluster_of(manifests: &[Value]) -> Cluster {
 /// Compiles a cluster with every pod an endpoint.
 #[must_use]
 pub fn compile(cluster: &Cluster) -> Desired {
-    let (desired, problems) = Compiler::new(0).compile(cluster, cluster.pods.keys()).expect("tables have room");
+    let (desired, problems) =
+        Compiler::new(0).compile(cluster, cluster.pods.keys()).expect("tables have room");
     assert!(problems.is_empty(), "{problems:?}");
     desired
 }
@@ -116,7 +117,12 @@ fn pair(world: &World, answers: &Answers<'_>, probe: &Probe, outcome: &mut Outco
 
 /// The flow of one direction between a pod and any address.
 #[must_use]
-pub fn ends(answers: &Answers<'_>, pod: &str, direction: Direction, remote: IpAddr) -> Option<(Party, Party)> {
+pub fn ends(
+    answers: &Answers<'_>,
+    pod: &str,
+    direction: Direction,
+    remote: IpAddr,
+) -> Option<(Party, Party)> {
     let (key, address) =
         answers.order(OurFamily::of(remote)).into_iter().find(|(key, _)| key.to_string() == pod)?;
     let pod = Party::Pod(key, address);
@@ -165,8 +171,7 @@ pub fn agrees(ours: &DirectionAnswer, theirs: &DirVerdict) -> bool {
         | (Why::SelfTraffic, Reason::SelfTraffic)
         | (Why::ServiceUnresolved, Reason::ServiceNotResolved) => true,
         (Why::Rule { policy, index }, Reason::Rule) => {
-            source
-                == Some(&RuleSource::NetworkPolicy(key(policy), u32::try_from(*index).unwrap_or(u32::MAX)))
+            source == Some(&RuleSource::NetworkPolicy(key(policy), u32::try_from(*index).unwrap_or(u32::MAX)))
         }
         (Why::Isolated { first, all }, Reason::Isolated)
         | (Why::InvalidClosed { first, all }, Reason::InvalidClosed) => {

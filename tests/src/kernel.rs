@@ -87,7 +87,8 @@ impl Loaded {
         for probe in &case.probes {
             let family = family_of(probe.family);
             let find = |pod: &str| {
-                orders[&family]
+                let order = orders.get(&family).expect("both families have an order");
+                order
                     .iter()
                     .find(|(key, _)| key.to_string() == pod)
                     .map(|(key, address)| Party::Pod(key.clone(), *address))
@@ -103,7 +104,9 @@ impl Loaded {
                 let question = question.expect("both ends are pods");
                 tally.packets += 1;
                 if denied(private, &answers, &question, tally) != (theirs.verdict == Verdict::Deny) {
-                    tally.wrong.push(format!("seed {}: {probe:?} {question:?}: oracle {theirs:?}", case.seed));
+                    tally
+                        .wrong
+                        .push(format!("seed {}: {probe:?} {question:?}: oracle {theirs:?}", case.seed));
                 }
             }
         }
@@ -130,7 +133,10 @@ impl Loaded {
 
 /// The kernel's verdict; a reason or rule that differs from userspace's is wrong too.
 fn denied(private: &Private, answers: &Answers<'_>, question: &Question, tally: &mut Tally) -> bool {
-    let kernel = private.ask(question).unwrap_or_else(|e| panic!("the kernel does not answer: {e:#}")).expect("the pod has a slot");
+    let kernel = private
+        .ask(question)
+        .unwrap_or_else(|e| panic!("the kernel does not answer: {e:#}"))
+        .expect("the pod has a slot");
     let ours = answers.verdict(question);
     if (kernel.action, kernel.reason, kernel.counter) != (ours.action, ours.reason, ours.counter) {
         tally.wrong.push(format!("{question:?}: kernel {kernel:?}, userspace {ours:?}"));

@@ -1,5 +1,11 @@
 //! Frames of all kinds, whole, cut and corrupted: the loaded programs and userspace must judge each alike.
-#![allow(missing_docs)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    reason = "a test that cannot go on has failed"
+)]
 
 use std::net::IpAddr;
 
@@ -17,7 +23,7 @@ use portcullis_tests::privilege::{is_root, number};
 
 /// Corrupted copies of each frame.
 const CORRUPTIONS: u64 = 400;
-/// BPF_PROG_TEST_RUN takes nothing shorter than an Ethernet header, and newer kernels (6.18) nothing that says
+/// `BPF_PROG_TEST_RUN` takes nothing shorter than an Ethernet header, and newer kernels (6.18) nothing that says
 /// IP and ends before the fixed IP header does.
 fn can_be_asked(frame: &[u8]) -> bool {
     let shortest = match frame.get(12..14) {
@@ -96,8 +102,10 @@ fn ipv6(next: u8, hops: u8, from: &str, to: &str, payload: &[u8]) -> Vec<u8> {
 const SYN: [u8; 20] = [0xc3, 0x50, 0, 80, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0];
 const HOP_BY_HOP: [u8; 8] = [58, 0, 5, 2, 0, 0, 1, 0];
 
-/// A frame and, where a rule of its own says so, what its pod's egress makes of it.
-fn frames() -> Vec<(&'static str, Vec<u8>, Option<(Action, Reason)>)> {
+/// What it is, its bytes, and, where a rule of its own says so, what its pod's egress makes of it.
+type Frame = (&'static str, Vec<u8>, Option<(Action, Reason)>);
+
+fn frames() -> Vec<Frame> {
     let (own, peer): (IpAddr, IpAddr) = (OWN4.into(), PEER4.into());
     let v4 = |protocol, payload: &[u8]| frame::packet(own, peer, protocol, payload).unwrap();
     let v6 = |next, payload: &[u8]| ipv6(next, 255, OWN6, PEER6, payload);
@@ -191,8 +199,7 @@ fn frames_are_judged_alike_in_kernel_and_userspace() {
     let world = world();
     let private = Private::load(&world).unwrap();
     let answers = Answers::new(&world.cluster, &world.desired);
-    let (count, seed) =
-        (number("PORTCULLIS_CORRUPTIONS", CORRUPTIONS), number("PORTCULLIS_SEED", 1_000_000));
+    let (count, seed) = (number("PORTCULLIS_CORRUPTIONS", CORRUPTIONS), number("PORTCULLIS_SEED", 1_000_000));
     let mut rng = SplitMix64::new(seed);
     let mut compared = Compared { answers: 0, wrong: Vec::new() };
     for (what, frame, _) in frames() {

@@ -1,11 +1,11 @@
 //! The compiler and the shared classification in userspace, against the oracle and the Cyclonus cases.
 #![allow(missing_docs)]
 
-use portcullis_oracle::generate;
+use portcullis_common::event::Action;
 use portcullis_oracle::cyclonus;
+use portcullis_oracle::generate;
 use portcullis_policy::answer::{Answers, Party};
 use portcullis_policy::frame::Traffic;
-use portcullis_common::event::Action;
 use portcullis_tests::compare::{cluster_of, compare, compile, family_of};
 
 /// Clusters of the property test; `PORTCULLIS_CLUSTERS` and `PORTCULLIS_SEED` ask for others.
@@ -18,14 +18,15 @@ fn number(variable: &str, default: u64) -> u64 {
 #[test]
 fn random_clusters_get_the_oracles_verdicts_and_attributions() {
     let (clusters, seed) = (number("PORTCULLIS_CLUSTERS", CLUSTERS), number("PORTCULLIS_SEED", 1));
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let started = std::time::Instant::now();
     let results: Vec<(u64, Vec<String>)> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads)
+        let handles: Vec<_> = (0u64..)
+            .take(threads)
             .map(|thread| {
                 scope.spawn(move || {
                     let (mut compared, mut wrong) = (0, Vec::new());
-                    for n in (thread..clusters).step_by(threads as usize) {
+                    for n in (thread..clusters).step_by(threads) {
                         let outcome = compare(&generate::cluster(seed + n));
                         compared += outcome.compared;
                         wrong.extend(outcome.mismatches.iter().map(|m| format!("seed {}: {m}", seed + n)));

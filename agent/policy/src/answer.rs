@@ -175,7 +175,12 @@ impl<'a> Answers<'a> {
 
     /// The questions that a flow puts to the sender's and to the receiver's endpoint.
     #[must_use]
-    pub fn questions(&self, from: &Party, to: &Party, traffic: Traffic) -> (Option<Question>, Option<Question>) {
+    pub fn questions(
+        &self,
+        from: &Party,
+        to: &Party,
+        traffic: Traffic,
+    ) -> (Option<Question>, Option<Question>) {
         let Some(frame) = frame::opening(from.address(), to.address(), traffic) else {
             return (None, None);
         };
@@ -214,14 +219,20 @@ impl<'a> Answers<'a> {
         let view = question.frame.as_slice();
         let mut work = Work::EMPTY;
         parse(&view, Link::Ethernet, &mut work.packet);
-        judge(&tables, &view, &mut work, At { slot: 0, direction: question.direction, origin: question.origin })
+        judge(
+            &tables,
+            &view,
+            &mut work,
+            At { slot: 0, direction: question.direction, origin: question.origin },
+        )
     }
 
     fn direction(&self, question: &Question) -> DirectionAnswer {
         let verdict = self.verdict(question);
-        let policies = match verdict.reason {
-            Reason::Isolated | Reason::InvalidClosed => self.isolating(&question.pod, question.direction),
-            _ => Vec::new(),
+        let policies = if matches!(verdict.reason, Reason::Isolated | Reason::InvalidClosed) {
+            self.isolating(&question.pod, question.direction)
+        } else {
+            Vec::new()
         };
         DirectionAnswer {
             action: verdict.action,
@@ -266,7 +277,8 @@ pub fn owned_addresses(directory: &Directory<'_>, key: &ObjectKey) -> Vec<IpAddr
 /// [`MAX_ENDPOINT_ADDRS`] are left out: the pod cannot use them.
 #[must_use]
 pub fn endpoint_config(addresses: &[IpAddr]) -> EndpointConfig {
-    let mut config = EndpointConfig { flags: ENDPOINT_USED, link: LINK_ETHERNET, ..EndpointConfig::default() };
+    let mut config =
+        EndpointConfig { flags: ENDPOINT_USED, link: LINK_ETHERNET, ..EndpointConfig::default() };
     for (place, address) in config.addrs.iter_mut().zip(addresses) {
         *place = wire_addr(*address);
         config.addr_count += 1;

@@ -12,7 +12,8 @@ use portcullis_common::event::Direction;
 use portcullis_common::wire::{
     BANKS, CLASS_NONE, CLASS_VIRTUAL, MAX_CHUNKS, MAX_COUNTERS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES,
     MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESET_RANGES, MAX_RULESETS, PORT_RANGE_END, PeerRowKey,
-    PeerRowWord, PeerWord, PortRange, ROW_BITS, ROW_WORDS, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
+    PeerRowWord, PeerWord, PortRange, ROW_BITS, ROW_WORDS, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row,
+    Rule, Ruleset,
 };
 
 use crate::desired::{CounterName, Desired, EndpointRulesets, RuleSource, WirePrefix, wire_addr};
@@ -149,10 +150,11 @@ impl Compiler {
             let mut of = |direction| -> Result<u16, CompileError> {
                 match rules_of(cluster, &directory, key, facts, direction) {
                     None => Ok(wire_ruleset(RULESET_OPEN)),
-                    Some(rules) => self.ruleset(key, direction, rules, &mut problems),
+                    Some(rules) => self.ruleset(key, direction, &rules, &mut problems),
                 }
             };
-            let rulesets = EndpointRulesets { ingress: of(Direction::Ingress)?, egress: of(Direction::Egress)? };
+            let rulesets =
+                EndpointRulesets { ingress: of(Direction::Ingress)?, egress: of(Direction::Egress)? };
             desired.endpoints.insert(key.clone(), rulesets);
         }
         self.write_rulesets(&mut desired)?;
@@ -165,10 +167,10 @@ impl Compiler {
         &mut self,
         key: &ObjectKey,
         direction: Direction,
-        rules: Vec<RuleContent>,
+        rules: &Vec<RuleContent>,
         problems: &mut Vec<Problem>,
     ) -> Result<u16, CompileError> {
-        let built = Built::new(&rules);
+        let built = Built::new(rules);
         let rule_limit = (MAX_CHUNKS * ROW_BITS) as usize;
         if rules.len() > rule_limit || built.ports.len() > MAX_RULESET_RANGES as usize {
             problems.push(Problem {
@@ -187,7 +189,7 @@ impl Compiler {
             });
             return Ok(wire_ruleset(RULESET_CLOSED));
         }
-        let id = self.rulesets.intern(&rules, 1)?;
+        let id = self.rulesets.intern(rules, 1)?;
         self.built.insert(id, built);
         Ok(wire_ruleset(id))
     }
@@ -204,7 +206,8 @@ impl Compiler {
             for (index, rule) in (rules_start..).zip(&rules) {
                 let counter = self.counters.intern(&rule.name, 1)?;
                 desired.counters.insert(counter, rule.name.clone());
-                let wire = Rule { counter, action: rule.action, kind: rule.kind, tier: rule.tier, reserved: 0 };
+                let wire =
+                    Rule { counter, action: rule.action, kind: rule.kind, tier: rule.tier, reserved: 0 };
                 desired.rules.insert(index, wire);
             }
             let ports_log2 = to_u32(built.ports.len()).next_power_of_two().trailing_zeros();
@@ -278,7 +281,8 @@ impl Compiler {
             desired.prefixes.insert(WirePrefix::from(*prefix), PeerWord { class, tag: 0 });
             by_prefix.push((*prefix, class));
         }
-        let virtual_addresses = directory.virtual_addresses.iter().map(|address| (address, None, CLASS_VIRTUAL));
+        let virtual_addresses =
+            directory.virtual_addresses.iter().map(|address| (address, None, CLASS_VIRTUAL));
         let owned = directory.owners.iter().map(|(address, key)| (address, directory.pods.get(*key), 0));
         for (address, owner, flag) in owned.chain(virtual_addresses) {
             let matching = selectors.iter().filter(|s| s.matches(*address, owner)).cloned().collect();

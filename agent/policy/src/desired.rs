@@ -138,7 +138,11 @@ impl Tables for Desired {
         if bank != self.bank {
             return None;
         }
-        self.prefixes.iter().filter(|(p, _)| p.covers(addr)).max_by_key(|(p, _)| p.bits).map(|(_, word)| *word)
+        self.prefixes
+            .iter()
+            .filter(|(p, _)| p.covers(addr))
+            .max_by_key(|(p, _)| p.bits)
+            .map(|(_, word)| *word)
     }
 
     fn peer_row(&self, key: &PeerRowKey) -> Option<PeerRowWord> {

@@ -100,9 +100,8 @@ fn transport(protocol: Protocol, port: u16) -> Vec<u8> {
         Protocol::Tcp => bytes.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, TCP_SYN, 0xff, 0xff, 0, 0, 0, 0]),
         Protocol::Udp => bytes.extend([0, 8, 0, 0]),
         // Verification tag and checksum, then an INIT chunk of 20 bytes.
-        Protocol::Sctp => bytes.extend([
-            0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1,
-        ]),
+        Protocol::Sctp => bytes
+            .extend([0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]),
     }
     bytes
 }

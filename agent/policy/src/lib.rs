@@ -1,12 +1,12 @@
 //! The pure core of portcullis: objects in, tables out. No I/O, no clock, no kernel.
 #![forbid(unsafe_code)]
 
-pub mod convert;
-pub mod manifest;
-pub mod model;
+pub mod answer;
 pub mod compile;
+pub mod convert;
 pub mod desired;
 pub mod diff;
-pub mod select;
 pub mod frame;
-pub mod answer;
+pub mod manifest;
+pub mod model;
+pub mod select;

@@ -16,7 +16,7 @@ use crate::output::Exit;
 const MAX_ANSWER: u64 = 1 << 30;
 
 /// How long an agent may take to answer: a large matrix by the kernel takes minutes.
-const ANSWER_TIME: Duration = Duration::from_secs(600);
+const ANSWER_TIME: Duration = Duration::from_mins(10);
 
 /// Why the agent gave no answer.
 #[derive(Debug, Error)]
@@ -76,6 +76,8 @@ pub struct Asked {
 /// Sends a request to the agent of a run directory.
 pub fn ask(run_dir: &Path, request: &Request) -> Result<Asked, ClientError> {
     let path = socket(run_dir);
+    // The kinds are std's and more may come; none of the others has a remedy of its own.
+    #[allow(clippy::wildcard_enum_match_arm)]
     let mut stream = UnixStream::connect(&path).map_err(|cause| match cause.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused | io::ErrorKind::NotADirectory => {
             ClientError::NoAgent(path.clone())
@@ -94,6 +96,8 @@ pub fn ask(run_dir: &Path, request: &Request) -> Result<Asked, ClientError> {
 
 impl Asked {
     /// The next answer; `None` when the agent closed the connection.
+    // No iterator: each answer may be of another type, and an error does not end them.
+    #[allow(clippy::should_implement_trait)]
     pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, ClientError> {
         let mut line = Vec::new();
         let read = (&mut self.reader).take(MAX_ANSWER).read_until(b'\n', &mut line);

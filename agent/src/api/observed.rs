@@ -190,8 +190,7 @@ mod tests {
     #[test]
     fn a_denied_connection_as_json() {
         let (pod, policy) = (ObjectKey::new("a", "x"), ObjectKey::new("a", "np"));
-        let name =
-            CounterName { source: RuleSource::Isolation(policy), direction: Direction::Egress };
+        let name = CounterName { source: RuleSource::Isolation(policy), direction: Direction::Egress };
         let context = Context {
             time: UNIX_EPOCH + Duration::from_millis(1_500),
             pod: Some(&pod),
@@ -223,8 +222,7 @@ mod tests {
 
     #[test]
     fn an_unknown_reason_is_no_verdict() {
-        let context =
-            Context { time: UNIX_EPOCH, pod: None, peer: None, decided_by: None, node: None };
+        let context = Context { time: UNIX_EPOCH, pod: None, peer: None, decided_by: None, node: None };
         assert!(ObservedVerdict::new(&Event { reason: 255, ..event() }, context).is_none());
         assert!(ObservedVerdict::new(&Event { direction: 7, ..event() }, context).is_none());
     }

@@ -147,7 +147,8 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
     timeout(REQUEST_TIME, read).await.map_err(io::Error::from)??;
     match serde_json::from_slice::<Request>(&line) {
         Err(error) => {
-            let error = format!("the request is not understood ({error}): use a verb of the agent's own version");
+            let error =
+                format!("the request is not understood ({error}): use a verb of the agent's own version");
             send(&mut writer, &Refusal { error, exit: Exit::Usage.code() }).await
         }
         Ok(Request::Observe) => observe(reader, writer, &shared).await,
@@ -169,9 +170,7 @@ fn judge(request: &Request, backend: &(dyn Backend + Send + Sync)) -> io::Result
         Request::Matrix(request) => matrix::matrix(&world, kernel, request).map(|reply| line_of(&reply)),
         Request::Observe => return Err(io::Error::other("observe is no question")),
     };
-    answer.unwrap_or_else(|error| {
-        line_of(&Refusal { error: error.to_string(), exit: error.exit().code() })
-    })
+    answer.unwrap_or_else(|error| line_of(&Refusal { error: error.to_string(), exit: error.exit().code() }))
 }
 
 async fn observe(
@@ -211,7 +210,3 @@ async fn write(writer: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
     }
     Ok(())
 }
-
-#[cfg(test)]
-#[path = "server_tests.rs"]
-mod tests;

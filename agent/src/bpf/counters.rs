@@ -31,7 +31,8 @@ impl CounterNames {
     /// Reads what earlier agents left.
     pub fn open(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
         let map: HashMap<_, Wire<CounterKey>, u32> = take(ebpf, "counter_names")?;
-        let names = map.iter().filter_map(Result::ok).filter_map(|(key, n)| Some((n, decode(&key.0)?))).collect();
+        let names =
+            map.iter().filter_map(Result::ok).filter_map(|(key, n)| Some((n, decode(&key.0)?))).collect();
         Ok(Self { map, names })
     }
 

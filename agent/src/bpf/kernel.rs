@@ -9,8 +9,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
     BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MAX_PEERS,
-    MAX_PREFIXES, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row, Rule, Ruleset,
-    Stats,
+    MAX_PREFIXES, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
+    Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
@@ -134,7 +134,9 @@ impl Kernel {
             MapOp::SwapPrefixes(prefixes) => self.swap_prefixes(prefixes),
             MapOp::BumpEpoch(cell) => {
                 let epoch = self.epochs.get(cell, 0).map_err(|e| BpfError::map("read", "epochs", e))?;
-                self.epochs.set(*cell, epoch.wrapping_add(1), 0).map_err(|e| BpfError::map("write", "epochs", e))
+                self.epochs
+                    .set(*cell, epoch.wrapping_add(1), 0)
+                    .map_err(|e| BpfError::map("write", "epochs", e))
             }
             MapOp::BumpPrefixEpoch => {
                 self.change_node_state(|state| state.prefix_epoch = state.prefix_epoch.wrapping_add(1))
@@ -282,7 +284,9 @@ impl Kernel {
             return Ok(());
         }
         // Where membarrier(2) is not to be had (nohz_full), an update of an array of maps waits as long.
-        outer(&self.peers, "peers")?.set(self.bank, &self.bank_peers, 0).map_err(|e| BpfError::map("write", "peers", e))
+        outer(&self.peers, "peers")?
+            .set(self.bank, &self.bank_peers, 0)
+            .map_err(|e| BpfError::map("write", "peers", e))
     }
 
     fn change_node_state(&mut self, change: impl FnOnce(&mut NodeState)) -> Result<(), BpfError> {
@@ -316,7 +320,9 @@ impl Kernel {
         for key in stale {
             gone(self.peer_rows.remove(&Wire(key)), "peer_rows")?;
         }
-        outer(&self.peers, "peers")?.set(bank, &self.bank_peers, 0).map_err(|e| BpfError::map("write", "peers", e))?;
+        outer(&self.peers, "peers")?
+            .set(bank, &self.bank_peers, 0)
+            .map_err(|e| BpfError::map("write", "peers", e))?;
         self.swap_prefixes(&BTreeMap::new())
     }
 
@@ -326,14 +332,19 @@ impl Kernel {
             trie.insert(&Key::new(prefix.bits, prefix.addr.bytes), Wire(*word), 0)
                 .map_err(|e| BpfError::map("write", "prefixes", e))?;
         }
-        outer(&self.prefixes, "prefixes")?.set(self.bank, &trie, 0).map_err(|e| BpfError::map("swap", "prefixes", e))
+        outer(&self.prefixes, "prefixes")?
+            .set(self.bank, &trie, 0)
+            .map_err(|e| BpfError::map("swap", "prefixes", e))
     }
 }
 
 /// True for an endpoint one of whose rulesets lies in the bank.
 fn uses_bank(word: EndpointWord, bank: u32) -> bool {
     let fixed = [RULESET_OPEN, RULESET_CLOSED];
-    [word.ingress, word.egress].map(u32::from).into_iter().any(|id| !fixed.contains(&id) && bank_of(id) == bank)
+    [word.ingress, word.egress]
+        .map(u32::from)
+        .into_iter()
+        .any(|id| !fixed.contains(&id) && bank_of(id) == bank)
 }
 
 /// Which bank's part of the tables a ruleset number lies in.
@@ -354,6 +365,8 @@ where
 /// A map of the object as bare data.
 fn data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, BpfError> {
     let map = ebpf.take_map(name).ok_or_else(|| BpfError::Missing(format!("map {name}")))?;
+    // Aya's kinds of maps grow with the kernel's; ours are these.
+    #[allow(clippy::wildcard_enum_match_arm)]
     match map {
         Map::ArrayOfMaps(data) | Map::HashMap(data) | Map::LpmTrie(data) => Ok(data),
         _ => Err(BpfError::Missing(format!("map {name} of the expected type"))),
@@ -399,7 +412,9 @@ where
 fn gone(result: Result<(), aya::maps::MapError>, name: &'static str) -> Result<(), BpfError> {
     match result {
         Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
-        Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => {
+            Ok(())
+        }
         Err(e) => Err(BpfError::map("delete from", name, e)),
     }
 }

@@ -131,7 +131,8 @@ impl Pins {
 
     /// Makes the directories, mode 0700, and refuses pins of another layout.
     pub fn prepare(&self, bpffs: &Path) -> Result<(), BpfError> {
-        let fail = |path: &Path, cause: io::Error, remedy| BpfError::Pins { path: path.to_owned(), cause, remedy };
+        let fail =
+            |path: &Path, cause: io::Error, remedy| BpfError::Pins { path: path.to_owned(), cause, remedy };
         let kind = statfs(bpffs)
             .map_err(|cause| fail(bpffs, cause.into(), "name a mounted bpffs with --bpffs"))?
             .filesystem_type();
@@ -202,9 +203,7 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
 }
 
 /// Takes a program out of the object.
-pub(crate) fn both<'a>(
-    ebpf: &'a mut Ebpf,
-) -> Result<(&'a mut SchedClassifier, &'a mut SchedClassifier), BpfError> {
+pub(crate) fn both(ebpf: &mut Ebpf) -> Result<(&mut SchedClassifier, &mut SchedClassifier), BpfError> {
     let (mut egress, mut ingress) = (None, None);
     for (name, program) in ebpf.programs_mut() {
         match name {
@@ -213,12 +212,10 @@ pub(crate) fn both<'a>(
             _ => {}
         }
     }
-    egress
-        .zip(ingress)
-        .ok_or_else(|| BpfError::Missing(format!("programs {POD_EGRESS} and {POD_INGRESS}")))
+    egress.zip(ingress).ok_or_else(|| BpfError::Missing(format!("programs {POD_EGRESS} and {POD_INGRESS}")))
 }
 
-/// bpf_ktime_get_coarse_ns is there since 5.11. A release that cannot be read has it: then the load fails
+/// `bpf_ktime_get_coarse_ns` is there since 5.11. A release that cannot be read has it: then the load fails
 /// rather than the clock.
 fn has_coarse_clock() -> bool {
     kernel_release().map_or(true, |release| (release.major, release.minor) >= (5, 11))

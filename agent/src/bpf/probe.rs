@@ -113,8 +113,8 @@ pub struct Private {
 }
 
 impl Private {
-    /// Loads the programs with tables of their own and writes a world's into them. Needs CAP_BPF and
-    /// CAP_NET_ADMIN.
+    /// Loads the programs with tables of their own and writes a world's into them. Needs `CAP_BPF` and
+    /// `CAP_NET_ADMIN`.
     pub fn load(world: &World) -> anyhow::Result<Self> {
         let (kernel, ebpf) = Kernel::private(world.desired.bank)?;
         let mut private = Self {
@@ -139,8 +139,8 @@ impl Private {
         for (slot, key) in (0u32..).zip(directory.pods.keys()) {
             let rulesets = world.desired.endpoints.get(*key).copied().unwrap_or(EndpointRulesets::CLOSED);
             let config = endpoint_config(&owned_addresses(&directory, key));
-            let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 0 };
-            self.kernel.set_endpoint(slot, config, word)?;
+            let endpoint = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 0 };
+            self.kernel.set_endpoint(slot, config, endpoint)?;
             self.slots.insert((*key).clone(), slot);
         }
         Ok(())

@@ -11,7 +11,7 @@ const BPF_MAP_CREATE: c_long = 0;
 const BPF_MAP_DELETE_ELEM: c_long = 3;
 const BPF_OBJ_GET_INFO_BY_FD: c_long = 15;
 const BPF_BTF_GET_FD_BY_ID: c_long = 19;
-/// MEMBARRIER_CMD_GLOBAL, Linux 4.3.
+/// `MEMBARRIER_CMD_GLOBAL`, Linux 4.3.
 const MEMBARRIER_CMD_GLOBAL: c_long = 1;
 
 /// `struct bpf_map_info` of include/uapi/linux/bpf.h, up to the BTF fields (Linux 4.18).
@@ -35,7 +35,7 @@ pub(crate) struct MapInfo {
     reserved: u32,
 }
 
-/// `union bpf_attr` for BPF_MAP_CREATE, up to the BTF fields (Linux 4.18).
+/// `union bpf_attr` for `BPF_MAP_CREATE`, up to the BTF fields (Linux 4.18).
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable)]
 struct CreateAttr {

@@ -47,7 +47,10 @@ impl DirSource {
         if files != self.last {
             self.last = files;
             if let Err(error) = remember(&self.memory, &self.last) {
-                tracing::warn!("{}: {error}: a restart beside a broken file will not know what it said", self.memory.display());
+                tracing::warn!(
+                    "{}: {error}: a restart beside a broken file will not know what it said",
+                    self.memory.display()
+                );
             }
         }
         Ok(loaded)
@@ -104,7 +107,8 @@ fn remember(memory: &Path, files: &BTreeMap<String, ParsedFile>) -> std::io::Res
         })
         .collect();
     let beside = memory.with_extension("new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
     file.write_all(Value::Array(text).to_string().as_bytes())?;
     file.sync_all()?;
     fs::rename(&beside, memory)
@@ -126,7 +130,7 @@ fn recall(memory: &Path) -> BTreeMap<String, ParsedFile> {
                 .filter_map(|object| {
                     let line = object.get("line").and_then(Value::as_u64).unwrap_or(1);
                     let value = object.get("value")?.clone();
-                    Some(ManifestObject { line: line.try_into().unwrap_or(1), value })
+                    Some(ManifestObject { line, value })
                 })
                 .collect();
             Some((path.clone(), ParsedFile { path, objects }))

@@ -166,7 +166,9 @@ pub enum AskError {
     #[error("Node {0} has no address in status.addresses: give it one, or name an address")]
     NodeAddress(String),
     /// There is no family that both ends have.
-    #[error("{from} ({from_has}) and {to} ({to_has}) have no address of {wanted}: choose another --family or other ends")]
+    #[error(
+        "{from} ({from_has}) and {to} ({to_has}) have no address of {wanted}: choose another --family or other ends"
+    )]
     Families {
         /// Who sends.
         from: String,

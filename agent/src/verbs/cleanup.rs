@@ -14,8 +14,7 @@ pub fn cleanup(run_dir: &Path, bpffs: &Path) -> Result<Exit, Failure> {
     if !geteuid().is_root() {
         return Err(Failure::Cleanup("taking programs away needs root".to_owned()));
     }
-    let taken =
-        daemon::cleanup(run_dir, bpffs).map_err(|error| Failure::Cleanup(format!("{error:#}")))?;
+    let taken = daemon::cleanup(run_dir, bpffs).map_err(|error| Failure::Cleanup(format!("{error:#}")))?;
     output::print(&report(&taken)).map_err(Failure::Output)?;
     for what in &taken.failed {
         output::error(printable(what));

@@ -56,7 +56,11 @@ enum Word {
     OwnNode(Vec<IpAddr>),
     Node(String, Vec<IpAddr>),
     /// A hostNetwork pod: its node, for which its own name is shown.
-    HostPod { key: ObjectKey, addresses: Vec<IpAddr>, node: Option<String> },
+    HostPod {
+        key: ObjectKey,
+        addresses: Vec<IpAddr>,
+        node: Option<String>,
+    },
 }
 
 impl Word {
@@ -216,7 +220,11 @@ impl Reader<'_> {
             (Phase::Finished, _) => Err(AskError::Finished(key)),
             (Phase::Live, PodNetwork::Own) => {
                 let addresses = owned_addresses(&self.directory, &key);
-                if addresses.is_empty() { Err(AskError::NoAddress(key)) } else { Ok(Word::Pod(key, addresses)) }
+                if addresses.is_empty() {
+                    Err(AskError::NoAddress(key))
+                } else {
+                    Ok(Word::Pod(key, addresses))
+                }
             }
             (Phase::Live, PodNetwork::Host) => {
                 let node = pod.node.as_deref().and_then(|name| cluster.nodes.get(name));

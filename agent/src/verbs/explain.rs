@@ -289,7 +289,3 @@ pub fn reasons_help() -> String {
         text
     })
 }
-
-#[cfg(test)]
-#[path = "explain_tests.rs"]
-mod tests;

@@ -62,7 +62,8 @@ pub fn matrix(
         request.ports.iter().map(|text| text.0).collect()
     };
     if ports.is_empty() {
-        notes.push("no pod declares a containerPort: name the ports, as in `matrix TCP/80 UDP/53`".to_owned());
+        notes
+            .push("no pod declares a containerPort: name the ports, as in `matrix TCP/80 UDP/53`".to_owned());
     }
     let filler = Filler { answers, order, judge };
     let result =
@@ -168,7 +169,3 @@ fn one(matrix: &Matrix, colour: Colour, text: &mut String) {
         text.push('\n');
     }
 }
-
-#[cfg(test)]
-#[path = "matrix_tests.rs"]
-mod tests;

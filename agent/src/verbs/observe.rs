@@ -89,7 +89,9 @@ fn print_all(mut asked: Asked, lines: Lines, count: Option<u64>) -> Result<End, 
 #[must_use]
 pub fn line(observed: &Observed, colour: Colour) -> String {
     let verdict = match observed {
-        Observed::Lost { lost } => return format!("{lost} verdicts were lost: they fell faster than they were read"),
+        Observed::Lost { lost } => {
+            return format!("{lost} verdicts were lost: they fell faster than they were read");
+        }
         Observed::Verdict(verdict) => verdict.as_ref(),
     };
     let (from, to) = match verdict.direction.as_str() {

@@ -48,13 +48,12 @@ impl<K: Ord + Clone> Pool<K> {
 
     /// The number of a content; of one that spans several, the first of `len` in a row.
     pub fn intern(&mut self, content: &K, len: u32) -> Result<u32, Full> {
-        let id = match self.ids.get(content) {
-            Some((id, _)) => *id,
-            None => {
-                let id = self.take(len).ok_or(Full { what: self.what, capacity: self.capacity })?;
-                self.ids.insert(content.clone(), (id, len));
-                id
-            }
+        let id = if let Some((id, _)) = self.ids.get(content) {
+            *id
+        } else {
+            let id = self.take(len).ok_or(Full { what: self.what, capacity: self.capacity })?;
+            self.ids.insert(content.clone(), (id, len));
+            id
         };
         self.used.insert(id);
         Ok(id)

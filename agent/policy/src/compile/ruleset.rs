@@ -10,8 +10,8 @@ use portcullis_common::wire::{
 
 use crate::desired::{CounterName, RuleSource};
 use crate::model::{
-    Cluster, DirectionSpec, IsolationCause, NetworkPolicy, ObjectKey, Peer, Peers, PortMatch, PortSpec, Ports,
-    Protocol, Rule as PolicyRule, Subject,
+    Cluster, DirectionSpec, IsolationCause, NetworkPolicy, ObjectKey, Peer, Peers, PortMatch, PortSpec,
+    Ports, Protocol, Rule as PolicyRule, Subject,
 };
 use crate::select::{Base, Directory, NamedPort, PeerSelector, PodFacts};
 
@@ -98,10 +98,7 @@ pub fn rules_of(
     let mut contents = Vec::new();
     for (name, rules, _) in &policies {
         for (index, rule) in (0u32..).zip(*rules) {
-            let name = CounterName {
-                source: RuleSource::NetworkPolicy((*name).clone(), index),
-                direction,
-            };
+            let name = CounterName { source: RuleSource::NetworkPolicy((*name).clone(), index), direction };
             contents.extend(expand(rule, directory, facts, &name));
         }
     }

@@ -103,7 +103,11 @@ fn read_spec(spec: &Object, namespace: &str, path: Path<'_>, report: &mut Report
 }
 
 /// Reads `spec.podSelector`. With an unknown field it selects what its known fields select (S49).
-fn read_subject(spec: &Object, path: Path<'_>, report: &mut Report) -> (Fields, Result<Selector, Unreadable>) {
+fn read_subject(
+    spec: &Object,
+    path: Path<'_>,
+    report: &mut Report,
+) -> (Fields, Result<Selector, Unreadable>) {
     let Some(value) = field(spec, "podSelector") else {
         return (Fields::Known, Ok(Selector::default()));
     };
