@@ -6,10 +6,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Addr, mix64};
 
-/// Version of this layout; part of the pins' path. Raise it with every change to a type in this module.
+/// Version of this layout; part of the pins' path. Raise it with every change to a type or a size in this module,
+/// and with every new [`crate::event::Reason`]: a map that is pinned already keeps its size.
 pub const LAYOUT_VERSION: u32 = 1;
 
-/// Endpoints a node can hold. The word of a ruleset id (16 bits) and of two directions bounds it too.
+/// Endpoints a node can hold.
 pub const MAX_ENDPOINTS: u32 = 4096;
 /// Addresses an endpoint can hold; `status.podIPs` holds at most two.
 pub const MAX_ENDPOINT_ADDRS: usize = 4;
@@ -53,13 +54,15 @@ pub const EVENT_RING_BYTES: u32 = 1 << 20;
 
 /// Ruleset 0: the direction is open. It has no entry in the table.
 pub const RULESET_OPEN: u32 = 0;
-/// Ruleset 1: the direction is closed, whatever comes. No entry either: a ruleset that cannot be read closes.
+/// Ruleset 1: the direction is closed, whatever policies would say. No entry either: a ruleset that cannot be read
+/// closes.
 pub const RULESET_CLOSED: u32 = 1;
-/// The ruleset judges traffic from a pod, which may still be translated: virtual addresses wait.
+/// The ruleset judges traffic from a pod that a policy isolates, which may still be translated: virtual addresses
+/// are told apart.
 pub const RULESET_EGRESS: u32 = 1;
 /// Class 0: an address that no selector on this node matches.
 pub const CLASS_NONE: u32 = 0;
-/// Bit of a class that marks a Service's virtual address, whose verdict waits for translation.
+/// Bit of a class that marks a Service's virtual address, whose verdict needs its translation. Denied for now.
 pub const CLASS_VIRTUAL: u32 = 1 << 31;
 /// Counter 0: no rule decided.
 pub const COUNTER_NONE: u32 = 0;
@@ -79,7 +82,7 @@ macro_rules! wire {
 wire! {
     /// `ifaces`: interface index to endpoint.
     pub struct IfaceWord {
-        /// Index into `endpoints` and `endpoint_cfg`.
+        /// Index into `endpoints`, `endpoint_cfg` and `flows`.
         pub slot: u32,
         /// The key again: the tag.
         pub ifindex: u32,
@@ -109,7 +112,7 @@ wire! {
         pub flags: u32,
         /// How many of `addrs` count.
         pub addr_count: u32,
-        /// A hash of the pod's UID: another pod never inherits this one's flows.
+        /// A hash of the pod's UID and name: another pod never inherits this one's flows.
         pub pod: u64,
         /// The pod's addresses.
         pub addrs: [Addr; MAX_ENDPOINT_ADDRS],
@@ -196,7 +199,8 @@ wire! {
         pub flags: u32,
         /// Not used; 0.
         pub reserved: u32,
-        /// The ruleset of the tiers behind the first, where a Pass goes on; [`RULESET_OPEN`] where none is.
+        /// The ruleset of the tiers behind the first, where a Pass goes on; [`RULESET_OPEN`] where none is, as
+        /// everywhere now.
         pub pass_to: u32,
     }
 }
@@ -230,7 +234,7 @@ wire! {
         pub action: u8,
         /// [`KIND_RULE`], [`KIND_ISOLATION`] or [`KIND_INVALID`].
         pub kind: u8,
-        /// 0 Admin, 1 NetworkPolicy, 2 Baseline.
+        /// 0 Admin, 1 NetworkPolicy, 2 Baseline; only 1 is used now.
         pub tier: u8,
         /// Not used; 0.
         pub reserved: u8,
@@ -251,7 +255,8 @@ pub const KIND_ISOLATION: u8 = 1;
 pub const KIND_INVALID: u8 = 2;
 
 wire! {
-    /// `rule_stats` and `verdicts`, a value for each CPU.
+    /// `rule_stats` and `verdicts`, a value for each CPU. Of a flow, a rule counts the packet that opened it, and
+    /// those that were judged again and denied.
     pub struct Stats {
         /// Packets.
         pub packets: u64,
@@ -312,7 +317,7 @@ wire! {
         pub seen: u32,
         /// A `STATE_` of [`crate::flow`].
         pub state: u32,
-        /// The rule that allowed it.
+        /// The rule that allowed it when it opened; judging it again does not change it.
         pub counter: u32,
         /// Seconds of the monotonic clock at which it was opened.
         pub opened: u32,
