@@ -1,7 +1,9 @@
 //! What the tests share: from an oracle's cluster to ours, and from our answers to what an oracle says.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on has failed")]
 
+pub mod attached;
 pub mod compare;
+pub mod device;
 pub mod kernel;
 pub mod lifecycle;
 pub mod privilege;
