@@ -4,14 +4,13 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use portcullis_common::event::{Action, Direction, Reason};
-use portcullis_common::packet::{TCP, TCP_SYN};
+use portcullis_common::packet::{TCP, TCP_ACK, TCP_SYN};
 use portcullis_policy::frame;
 use portcullis_tests::attached::{Attached, Place};
 use portcullis_tests::compare::{cluster_of, compile, key_of};
 use portcullis_tests::device::Veth;
 use serde_json::json;
 
-const TCP_ACK: u8 = 0x10;
 const CLIENT: [u8; 4] = [10, 0, 0, 1];
 const SERVER: [u8; 4] = [192, 0, 2, 7];
 
