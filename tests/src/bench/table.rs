@@ -28,8 +28,8 @@ pub(crate) fn text(conditions: &Conditions, sizes: &Sizes, results: &Results) ->
     line(
         &mut out,
         &format!(
-            "ns a packet by BPF_PROG_TEST_RUN, median, and how many times the empty program's {:.1} ns that is",
-            results.empty.median
+            "ns a packet by BPF_PROG_TEST_RUN: lowest, median, and that against the empty program's ({:.1}, {:.1})",
+            results.empty.lowest, results.empty.median
         ),
     );
     let row = |label: &str, rows: Option<(u32, u32)>, direction: Direction, family: Family| {
@@ -43,7 +43,7 @@ pub(crate) fn text(conditions: &Conditions, sizes: &Sizes, results: &Results) ->
         format!("{label:<13}{}", cells.concat())
     };
     let head = |label: &str| {
-        let names = COLUMNS.map(|(_, _, name)| format!("  {name:>14}"));
+        let names = COLUMNS.map(|(_, _, name)| format!("  {name:>16}"));
         format!("\n{label:<13}{}", names.concat())
     };
     line(&mut out, &head(&format!("{:>6} {:>6}", "rules", "peers")));
@@ -69,8 +69,11 @@ pub(crate) fn text(conditions: &Conditions, sizes: &Sizes, results: &Results) ->
 
 fn cell(results: &Results, what: What) -> String {
     results.measured.iter().find(|(found, _)| *found == what).map_or_else(
-        || format!("  {:>14}", "-"),
-        |(_, times)| format!("  {:>7.1} {:>5.1}x", times.median, times.median / results.empty.median),
+        || format!("  {:>16}", "-"),
+        |(_, times)| {
+            let ratio = times.median / results.empty.median;
+            format!("  {:>4.0} {:>5.0} {ratio:>4.1}x", times.lowest, times.median)
+        },
     )
 }
 
