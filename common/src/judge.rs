@@ -6,7 +6,7 @@ use crate::addr::Addr;
 use crate::classify::{Decision, Tables, classify};
 use crate::event::{Action, Direction, Reason};
 use crate::flow::{STATE_OPENING, Side, expired, next_state};
-use crate::packet::{Bytes, ICMP, ICMPV6, Packet, PacketView, SCTP, Shape, TCP, parse_embedded};
+use crate::packet::{Bytes, Embedded, ICMP, ICMPV6, Packet, PacketView, SCTP, Shape, TCP, parse_embedded};
 use crate::wire::{
     COUNTER_NONE, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig, EndpointWord,
     FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, RULESET_OPEN,
@@ -161,11 +161,12 @@ pub struct At {
 }
 
 /// What one judgement works on: the frame that [`crate::packet::parse`] read, and places for what is looked
-/// up and made. Eight-byte aligned; about 150 bytes, which the eBPF stack does not have to spare.
+/// up and made. Eight-byte aligned; about 190 bytes, which the eBPF stack does not have to spare.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     /// The frame.
     pub packet: Packet,
+    embedded: Embedded,
     key: FlowKey,
     entry: FlowEntry,
 }
@@ -174,6 +175,7 @@ impl Work {
     /// Before parsing.
     pub const EMPTY: Self = Self {
         packet: Packet::OTHER,
+        embedded: Embedded::NONE,
         key: FlowKey {
             remote: Addr::UNSPECIFIED,
             local_port: 0,
@@ -536,9 +538,10 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
     #[inline(never)]
     fn embedded(&self, work: &mut Work) -> u32 {
         let packet = &work.packet;
-        let Some(inner) = parse_embedded(self.view, packet.inner, packet.protocol) else {
+        let inner = &mut work.embedded;
+        if parse_embedded(self.view, packet.inner, packet.protocol, inner).is_none() {
             return EMBEDDED_NONE;
-        };
+        }
         // Towards the pod the error is about a packet that the pod sent, from it about one that it got.
         let (local, remote, local_port, remote_port, outer) = match self.at.direction {
             Direction::Ingress => (&inner.src, &inner.dst, inner.src_port, inner.dst_port, &packet.dst),

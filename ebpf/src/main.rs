@@ -34,6 +34,12 @@ pub fn pod_ingress(ctx: TcContext) -> i32 {
     run(&Skb::new(ctx), Direction::Ingress)
 }
 
+/// Lets everything pass. Never attached: what a packet through any program costs, for the benchmark.
+#[classifier]
+pub fn empty(_: TcContext) -> i32 {
+    PASS
+}
+
 #[inline(always)]
 fn run(skb: &Skb, direction: Direction) -> i32 {
     let Some(Source { slot, origin }) = skb.source(direction) else {

@@ -6,7 +6,9 @@
     reason = "a test that cannot go on has failed"
 )]
 
+pub mod attached;
 pub mod compare;
+pub mod device;
 pub mod kernel;
 pub mod lifecycle;
 pub mod privilege;

@@ -74,9 +74,9 @@ impl Kernel {
         Ok((kernel, ebpf))
     }
 
-    /// A load to be asked, with maps of its own on no path.
-    pub fn private(bank: u32) -> Result<(Self, Ebpf), BpfError> {
-        let mut ebpf = load::load(Purpose::Ask, None)?;
+    /// A load with maps of its own on no path: to be asked, or for tests and the benchmark to be attached.
+    pub fn private(purpose: Purpose, bank: u32) -> Result<(Self, Ebpf), BpfError> {
+        let mut ebpf = load::load(purpose, None)?;
         let mut kernel = Self::of(&mut ebpf, bank)?;
         kernel.clear_bank()?;
         Ok((kernel, ebpf))

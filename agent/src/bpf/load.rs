@@ -18,6 +18,8 @@ use crate::attach::KernelRelease;
 pub const POD_EGRESS: &str = "pod_egress";
 /// Program for traffic to a pod.
 pub const POD_INGRESS: &str = "pod_ingress";
+/// Program that lets everything pass: what the benchmark compares with. [`load()`] leaves it out.
+pub const EMPTY: &str = "empty";
 
 /// The maps that outlive the agent. `scratch`, the patterns of inner maps and the log ring are each load's own.
 pub const PINNED: [&str; 18] = [
@@ -202,8 +204,8 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
         .ok_or_else(|| BpfError::Missing(format!("program {name}")))
 }
 
-/// Takes a program out of the object.
-pub(crate) fn both(ebpf: &mut Ebpf) -> Result<(&mut SchedClassifier, &mut SchedClassifier), BpfError> {
+/// Both programs: [`POD_EGRESS`], then [`POD_INGRESS`].
+pub fn both(ebpf: &mut Ebpf) -> Result<(&mut SchedClassifier, &mut SchedClassifier), BpfError> {
     let (mut egress, mut ingress) = (None, None);
     for (name, program) in ebpf.programs_mut() {
         match name {

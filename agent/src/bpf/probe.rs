@@ -116,7 +116,7 @@ impl Private {
     /// Loads the programs with tables of their own and writes a world's into them. Needs `CAP_BPF` and
     /// `CAP_NET_ADMIN`.
     pub fn load(world: &World) -> anyhow::Result<Self> {
-        let (kernel, ebpf) = Kernel::private(world.desired.bank)?;
+        let (kernel, ebpf) = Kernel::private(Purpose::Ask, world.desired.bank)?;
         let mut private = Self {
             asker: Asker { ebpf: Mutex::new(ebpf) },
             slots: BTreeMap::new(),
