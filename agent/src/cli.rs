@@ -8,6 +8,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::attach::HookChoice;
@@ -245,7 +247,8 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
     offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
     let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // Somebody who embeds this may have set one.
-    let _ = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).try_init();
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
     let options = daemon::Options {
         source: args.source,
         run_dir: args.run_dir.run_dir,

@@ -1,7 +1,7 @@
 //! The daemon: turns what the sources, the network and the clock tell into reconciliations, and publishes what
 //! is in force. Killed or ended, it leaves enforcement as it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -12,10 +12,12 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use ipnet::IpNet;
 use nix::time::{ClockId, clock_gettime};
-use notify::{RecursiveMode, Watcher as _};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher as _};
 use portcullis_common::event::Event;
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::{CounterName, ip_addr};
+use portcullis_policy::manifest::Loaded;
 use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,11 +31,13 @@ use crate::bpf::events::Events;
 use crate::bpf::load::kernel_release;
 use crate::bpf::probe::Asker;
 use crate::reconcile::{Outcome, Reconciler};
-use crate::source::dir::DirSource;
+use crate::source::dir::{DirSource, Signature};
 use crate::world::{AskKernel, KernelAnswer, World};
 
 /// How long a directory must be quiet before it is read: a change is in force 1 s after its last write.
 const QUIET: Duration = Duration::from_millis(150);
+/// How long one that is never quiet may wait.
+const RESTLESS: Duration = Duration::from_millis(600);
 /// How often attachments are audited, and the directory looked at for changes that no event told of.
 const AUDIT: Duration = Duration::from_secs(1);
 /// How often expired flows are removed.
@@ -186,11 +190,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ready,
         applied: 0,
         lost: 0,
-        cluster: None,
-        said: Vec::new(),
+        cluster: Arc::default(),
+        problems: Problems::default(),
+        pending: true,
         signature: None,
     };
-    agent.reload().context("nothing was changed")?;
+    agent.signature = agent.source.signature();
+    let loaded = agent.usable().context("nothing was changed")?;
+    (agent.cluster, agent.problems.objects) = (Arc::new(loaded.cluster), loaded.problems);
+    agent.enforce();
     tokio::spawn(api::server::serve(listener, shared.clone()));
     tokio::spawn(async move {
         loop {
@@ -205,7 +213,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
 }
 
 /// Why the main loop wakes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Wake {
     Source,
     Network,
@@ -219,9 +227,66 @@ struct Agent {
     ready: PathBuf,
     applied: u64,
     lost: u64,
-    cluster: Option<(Arc<Cluster>, Vec<Problem>)>,
+    /// What the directory said when it could last be used.
+    cluster: Arc<Cluster>,
+    problems: Problems,
+    /// True while what the directory says is not in force.
+    pending: bool,
+    signature: Option<Signature>,
+}
+
+/// What is wrong, by where it was found: what one step finds does not hide what another did.
+#[derive(Debug, Default)]
+struct Problems {
+    /// The directory cannot be used.
+    source: Vec<Problem>,
+    /// Its objects.
+    objects: Vec<Problem>,
+    /// The last reconciliation that came to an end.
+    outcome: Vec<Problem>,
+    /// Why the last one did not.
+    failure: Vec<Problem>,
+    /// Those that were logged.
     said: Vec<Problem>,
-    signature: Option<Vec<(PathBuf, u64, Option<SystemTime>)>>,
+}
+
+impl Problems {
+    fn all(&self) -> Vec<Problem> {
+        [&self.source, &self.objects, &self.outcome, &self.failure].into_iter().flatten().cloned().collect()
+    }
+
+    /// Logs those that were not there before.
+    fn say(&mut self) {
+        let all = self.all();
+        for problem in all.iter().filter(|problem| !self.said.contains(problem)) {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+                Severity::Note => tracing::info!("{problem}"),
+            }
+        }
+        self.said = all;
+    }
+}
+
+/// When the directory is to be read: it is quiet, or has been written to for too long.
+#[derive(Clone, Copy, Debug, Default)]
+struct Due(Option<(Instant, Instant)>);
+
+impl Due {
+    /// It was written to.
+    fn written(&mut self) {
+        let now = Instant::now();
+        let latest = self.0.map_or(now + RESTLESS, |(_, latest)| latest);
+        self.0 = Some(((now + QUIET).min(latest), latest));
+    }
+
+    async fn wait(self) {
+        match self.0 {
+            Some((at, _)) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Agent {
@@ -232,52 +297,39 @@ impl Agent {
         audit.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut expire = interval(EXPIRE);
         expire.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut due: Option<(Instant, Wake)> = None;
+        let mut due = Due::default();
         loop {
-            let quiet = async {
-                match due {
-                    Some((at, wake)) => {
-                        sleep_until(at).await;
-                        wake
-                    }
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
                 wake = wakes.recv() => {
-                    let Some(wake) = wake else { anyhow::bail!("the watches ended") };
+                    let Some(first) = wake else { anyhow::bail!("the watches ended") };
+                    let mut woken = BTreeSet::from([first]);
+                    while let Ok(another) = wakes.try_recv() {
+                        woken.insert(another);
+                    }
+                    if woken.contains(&Wake::Source) {
+                        due.written();
+                    }
                     // A new interface does not wait for the directory to be quiet.
-                    due = Some(match (wake, due) {
-                        (Wake::Source, _) => (Instant::now() + QUIET, Wake::Source),
-                        (Wake::Network, Some((at, Wake::Source))) => (at, Wake::Source),
-                        (Wake::Network, _) => (Instant::now(), Wake::Network),
-                    });
+                    if woken.contains(&Wake::Network) {
+                        self.enforce();
+                    }
                 }
-                wake = quiet => {
-                    due = None;
-                    self.woken(wake);
+                () = due.wait() => {
+                    due = Due::default();
+                    self.read();
+                    self.enforce();
                 }
                 _ = audit.tick() => {
-                    let changed = self.signature != self.source.signature();
-                    self.woken(if changed { Wake::Source } else { Wake::Network });
+                    if due.0.is_none() && self.signature != self.source.signature() {
+                        due.written();
+                    }
+                    self.enforce();
                 }
                 _ = expire.tick() => self.expire(),
             }
         }
-    }
-
-    /// What fails is tried again at the next wake, the audit at the latest.
-    fn woken(&mut self, wake: Wake) {
-        let result = tokio::task::block_in_place(|| match wake {
-            Wake::Source => self.reload(),
-            Wake::Network => self.reconcile(),
-        });
-        if let Err(error) = result {
-            self.say(vec![node_problem(format!("{error:#}: it will be tried again"))]);
-        }
-        self.tell_losses();
     }
 
     fn expire(&mut self) {
@@ -286,58 +338,64 @@ impl Agent {
         }
     }
 
-    /// Reads the directory and brings it into force.
-    fn reload(&mut self) -> anyhow::Result<()> {
-        let signature = self.source.signature();
-        let loaded = self.source.read()?;
-        if !loaded.cluster_policies.is_empty() {
-            anyhow::bail!(
-                "ClusterNetworkPolicy is not supported by this version yet: take {} out of {}",
-                loaded.cluster_policies.join(", "),
-                self.source.dir().display()
-            );
+    /// Reads the directory. One that cannot be used changes nothing, until it is written to again.
+    fn read(&mut self) {
+        // Before it is read: what is written meanwhile is seen at the next audit.
+        self.signature = self.source.signature();
+        match tokio::task::block_in_place(|| self.usable()) {
+            Ok(loaded) => {
+                self.cluster = Arc::new(loaded.cluster);
+                self.problems.objects = loaded.problems;
+                self.problems.source.clear();
+                self.pending = true;
+            }
+            Err(error) => {
+                let message = format!("{error:#}: what it said last stays in force");
+                self.problems.source = vec![node_problem(message)];
+            }
         }
-        self.cluster = Some((Arc::new(loaded.cluster), loaded.problems));
-        self.reconcile()?;
-        self.signature = signature;
-        self.applied += 1;
-        let text = format!("{{\"applied\": {}}}\n", self.applied);
-        let beside = self.ready.with_extension("new");
-        fs::write(&beside, text).and_then(|()| fs::rename(&beside, &self.ready)).context("the ready file")?;
-        self.settle()
+    }
+
+    fn usable(&mut self) -> anyhow::Result<Loaded> {
+        let loaded = self.source.read()?;
+        anyhow::ensure!(
+            loaded.cluster_policies.is_empty(),
+            "ClusterNetworkPolicy is not supported by this version yet: take {} out of {}",
+            loaded.cluster_policies.join(", "),
+            self.source.dir().display()
+        );
+        Ok(loaded)
+    }
+
+    /// Brings what is known into force. What fails is tried again at the next wake, the audit at the latest.
+    fn enforce(&mut self) {
+        match tokio::task::block_in_place(|| self.reconcile()) {
+            Ok(()) => self.problems.failure.clear(),
+            Err(error) => {
+                self.problems.failure = vec![node_problem(format!("{error:#}: it will be tried again"))];
+            }
+        }
+        self.problems.say();
+        self.tell_losses();
     }
 
     fn reconcile(&mut self) -> anyhow::Result<()> {
-        let Some((cluster, problems)) = self.cluster.clone() else {
-            return Ok(());
-        };
-        let outcome = self.reconciler.reconcile(&cluster)?;
-        let mut all = problems.clone();
-        all.extend(outcome.problems.iter().cloned());
-        self.say(all.clone());
+        let outcome = self.reconciler.reconcile(&self.cluster)?;
         let complete = outcome.complete;
-        self.shared.publish(snapshot(cluster, all, self.node.clone(), outcome));
+        self.problems.outcome.clone_from(&outcome.problems);
+        let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
+        self.shared.publish(snapshot);
         anyhow::ensure!(complete, "not every interface could be attached to");
-        Ok(())
-    }
-
-    fn settle(&mut self) -> anyhow::Result<()> {
-        match &self.cluster {
-            Some((cluster, _)) => self.reconciler.settle(&Arc::clone(cluster)),
-            None => Ok(()),
+        if self.pending {
+            self.pending = false;
+            self.applied += 1;
+            let text = format!("{{\"applied\": {}}}\n", self.applied);
+            let beside = self.ready.with_extension("new");
+            fs::write(&beside, text)
+                .and_then(|()| fs::rename(&beside, &self.ready))
+                .with_context(|| self.ready.display().to_string())?;
         }
-    }
-
-    /// Logs problems that were not there before.
-    fn say(&mut self, problems: Vec<Problem>) {
-        for problem in problems.iter().filter(|problem| !self.said.contains(problem)) {
-            match problem.severity {
-                Severity::Error => tracing::error!("{problem}"),
-                Severity::Warning => tracing::warn!("{problem}"),
-                Severity::Note => tracing::info!("{problem}"),
-            }
-        }
-        self.said = problems;
+        self.reconciler.settle(&self.cluster)
     }
 
     fn tell_losses(&mut self) {
@@ -387,8 +445,19 @@ fn wakes(source: &Path) -> anyhow::Result<mpsc::Receiver<Wake>> {
     let (send, receive) = mpsc::channel(64);
     let of_source = send.clone();
     // A full channel has a wake in it already.
-    let watcher = notify::recommended_watcher(move |_: notify::Result<notify::Event>| {
-        let _ = of_source.try_send(Wake::Source);
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading is an event too, and we read. An error (the queue ran over) may hide a change.
+        let read = event.is_ok_and(|event| match event.kind {
+            EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),
+            EventKind::Any
+            | EventKind::Create(_)
+            | EventKind::Modify(_)
+            | EventKind::Remove(_)
+            | EventKind::Other => false,
+        });
+        if !read {
+            let _ = of_source.try_send(Wake::Source);
+        }
     });
     match watcher.and_then(|mut w| w.watch(source, RecursiveMode::Recursive).map(|()| w)) {
         // It watches for as long as the process lives.
@@ -454,7 +523,10 @@ pub struct Taken {
 pub fn cleanup(run_dir: &Path, bpffs: &Path) -> anyhow::Result<Taken> {
     let socket = api::socket(run_dir);
     if std::os::unix::net::UnixStream::connect(&socket).is_ok() {
-        anyhow::bail!("an agent answers on {}: stop it first", socket.display());
+        anyhow::bail!(
+            "an agent answers on {}: stop it first, it would put everything back",
+            socket.display()
+        );
     }
     let pins = Pins::new(bpffs);
     let attached = attach::cleanup(&pins.links());

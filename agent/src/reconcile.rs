@@ -2,6 +2,7 @@
 //! time; every step that fails leaves what was in force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
@@ -49,6 +50,14 @@ pub struct Outcome {
     pub complete: bool,
 }
 
+/// A compilation: while its input is the same, there is nothing to do.
+#[derive(Debug)]
+struct Compiled {
+    cluster: Arc<Cluster>,
+    pods: BTreeSet<ObjectKey>,
+    problems: Vec<Problem>,
+}
+
 /// Keeps the node's enforcement.
 #[derive(Debug)]
 pub struct Reconciler {
@@ -64,6 +73,8 @@ pub struct Reconciler {
     endpoints: BTreeMap<ObjectKey, Enforced>,
     free: BTreeSet<u32>,
     retired: Vec<u32>,
+    /// What the tables were compiled from, and what was wrong with it.
+    compiled: Option<Compiled>,
     flows: u32,
     started: bool,
 }
@@ -89,6 +100,7 @@ impl Reconciler {
             endpoints: BTreeMap::new(),
             free: (0..MAX_ENDPOINTS).collect(),
             retired: Vec::new(),
+            compiled: None,
             flows,
             started: false,
         })
@@ -101,7 +113,7 @@ impl Reconciler {
 
     /// Brings enforcement to what these objects say. An error leaves what was in force before; pods that are
     /// new meanwhile are closed.
-    pub fn reconcile(&mut self, cluster: &Cluster) -> anyhow::Result<Outcome> {
+    pub fn reconcile(&mut self, cluster: &Arc<Cluster>) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome { complete: true, ..Outcome::default() };
         let interfaces = discover::interfaces_blocking()?;
         let directory = Directory::new(cluster);
@@ -112,10 +124,10 @@ impl Reconciler {
         }
         self.drop_unwanted(&wanted)?;
 
-        let compiled = self.compile_and_write(cluster, wanted.keys());
+        let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
         let rulesets = match &compiled {
             Ok(problems) => {
-                outcome.problems.extend(problems.iter().cloned());
+                outcome.problems.extend_from_slice(problems);
                 self.written.endpoints.clone()
             }
             Err(_) => BTreeMap::new(),
@@ -177,6 +189,24 @@ impl Reconciler {
     /// Packets under a counter.
     pub fn hits(&self, counter: u32) -> anyhow::Result<u64> {
         Ok(self.kernel.rule_stats(counter)?.packets)
+    }
+
+    /// Compiles and writes, unless the tables are what these pods need already.
+    fn compiled_for(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        pods: BTreeSet<ObjectKey>,
+    ) -> anyhow::Result<Vec<Problem>> {
+        if let Some(last) = &self.compiled
+            && Arc::ptr_eq(&last.cluster, cluster)
+            && last.pods == pods
+        {
+            return Ok(last.problems.clone());
+        }
+        self.compiled = None;
+        let problems = self.compile_and_write(cluster, &pods)?;
+        self.compiled = Some(Compiled { cluster: Arc::clone(cluster), pods, problems: problems.clone() });
+        Ok(problems)
     }
 
     fn compile_and_write<'a>(
@@ -322,7 +352,7 @@ impl Reconciler {
                 severity: Severity::Error,
                 object: "Node".to_owned(),
                 field: String::new(),
-                message: format!("{op:?}: {error}"),
+                message: format!("{op}: {error}"),
                 location: None,
             });
         }

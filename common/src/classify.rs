@@ -4,9 +4,9 @@
 use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
-    ACTION_ALLOW, ACTION_DENY, CLASS_NONE, CLASS_VIRTUAL, KIND_INVALID, KIND_ISOLATION, MAX_CHUNKS,
-    PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
-    SEARCH_STEPS, port_position,
+    ACTION_ALLOW, ACTION_DENY, CLASS_NONE, CLASS_VIRTUAL, COUNTER_NONE, KIND_INVALID, KIND_ISOLATION,
+    MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_CLOSED, RULESET_EGRESS,
+    RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS, port_position,
 };
 
 /// The policy tables, as they stand at this moment. A reader may see an element of a hash that is being
@@ -58,6 +58,10 @@ struct Unreadable;
 pub fn classify<T: Tables>(tables: &T, ruleset: u32, remote: &Addr, protocol: u8, port: u16) -> Decision {
     if ruleset == RULESET_OPEN {
         return Decision::Open;
+    }
+    // Needs no tables: an endpoint that could not be programmed, or whose policies cannot be.
+    if ruleset == RULESET_CLOSED {
+        return Decision::Rule { action: Action::Deny, reason: Reason::InvalidClosed, counter: COUNTER_NONE };
     }
     let position = port_position(protocol, port);
     let mut id = ruleset;

@@ -11,7 +11,8 @@ pub const STATE_ANSWERED: u32 = 2;
 pub const STATE_ESTABLISHED: u32 = 3;
 /// TCP: one side has sent FIN.
 pub const STATE_CLOSING: u32 = 4;
-/// TCP: the last packet was RST. Any other packet takes it back, so that a blind RST kills nothing.
+/// TCP: established, and the last packet was RST. Any other packet takes it back, so that a blind RST kills
+/// nothing. In other states RST changes nothing: their time-outs are as short.
 pub const STATE_RESET: u32 = 5;
 
 /// Seconds that an established TCP or SCTP flow may be silent: above the keepalive of 7,200 s.
@@ -67,7 +68,7 @@ pub const fn expired(protocol: u8, state: u32, seen: u32, now: u32) -> bool {
 #[must_use]
 pub const fn next_state(protocol: u8, state: u32, side: Side, tcp_flags: u8) -> u32 {
     if protocol == TCP {
-        if tcp_flags & TCP_RST != 0 {
+        if tcp_flags & TCP_RST != 0 && state == STATE_ESTABLISHED {
             return STATE_RESET;
         }
         if tcp_flags & TCP_FIN != 0 || state == STATE_CLOSING {
@@ -81,7 +82,7 @@ pub const fn next_state(protocol: u8, state: u32, side: Side, tcp_flags: u8) -> 
         {
             STATE_ESTABLISHED
         }
-        (STATE_RESET, _) => STATE_ESTABLISHED,
+        (STATE_RESET, _) if tcp_flags & TCP_RST == 0 => STATE_ESTABLISHED,
         _ => state,
     }
 }

@@ -424,7 +424,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
     #[inline(always)]
     fn held(&self, key: &FlowKey, tag: u32) -> Held<E::Handle> {
         for _ in 0..2 {
-            let Some(flow) = self.env.find(self.at.slot, key) else {
+            // A miss is confirmed: an element that is being recycled can hide the one behind it.
+            let found = self.env.find(self.at.slot, key).or_else(|| self.env.find(self.at.slot, key));
+            let Some(flow) = found else {
                 return Held::None;
             };
             let (stamp, found) = self.env.deciding(flow);

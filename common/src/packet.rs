@@ -239,7 +239,12 @@ impl Embedded {
 /// leaves it half written. Into memory of the caller's and in small pieces, because in eBPF this stands behind
 /// two callers and together their stacks have 512 bytes (before Linux 6.13; measured on 6.1).
 #[inline(always)]
-pub fn parse_embedded<V: PacketView>(view: &V, offset: u32, protocol: u8, inner: &mut Embedded) -> Option<()> {
+pub fn parse_embedded<V: PacketView>(
+    view: &V,
+    offset: u32,
+    protocol: u8,
+    inner: &mut Embedded,
+) -> Option<()> {
     let Bytes([first]) = view.load::<1>(offset)?;
     let l4 = if protocol == ICMP {
         let ihl = u32::from(first & 0x0f) * 4;

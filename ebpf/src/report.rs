@@ -11,6 +11,8 @@ use crate::tables;
 
 /// Events that one CPU sends in a second; what is over is counted in `cpu_state` and in the counters.
 const EVENTS_PER_SECOND: u32 = 20_000;
+/// Of the first events that one CPU sends in a second, those that may come with a warning.
+const WARNINGS_PER_SECOND: u32 = 8;
 const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Counts a verdict, and sends it if it is news.
@@ -26,8 +28,10 @@ pub fn report(skb: &Skb, slot: u32, direction: Direction, packet: &Packet, verdi
         tables::count_rule(verdict.counter, bytes);
     }
     if let News::Event = verdict.news {
-        event(slot, direction, packet, verdict);
-        if let Reason::TablesUnreadable = verdict.reason {
+        let sent = event(slot, direction, packet, verdict);
+        if let Reason::TablesUnreadable = verdict.reason
+            && sent <= WARNINGS_PER_SECOND
+        {
             unreadable_tables(skb, slot);
         }
     }
@@ -51,11 +55,13 @@ fn unreadable_tables(skb: &Skb, slot: u32) {
     warn!(&skb.ctx, "endpoint {}: policy tables unreadable twice in a row, packet dropped", slot);
 }
 
+/// Sends an event within the CPU's budget, and returns its number in this second; the largest if it was not
+/// sent.
 #[inline(never)]
-fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
+fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) -> u32 {
     let now = tables::clock();
     let Some(budget) = tables::cpu_state() else {
-        return;
+        return u32::MAX;
     };
     let second = (now / NANOSECONDS) as u32;
     // SAFETY: a per-CPU value that a lookup returned; programs do not preempt each other on a CPU.
@@ -66,9 +72,10 @@ fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
     }
     if budget.sent >= EVENTS_PER_SECOND {
         budget.lost += 1;
-        return;
+        return u32::MAX;
     }
     budget.sent += 1;
+    let number = budget.sent;
     let mut event = Event {
         time: now,
         slot,
@@ -96,5 +103,7 @@ fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
     }
     if !tables::send(&event) {
         budget.lost += 1;
+        return u32::MAX;
     }
+    number
 }

@@ -58,10 +58,10 @@ impl DirSource {
 
     /// Something that changes when the directory does: paths, sizes and times. `None` if it cannot be listed.
     #[must_use]
-    pub fn signature(&self) -> Option<Vec<(PathBuf, u64, Option<std::time::SystemTime>)>> {
-        let mut seen = Vec::new();
-        collect(&self.dir, 0, &mut seen).ok()?;
-        Some(seen)
+    pub fn signature(&self) -> Option<Signature> {
+        let mut signature = Signature::default();
+        collect(&self.dir, 0, &mut signature).ok()?;
+        Some(signature)
     }
 
     /// The directory.
@@ -73,12 +73,18 @@ impl DirSource {
 
 /// How deep directories are looked into for a signature.
 const MAX_DEPTH: u32 = 32;
+/// How many directories are: links can lead in circles, and meet themselves often on the way down.
+const MAX_DIRS: usize = 10_000;
 
-fn collect(
-    dir: &Path,
-    depth: u32,
-    seen: &mut Vec<(PathBuf, u64, Option<std::time::SystemTime>)>,
-) -> std::io::Result<()> {
+/// What a directory looks like from outside: changes with its files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signature {
+    files: Vec<(PathBuf, u64, Option<std::time::SystemTime>)>,
+    dirs: usize,
+}
+
+fn collect(dir: &Path, depth: u32, seen: &mut Signature) -> std::io::Result<()> {
+    seen.dirs += 1;
     let mut entries: Vec<PathBuf> =
         fs::read_dir(dir)?.map(|entry| entry.map(|e| e.path())).collect::<Result<_, _>>()?;
     entries.sort();
@@ -87,11 +93,11 @@ fn collect(
             continue;
         };
         if metadata.is_dir() {
-            if depth < MAX_DEPTH {
+            if depth < MAX_DEPTH && seen.dirs < MAX_DIRS {
                 collect(&path, depth + 1, seen)?;
             }
         } else {
-            seen.push((path, metadata.len(), metadata.modified().ok()));
+            seen.files.push((path, metadata.len(), metadata.modified().ok()));
         }
     }
     Ok(())
