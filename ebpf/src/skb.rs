@@ -137,8 +137,9 @@ impl PacketView for Skb {
         // Not `TcContext::load`: that asks for `size_of::<Bytes<N>>()`, which alignment rounds up.
         let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the context is valid for the whole program, and `bytes` has room for N bytes.
-        let failed =
-            unsafe { bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
+        };
         // SAFETY: the helper filled all N bytes of the array.
         (failed == 0).then(|| unsafe { bytes.assume_init() })
     }
