@@ -91,6 +91,8 @@ impl Skb {
     #[inline(always)]
     fn has_socket(&self) -> bool {
         let skb = self.ctx.skb.skb;
+        // One read to the verifier, two operations to Rust, which takes the union for one of its own.
+        #[allow(clippy::multiple_unsafe_ops_per_block)]
         // SAFETY: the context is valid for the whole program; the pointer is only compared with null.
         let socket = unsafe { (*skb).__bindgen_anon_2.sk };
         !socket.is_null()
