@@ -67,7 +67,7 @@ pub(crate) const CHECKS: &[Check] = &[
 const EBPF: &str = "ebpf/Cargo.toml";
 
 pub(crate) fn verb(_: &Args) -> Result<ExitCode> {
-    setup::ensure(&[Group::Ebpf, Group::Lint])?;
+    setup::ensure(&[Group::Ebpf, Group::Lint, Group::Deny])?;
     let mut failed = 0;
     for check in CHECKS {
         if !check.report() {
@@ -122,7 +122,7 @@ fn docs() -> Result<Outcome> {
 
 fn deny_command(manifest: &str) -> Result<Command> {
     if !setup::deny_installed() {
-        bail!("cargo-deny is not installed: `cargo xtask setup lint` does it");
+        bail!("cargo-deny is not installed: `cargo xtask setup deny` does it");
     }
     let mut command = sh::cargo();
     let root = workspace::root();
