@@ -1,7 +1,8 @@
 //! Builds the kernel side with the eBPF toolchain and leaves the object for `include_bytes!`.
 //!
 //! Two toolchains have a `core` for `bpfel-unknown-none`: Debian's `rustc-web` (no build-std; the one that is
-//! tested) and a dated nightly with `rust-src`. The nightly is used where `PORTCULLIS_EBPF_NIGHTLY` names it.
+//! tested) and a dated nightly with `rust-src`. The nightly is used where `PORTCULLIS_EBPF_NIGHTLY` names it, or
+//! where Debian's packages are not installed.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,7 +12,11 @@ use anyhow::{Context as _, bail};
 
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+/// What only Debian's package for BPF brings; other distributions have a cargo in the same place.
+const DEBIAN_CORE: &str = "/usr/lib/rustlib/bpfel-unknown-none/lib";
 const NIGHTLY: &str = "PORTCULLIS_EBPF_NIGHTLY";
+/// Dated, because the undated names move to other LLVM versions; `cargo xtask setup` names the same.
+const DEFAULT_NIGHTLY: &str = "nightly-2026-05-20";
 
 fn main() -> anyhow::Result<()> {
     let manifest = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -33,18 +38,17 @@ fn build(ebpf: &Path, target: &Path) -> anyhow::Result<()> {
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
     let flags =
         [&*format!("--cfg=bpf_target_arch=\"{arch}\""), "-Cdebuginfo=2", "-Clink-arg=--btf"].join("\x1f");
-    let mut command = if let Ok(toolchain) = env::var(NIGHTLY) {
-        let mut command = Command::new("rustup");
-        command.args(["run", &toolchain, "cargo", "build", "-Zbuild-std=core"]);
-        command.env_remove("RUSTC");
-        command
-    } else {
-        if !Path::new(DEBIAN_CARGO).exists() {
-            bail!("{DEBIAN_CARGO} is missing: run `cargo xtask setup`, or name a nightly in {NIGHTLY}");
+    let mut command = match toolchain()? {
+        Toolchain::Debian => {
+            let mut command = Command::new(DEBIAN_CARGO);
+            command.arg("build").env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+            command
         }
-        let mut command = Command::new(DEBIAN_CARGO);
-        command.arg("build").env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
-        command
+        Toolchain::Nightly(name) => {
+            let mut command = Command::new("rustup");
+            command.args(["run", &name, "cargo", "build", "-Zbuild-std=core"]).env_remove("RUSTC");
+            command
+        }
     };
     command
         .args(["--release", "--locked", "--target", "bpfel-unknown-none", "--target-dir"])
@@ -61,4 +65,23 @@ fn build(ebpf: &Path, target: &Path) -> anyhow::Result<()> {
         bail!("the eBPF programs did not build ({status}): `cargo xtask setup` installs what they need");
     }
     Ok(())
+}
+
+enum Toolchain {
+    Debian,
+    Nightly(String),
+}
+
+fn toolchain() -> anyhow::Result<Toolchain> {
+    if let Ok(name) = env::var(NIGHTLY) {
+        return Ok(Toolchain::Nightly(name));
+    }
+    if [DEBIAN_CARGO, DEBIAN_RUSTC, DEBIAN_CORE].iter().all(|path| Path::new(path).exists()) {
+        return Ok(Toolchain::Debian);
+    }
+    let starts = Command::new("rustup").args(["run", DEFAULT_NIGHTLY, "rustc", "--version"]).output();
+    if starts.is_ok_and(|out| out.status.success()) {
+        return Ok(Toolchain::Nightly(DEFAULT_NIGHTLY.to_owned()));
+    }
+    bail!("no compiler here has a core for BPF: `cargo xtask setup` installs one or says what to install");
 }

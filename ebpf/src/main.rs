@@ -17,9 +17,9 @@ use portcullis_common::wire::LINK_IP;
 use skb::{Skb, Source};
 use tables::Maps;
 
-/// The next program and then the stack go on with the packet (TCX_NEXT, TC_ACT_UNSPEC).
+/// The next program and then the stack go on with the packet (`TCX_NEXT`, `TC_ACT_UNSPEC`).
 const PASS: i32 = -1;
-/// The packet is dropped (TCX_DROP, TC_ACT_SHOT).
+/// The packet is dropped (`TCX_DROP`, `TC_ACT_SHOT`).
 const DROP: i32 = 2;
 
 /// Traffic from a pod: TC ingress of its host-side interface.

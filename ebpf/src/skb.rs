@@ -91,6 +91,8 @@ impl Skb {
     #[inline(always)]
     fn has_socket(&self) -> bool {
         let skb = self.ctx.skb.skb;
+        // One read to the verifier, two operations to Rust, which takes the union for one of its own.
+        #[allow(clippy::multiple_unsafe_ops_per_block)]
         // SAFETY: the context is valid for the whole program; the pointer is only compared with null.
         let socket = unsafe { (*skb).__bindgen_anon_2.sk };
         !socket.is_null()
@@ -137,8 +139,9 @@ impl PacketView for Skb {
         // Not `TcContext::load`: that asks for `size_of::<Bytes<N>>()`, which alignment rounds up.
         let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the context is valid for the whole program, and `bytes` has room for N bytes.
-        let failed =
-            unsafe { bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32) };
+        let failed = unsafe {
+            bpf_skb_load_bytes(self.ctx.skb.skb.cast(), offset, bytes.as_mut_ptr().cast(), N as u32)
+        };
         // SAFETY: the helper filled all N bytes of the array.
         (failed == 0).then(|| unsafe { bytes.assume_init() })
     }

@@ -31,8 +31,10 @@ pub(crate) enum Group {
     Lab,
     /// Virtual machines of other kernels
     Vm,
-    /// rustfmt, clippy, cargo-deny
+    /// rustfmt, clippy
     Lint,
+    /// cargo-deny
+    Deny,
 }
 
 #[derive(clap::Args)]
@@ -114,7 +116,10 @@ pub(crate) fn ensure(groups: &[Group]) -> Result<()> {
         linker::install()?;
     }
     if groups.contains(&Group::Lint) {
-        lint::ensure()?;
+        lint::components()?;
+    }
+    if groups.contains(&Group::Deny) {
+        lint::deny()?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::check::{self, Outcome};
 use crate::setup::{self, Group};
 use crate::sh;
 use crate::vm_test;
-use crate::workspace::{TESTS, TestTarget, Workspace};
+use crate::workspace::{LAB, TESTS, TestTarget, Workspace};
 use tally::{Reader, Show, Tally};
 
 /// A layer of tests, in the order in which they run.
@@ -88,11 +88,28 @@ impl Layer {
         }
     }
 
-    /// The layer of an integration test, by the first word of its name. Only the tests package has any that
-    /// need root.
+    /// What it needs on the machine; none needs nothing, and all that compile need more.
+    const fn group(self) -> Option<Group> {
+        match self {
+            Self::Format | Self::Lint => Some(Group::Lint),
+            Self::Deny => Some(Group::Deny),
+            Self::Lab | Self::Lifecycle | Self::Other => Some(Group::Lab),
+            Self::Vm => Some(Group::Vm),
+            Self::Rooms | Self::Build | Self::Docs | Self::Unit | Self::Kernel | Self::Differential => None,
+        }
+    }
+
+    /// True if it builds the agent, and so the programs.
+    const fn compiles(self) -> bool {
+        !matches!(self, Self::Rooms | Self::Format | Self::Deny)
+    }
+
+    /// The layer of an integration test, by the first word of its name where its package has several kinds.
     fn of(target: &TestTarget) -> Self {
-        if target.package != TESTS {
-            return Self::Unit;
+        match target.package.as_str() {
+            TESTS => {}
+            LAB => return Self::Lab,
+            _ => return Self::Unit,
         }
         let first = target.name.split('_').next().unwrap_or_default();
         match first {
@@ -124,6 +141,8 @@ struct Report {
 struct Run {
     workspace: Workspace,
     targets: BTreeMap<Layer, BTreeSet<String>>,
+    /// What could not be installed, and why.
+    lacking: BTreeMap<Group, String>,
     failures: Vec<String>,
 }
 
@@ -131,13 +150,13 @@ pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     let all = Layer::value_variants();
     let layers: BTreeSet<Layer> =
         if args.layers.is_empty() { all } else { &args.layers }.iter().copied().collect();
-    set_up(&layers)?;
+    let lacking = set_up(&layers)?;
     let workspace = Workspace::load()?;
     let mut targets: BTreeMap<Layer, BTreeSet<String>> = BTreeMap::new();
     for target in workspace.test_targets() {
         targets.entry(Layer::of(&target)).or_default().insert(target.name);
     }
-    let mut run = Run { workspace, targets, failures: Vec::new() };
+    let mut run = Run { workspace, targets, lacking, failures: Vec::new() };
     let mut reports = Vec::new();
     for layer in layers {
         sh::say(format_args!("---- {layer}"));
@@ -148,28 +167,35 @@ pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     Ok(close(&reports, &run.failures))
 }
 
-/// Whatever the layers need, before the first runs. That lints cannot be had fails them, not all.
-fn set_up(layers: &BTreeSet<Layer>) -> Result<()> {
-    let compiles = |l: &Layer| !matches!(l, Layer::Rooms | Layer::Format | Layer::Deny);
-    let mut groups = Vec::new();
-    if layers.iter().any(compiles) {
-        groups.extend([Group::Ebpf, Group::Lab]);
+/// Installs what the layers need, before the first runs. Nothing goes without the eBPF toolchain; what else
+/// cannot be had is returned, and concerns its layers only.
+fn set_up(layers: &BTreeSet<Layer>) -> Result<BTreeMap<Group, String>> {
+    if layers.iter().any(|l| l.compiles()) {
+        setup::ensure(&[Group::Ebpf])?;
     }
-    if layers.contains(&Layer::Vm) {
-        groups.push(Group::Vm);
-    }
-    setup::ensure(&groups)?;
-    let lints = [Layer::Format, Layer::Lint, Layer::Deny];
-    if lints.iter().any(|l| layers.contains(l))
-        && let Err(error) = setup::ensure(&[Group::Lint])
-    {
+    let groups: BTreeSet<Group> = layers.iter().filter_map(|l| l.group()).collect();
+    let lacking = groups.into_iter().filter_map(|group| {
+        let error = setup::ensure(&[group]).err()?;
         sh::say(format_args!("{error:#}"));
-    }
-    Ok(())
+        Some((group, format!("{error:#}")))
+    });
+    Ok(lacking.collect())
+}
+
+/// In CI what cannot run has failed; elsewhere it was skipped.
+fn is_ci() -> bool {
+    std::env::var("CI").as_deref() == Ok("true")
 }
 
 impl Run {
     fn layer(&mut self, layer: Layer) -> Tally {
+        if let Some(why) = layer.group().and_then(|group| self.lacking.get(&group)) {
+            if is_ci() {
+                return self.failed(format!("{layer}: {why}"));
+            }
+            println!("skipped: {layer}: {why}");
+            return Tally::SKIPPED;
+        }
         match layer.work() {
             Work::Checks(kind) => self.checks(kind),
             Work::Build => self.build(),
@@ -327,6 +353,7 @@ mod tests {
         assert_eq!(Layer::of(&target(TESTS, "lab_cases")), Layer::Lab);
         assert_eq!(Layer::of(&target(TESTS, "lifecycle")), Layer::Lifecycle);
         assert_eq!(Layer::of(&target(TESTS, "something_new")), Layer::Other);
+        assert_eq!(Layer::of(&target(LAB, "reach")), Layer::Lab);
         assert_eq!(Layer::of(&target("portcullis-oracle", "lab_cases")), Layer::Unit);
     }
 

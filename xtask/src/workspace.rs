@@ -9,8 +9,9 @@ use serde_json::Value;
 
 use crate::sh;
 
-/// The package that holds the tests that need root.
+/// The packages whose tests need root.
 pub(crate) const TESTS: &str = "portcullis-tests";
+pub(crate) const LAB: &str = "portcullis-lab";
 
 /// The directory with the workspace's `Cargo.toml`.
 pub(crate) fn root() -> PathBuf {

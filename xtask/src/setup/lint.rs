@@ -12,7 +12,8 @@ pub(crate) fn deny_installed() -> bool {
     sh::find("cargo-deny").is_some()
 }
 
-pub(super) fn ensure() -> Result<()> {
+/// rustfmt and clippy, of the toolchain that runs us.
+pub(super) fn components() -> Result<()> {
     let missing: Vec<&str> = [("rustfmt", "fmt"), ("clippy", "clippy")]
         .into_iter()
         .filter(|(_, verb)| !sh::succeeds(sh::cargo().args([*verb, "--version"])))
@@ -26,10 +27,12 @@ pub(super) fn ensure() -> Result<()> {
         }
         sh::run(sh::command("rustup").args(["component", "add"]).args(&missing))?;
     }
-    if !deny_installed() {
-        install_deny()?;
-    }
     Ok(())
+}
+
+/// cargo-deny.
+pub(super) fn deny() -> Result<()> {
+    if deny_installed() { Ok(()) } else { install_deny() }
 }
 
 /// Unoptimised: the whole tree is checked in well under a second either way, and the build is what costs.

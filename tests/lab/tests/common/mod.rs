@@ -13,7 +13,7 @@ pub(crate) fn is_root(test: &str) -> bool {
         return true;
     }
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{test} needs root");
-    println!("{test}: skipped: needs root");
+    println!("skipped: {test} needs root");
     false
 }
 
