@@ -4,6 +4,7 @@
 use portcullis_oracle::{cyclonus, generate};
 use portcullis_tests::kernel::{Loaded, Tally};
 use portcullis_tests::privilege::{is_root, number};
+use portcullis_tests::{device, flow};
 
 /// Clusters of the property test in the kernel.
 const CLUSTERS: u64 = 2_000;
@@ -38,4 +39,14 @@ fn random_clusters_get_the_oracles_verdicts_in_the_kernel() {
         loaded.random(&generate::cluster(seed + n), &mut tally);
     }
     finish(&format!("{clusters} clusters from seed {seed}"), &tally);
+}
+
+#[test]
+fn flows_and_their_icmp_errors_pass_the_attached_load() {
+    if !is_root("loading programs") {
+        return;
+    }
+    // Of this test's thread alone.
+    device::own_namespace().unwrap();
+    flow::follow().unwrap();
 }

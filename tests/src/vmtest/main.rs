@@ -5,7 +5,6 @@
 //! every Cyclonus case to it. Says on its last line `vmtest: N passed, N failed`; exit 0, 1 (failed), 2 (usage).
 
 mod attachment;
-mod flow;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,8 +13,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result};
 use portcullis_agent::bpf::load::kernel_release;
 use portcullis_oracle::cyclonus::{self, Step};
-use portcullis_tests::device;
 use portcullis_tests::kernel::{Loaded, Tally};
+use portcullis_tests::{device, flow};
 
 /// Differences of one step that are printed.
 const PRINTED: usize = 3;
@@ -63,7 +62,8 @@ fn all(cases: &Path, checks: &mut Checks) -> Result<()> {
     let release = kernel_release()?;
     device::own_namespace()?;
     attachment::check(release, checks)?;
-    checks.note("a flow", &flow::follow());
+    let followed = flow::follow().map(|()| "refused, opened, established, with its ICMP errors".to_owned());
+    checks.note("flows", &followed);
     cyclonus(cases, checks)
 }
 
