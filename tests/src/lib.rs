@@ -4,4 +4,5 @@
 pub mod compare;
 pub mod kernel;
 pub mod lifecycle;
+pub mod live;
 pub mod privilege;
