@@ -6,4 +6,5 @@ pub mod device;
 pub mod flow;
 pub mod kernel;
 pub mod lifecycle;
+pub mod live;
 pub mod privilege;

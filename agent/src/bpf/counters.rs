@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 
 use aya::Ebpf;
-use aya::maps::{HashMap, MapData};
+use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    CounterKey, NAME_BYTES, NAMESPACE_BYTES, POLICY_NETWORK, POLICY_NO_NAMESPACE, RULE_ISOLATION,
+    CounterKey, NAME_BYTES, NAMESPACE_BYTES, POLICY_NETWORK, POLICY_NO_NAMESPACE, RULE_ISOLATION, Stats,
 };
 use portcullis_policy::desired::{CounterName, RuleSource};
 use portcullis_policy::model::ObjectKey;
 
 use super::kernel::take;
-use super::load::BpfError;
+use super::load::{BpfError, Pins};
 use super::wire::Wire;
 
 /// The names of the counters.
@@ -65,6 +65,50 @@ impl CounterNames {
             None => Ok(()),
         }
     }
+}
+
+/// The counters, read beside the agent that keeps them.
+pub struct Hits {
+    names: HashMap<MapData, Wire<CounterKey>, u32>,
+    stats: PerCpuArray<MapData, Wire<Stats>>,
+}
+
+impl std::fmt::Debug for Hits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hits").finish_non_exhaustive()
+    }
+}
+
+impl Hits {
+    /// Opens the pins that an agent made.
+    pub fn open(pins: &Pins) -> Result<Self, BpfError> {
+        Ok(Self { names: pinned(pins, "counter_names")?, stats: pinned(pins, "rule_stats")? })
+    }
+
+    /// Packets and bytes under each name, since it got its counter; all CPUs.
+    pub fn all(&self) -> Result<BTreeMap<CounterName, Stats>, BpfError> {
+        let mut all = BTreeMap::new();
+        for (key, counter) in self.names.iter().filter_map(Result::ok) {
+            if let Some(name) = decode(&key.0) {
+                let values = self.stats.get(&counter, 0).map_err(|e| BpfError::map("read", "rule_stats", e))?;
+                all.insert(name, sum(values.iter().map(|one| one.0)));
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// Of all CPUs.
+pub(super) fn sum(each: impl Iterator<Item = Stats>) -> Stats {
+    each.fold(Stats::default(), |sum, one| Stats {
+        packets: sum.packets + one.packets,
+        bytes: sum.bytes + one.bytes,
+    })
+}
+
+fn pinned<T: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<T, BpfError> {
+    let open = || T::try_from(Map::from_map_data(MapData::from_pin(pins.maps().join(name))?)?);
+    open().map_err(|e| BpfError::map("open", name, e))
 }
 
 fn encode(name: &CounterName) -> Option<CounterKey> {

@@ -15,6 +15,7 @@ use portcullis_common::wire::{
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
 
+use super::counters::sum;
 use super::load::{self, BpfError, Pins, Purpose};
 use super::sys;
 use super::wire::Wire;
@@ -235,10 +236,7 @@ impl Kernel {
     /// Packets and bytes under a counter, all CPUs.
     pub fn rule_stats(&self, counter: u32) -> Result<Stats, BpfError> {
         let values = self.rule_stats.get(&counter, 0).map_err(|e| BpfError::map("read", "rule_stats", e))?;
-        Ok(values.iter().fold(Stats::default(), |sum, one| Stats {
-            packets: sum.packets + one.0.packets,
-            bytes: sum.bytes + one.0.bytes,
-        }))
+        Ok(sum(values.iter().map(|one| one.0)))
     }
 
     /// A counter starts anew.

@@ -1,0 +1,186 @@
+//! A lab with a running agent that is given one state of a cluster after another, and asked by every way there
+//! is to ask. Owns the directory of manifests and the agent's life; what is asked and compared is
+//! [`agreement`]'s, what should come out the caller's.
+
+pub mod agreement;
+pub mod expected;
+mod packets;
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use nix::sys::signal::Signal;
+use portcullis_agent::bpf::Pins;
+use portcullis_agent::bpf::counters::Hits;
+use portcullis_lab::{AgentSpec, Hook, Lab, LabOptions};
+use portcullis_policy::model::Cluster;
+use serde_json::{Value, json};
+
+use crate::lifecycle::agent;
+
+/// How long a change may take on a loaded machine before it counts as lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// One state of a cluster, as files of manifests: name and text.
+#[derive(Clone, Debug, Default)]
+pub struct State(pub Vec<(String, String)>);
+
+impl State {
+    /// These objects, in one file.
+    #[must_use]
+    pub fn of_objects(objects: &[Value]) -> Self {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+        Self(vec![("cluster.json".to_owned(), list.to_string())])
+    }
+
+    /// These files of `tests/data`.
+    ///
+    /// # Panics
+    ///
+    /// Where one cannot be read.
+    #[must_use]
+    pub fn of_files(paths: &[String]) -> Self {
+        let read = |path: &String| {
+            let from = data().join(path);
+            let text = fs::read_to_string(&from).unwrap_or_else(|e| panic!("{}: {e}", from.display()));
+            (path.replace('/', "_"), text)
+        };
+        Self(paths.iter().map(read).collect())
+    }
+}
+
+/// `tests/data`.
+#[must_use]
+pub fn data() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data")
+}
+
+/// A lab, its agent, and the state that both were given last.
+#[derive(Debug)]
+pub struct Live {
+    lab: Lab,
+    hook: Hook,
+    /// Holds `source`, which the agent watches.
+    base: PathBuf,
+    cluster: Cluster,
+    hits: Hits,
+    /// Of the packet that is sent next.
+    next_port: u16,
+}
+
+impl Live {
+    /// A lab in a state, with an agent that enforces it. The outside holds these addresses.
+    ///
+    /// # Panics
+    ///
+    /// Where anything of it fails, as all here does.
+    #[must_use]
+    pub fn up(state: &State, outside: Vec<IpAddr>, hook: Hook) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name =
+            format!("portcullis-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let base = std::env::temp_dir().join(name);
+        let source = base.join("source");
+        fs::create_dir_all(&source).expect("a directory for manifests");
+        write(state, &source.join("now"));
+        let cluster = read(&source);
+        let options = LabOptions { outside, ..LabOptions::default() };
+        let mut lab = Lab::up(&cluster, options).expect("the lab comes up");
+        start(&mut lab, &base, hook);
+        let hits = Hits::open(&Pins::new(lab.bpffs())).expect("the agent has pinned its counters");
+        Self { lab, hook, base, cluster, hits, next_port: packets::FIRST_PORT }
+    }
+
+    /// The lab.
+    #[must_use]
+    pub fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    /// Brings lab and running agent to another state, and waits until it is in force.
+    ///
+    /// # Panics
+    ///
+    /// If it does not come into force.
+    pub fn apply(&mut self, state: &State) {
+        // The agent never sees half a state: the directory is changed in one step.
+        let (next, now) = (self.base.join("next"), self.source().join("now"));
+        write(state, &next);
+        self.cluster = read(&next);
+        self.lab.apply(&self.cluster).expect("the lab changes");
+        let before = self.lab.applied().expect("the agent enforces");
+        renameat2(AT_FDCWD, &next, AT_FDCWD, &now, RenameFlags::RENAME_EXCHANGE).expect("the state is put in place");
+        self.lab.wait_applied(before + 1, PATIENCE).expect("the state is applied");
+        fs::remove_dir_all(&next).expect("the last state is removed");
+    }
+
+    /// Takes everything of the agent away and starts it anew in the state that is.
+    ///
+    /// # Panics
+    ///
+    /// If that fails.
+    pub fn start_cold(&mut self) {
+        self.lab.kill(Signal::SIGTERM).expect("the agent ends");
+        let mut cleanup = Command::new(agent());
+        cleanup.arg("cleanup").arg("--run-dir").arg(self.lab.run_dir()).arg("--bpffs").arg(self.lab.bpffs());
+        let output = self.lab.node().run(|| cleanup.output()).expect("the node is there").expect("cleanup runs");
+        assert!(output.status.success(), "cleanup: {}", String::from_utf8_lossy(&output.stderr));
+        start(&mut self.lab, &self.base, self.hook);
+        self.hits = Hits::open(&Pins::new(self.lab.bpffs())).expect("the agent has pinned its counters");
+    }
+
+    fn source(&self) -> PathBuf {
+        self.base.join("source")
+    }
+
+    /// Runs a verb of the command line.
+    fn verb(&self, arguments: &[String], from: From) -> Output {
+        let mut command = Command::new(agent());
+        command.args(arguments).args(["-o", "json"]);
+        match from {
+            From::Agent => command.arg("--run-dir").arg(self.lab.run_dir()),
+            From::Directory => command.arg("--source").arg(self.source()),
+        };
+        command.output().expect("the verb runs")
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.lab.agent_log()).unwrap_or_default();
+            eprintln!("the agent's log:\n{log}");
+        }
+        // Temporary; a leftover does no harm.
+        drop(fs::remove_dir_all(&self.base));
+    }
+}
+
+/// Whom a verb asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum From {
+    Agent,
+    Directory,
+}
+
+fn start(lab: &mut Lab, base: &Path, hook: Hook) {
+    let spec = AgentSpec { binary: agent(), source: base.join("source"), hook, arguments: Vec::new() };
+    lab.start_agent(&spec).expect("the agent starts");
+    lab.wait_applied(1, PATIENCE).expect("the agent enforces");
+}
+
+fn write(state: &State, dir: &Path) {
+    fs::create_dir(dir).expect("a directory for a state");
+    for (name, text) in &state.0 {
+        fs::write(dir.join(name), text).expect("manifests are written");
+    }
+}
+
+fn read(dir: &Path) -> Cluster {
+    portcullis_lab::source::read(dir, &[]).expect("the manifests are good").cluster
+}

@@ -1,0 +1,118 @@
+//! Cyclonus cases in labs: the states of each one after the other given to a running agent, everybody who can
+//! be asked being asked, and after several states the same by an agent that starts in the last.
+#![allow(missing_docs)]
+
+use std::collections::BTreeSet;
+
+use portcullis_lab::Hook;
+use portcullis_oracle::Family;
+use portcullis_oracle::cyclonus::{self, Step};
+use portcullis_tests::live::agreement::Tally;
+use portcullis_tests::live::{Live, State};
+use portcullis_tests::privilege::is_root;
+
+/// How many cases at least.
+const CASES: usize = 20;
+
+/// The steps of one case.
+type Case = Vec<Step>;
+
+/// Family and tag.
+type Tag = (Family, String);
+
+fn tags(case: &Case) -> BTreeSet<Tag> {
+    case.iter().flat_map(|step| step.tags.iter().map(|tag| (step.family, tag.clone()))).collect()
+}
+
+fn all_cases() -> Vec<Case> {
+    let mut cases: Vec<Case> = Vec::new();
+    for step in cyclonus::load().unwrap() {
+        match cases.last_mut() {
+            Some(case) if case[0].id == step.id && case[0].family == step.family => case.push(step),
+            _ => cases.push(vec![step]),
+        }
+    }
+    cases
+}
+
+/// All cases of several states, then whichever covers most tags that none has covered yet (the first of several
+/// that do), until all are covered; then the first others until there are enough. In the file's order.
+fn choose(cases: Vec<Case>) -> Vec<Case> {
+    let (mut chosen, mut rest): (Vec<_>, Vec<_>) =
+        cases.into_iter().enumerate().partition(|(_, case)| case.len() > 1);
+    let mut missing: BTreeSet<Tag> = rest.iter().flat_map(|(_, case)| tags(case)).collect();
+    for (_, case) in &chosen {
+        missing = missing.difference(&tags(case)).cloned().collect();
+    }
+    while !rest.is_empty() && (!missing.is_empty() || chosen.len() < CASES) {
+        let gain = |case: &Case| tags(case).intersection(&missing).count();
+        let best = (0..rest.len()).rev().max_by_key(|i| gain(&rest[*i].1)).unwrap();
+        let next = rest.remove(best);
+        missing = missing.difference(&tags(&next.1)).cloned().collect();
+        chosen.push(next);
+    }
+    chosen.sort_by_key(|(position, _)| *position);
+    chosen.into_iter().map(|(_, case)| case).collect()
+}
+
+fn run(cases: &[&Case], hook: Hook) -> Tally {
+    let mut tally = Tally::default();
+    let mut live: Option<Live> = None;
+    for case in cases {
+        for step in *case {
+            let what = || format!("case {} {:?} step {} ({}): {}", step.id, step.family, step.step, hook.name(), step.description);
+            let state = State::of_objects(&step.manifests);
+            let live = match &mut live {
+                Some(live) => {
+                    live.apply(&state);
+                    live
+                }
+                none @ None => none.insert(Live::up(&state, Vec::new(), hook)),
+            };
+            tally.add(&what(), live.check_agreement(&step.into()));
+            if case.len() > 1 && step.step + 1 == case.len() {
+                live.start_cold();
+                tally.add(&format!("{} (started cold)", what()), live.check_agreement(&step.into()));
+            }
+        }
+    }
+    tally
+}
+
+#[test]
+fn the_chosen_cases_cover_every_tag_of_both_families() {
+    let every: BTreeSet<Tag> = all_cases().iter().flat_map(tags).collect();
+    let chosen = choose(all_cases());
+    let covered: BTreeSet<Tag> = chosen.iter().flat_map(tags).collect();
+    assert_eq!(covered, every);
+    let steps: usize = chosen.iter().map(Vec::len).sum();
+    println!("{} cases, {steps} states, {} tags", chosen.len(), every.len());
+    assert!(chosen.len() >= CASES);
+}
+
+#[test]
+fn cases_agree_in_a_lab_whose_agent_is_given_one_state_after_another() {
+    if !is_root("a lab") {
+        return;
+    }
+    let cases = choose(all_cases());
+    let [tcx, clsact] = std::thread::scope(|scope| {
+        let workers = [(Hook::Tcx, 0), (Hook::Clsact, 1)].map(|(hook, part)| {
+            let cases: Vec<&Case> = cases.iter().skip(part).step_by(2).collect();
+            scope.spawn(move || run(&cases, hook))
+        });
+        workers.map(|worker| worker.join().expect("a worker ends"))
+    });
+    let Tally { flows, probed, counted, wrong } = tcx;
+    let wrong: Vec<String> = wrong.into_iter().chain(clsact.wrong).collect();
+    println!(
+        "{} cases: {} flows, {} probed by real connections, {} counters moved, {} wrong",
+        cases.len(),
+        flows + clsact.flows,
+        probed + clsact.probed,
+        counted + clsact.counted,
+        wrong.len()
+    );
+    let some: Vec<&str> = wrong.iter().take(20).map(String::as_str).collect();
+    assert!(some.is_empty(), "{}", some.join("\n"));
+}
