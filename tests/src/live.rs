@@ -82,8 +82,7 @@ impl Live {
     #[must_use]
     pub fn up(state: &State, outside: Vec<IpAddr>, hook: Hook) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("portcullis-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("portcullis-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let base = std::env::temp_dir().join(name);
         let source = base.join("source");
         fs::create_dir_all(&source).expect("a directory for manifests");
@@ -114,7 +113,8 @@ impl Live {
         self.cluster = read(&next);
         self.lab.apply(&self.cluster).expect("the lab changes");
         let before = self.lab.applied().expect("the agent enforces");
-        renameat2(AT_FDCWD, &next, AT_FDCWD, &now, RenameFlags::RENAME_EXCHANGE).expect("the state is put in place");
+        renameat2(AT_FDCWD, &next, AT_FDCWD, &now, RenameFlags::RENAME_EXCHANGE)
+            .expect("the state is put in place");
         self.lab.wait_applied(before + 1, PATIENCE).expect("the state is applied");
         fs::remove_dir_all(&next).expect("the last state is removed");
     }
@@ -128,7 +128,8 @@ impl Live {
         self.lab.kill(Signal::SIGTERM).expect("the agent ends");
         let mut cleanup = Command::new(agent());
         cleanup.arg("cleanup").arg("--run-dir").arg(self.lab.run_dir()).arg("--bpffs").arg(self.lab.bpffs());
-        let output = self.lab.node().run(|| cleanup.output()).expect("the node is there").expect("cleanup runs");
+        let output =
+            self.lab.node().run(|| cleanup.output()).expect("the node is there").expect("cleanup runs");
         assert!(output.status.success(), "cleanup: {}", String::from_utf8_lossy(&output.stderr));
         start(&mut self.lab, &self.base, self.hook);
         self.hits = Hits::open(&Pins::new(self.lab.bpffs())).expect("the agent has pinned its counters");

@@ -33,7 +33,10 @@ fn run(names: &[&str], hook: Hook) -> Tally {
                 }
                 none @ None => none.insert(Live::up(&step.state(), seed.outside(), hook)),
             };
-            tally.add(&format!("{name} step {number} ({})", hook.name()), live.check_agreement(&step.expected));
+            tally.add(
+                &format!("{name} step {number} ({})", hook.name()),
+                live.check_agreement(&step.expected),
+            );
         }
     }
     tally
@@ -57,7 +60,10 @@ fn every_example_of_the_seeds_is_enforced_explained_and_counted() {
     tally.add("", clsact);
     println!(
         "{} flows, {} probed by real connections, {} counters moved, {} wrong",
-        tally.flows, tally.probed, tally.counted, tally.wrong.len()
+        tally.flows,
+        tally.probed,
+        tally.counted,
+        tally.wrong.len()
     );
     assert!(tally.wrong.is_empty(), "{}", tally.wrong.join("\n"));
 }

@@ -90,7 +90,8 @@ impl Hits {
         let mut all = BTreeMap::new();
         for (key, counter) in self.names.iter().filter_map(Result::ok) {
             if let Some(name) = decode(&key.0) {
-                let values = self.stats.get(&counter, 0).map_err(|e| BpfError::map("read", "rule_stats", e))?;
+                let values =
+                    self.stats.get(&counter, 0).map_err(|e| BpfError::map("read", "rule_stats", e))?;
                 all.insert(name, sum(values.iter().map(|one| one.0)));
             }
         }
