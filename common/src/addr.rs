@@ -106,3 +106,6 @@ pub(crate) const fn mix64(x: u64) -> u64 {
 const fn mix(x: u64) -> u64 {
     mix64(x.wrapping_add(0x9e37_79b9_7f4a_7c15))
 }
+
+#[cfg(test)]
+mod tests;

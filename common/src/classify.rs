@@ -222,3 +222,6 @@ fn lowest_bit(word: u64) -> u32 {
     }
     position
 }
+
+#[cfg(test)]
+mod tests;

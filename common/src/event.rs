@@ -179,3 +179,6 @@ pub struct Event {
     /// Not used; 0.
     pub reserved: [u8; 3],
 }
+
+#[cfg(test)]
+mod tests;

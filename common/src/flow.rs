@@ -68,8 +68,9 @@ pub const fn expired(protocol: u8, state: u32, seen: u32, now: u32) -> bool {
 #[must_use]
 pub const fn next_state(protocol: u8, state: u32, side: Side, tcp_flags: u8) -> u32 {
     if protocol == TCP {
-        if tcp_flags & TCP_RST != 0 && state == STATE_ESTABLISHED {
-            return STATE_RESET;
+        // Whatever is not established has no more time than a reset leaves; it must not come back as established.
+        if tcp_flags & TCP_RST != 0 {
+            return if state == STATE_ESTABLISHED { STATE_RESET } else { state };
         }
         if tcp_flags & TCP_FIN != 0 || state == STATE_CLOSING {
             return STATE_CLOSING;
@@ -82,7 +83,10 @@ pub const fn next_state(protocol: u8, state: u32, side: Side, tcp_flags: u8) -> 
         {
             STATE_ESTABLISHED
         }
-        (STATE_RESET, _) if tcp_flags & TCP_RST == 0 => STATE_ESTABLISHED,
+        (STATE_RESET, _) => STATE_ESTABLISHED,
         _ => state,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -387,6 +387,12 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             }
         }
         match packet.shape {
+            // Only from the link (RFC 3810 section 5.1.14): a hop limit of 1 a sender far away can arrange for.
+            Shape::ListenerDiscovery
+                if !from_pod && !packet.src.is_link_local_v6() && !packet.src.same(&Addr::UNSPECIFIED) =>
+            {
+                None
+            }
             Shape::DhcpDiscover
             | Shape::Neighbour
             | Shape::NeighbourAdvertisement
@@ -465,6 +471,10 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         }
         let opener = opener(flags);
         let side = if opener.index() == self.at.direction.index() { Side::Opener } else { Side::Responder };
+        // A request is no answer: from the side that answers it is judged by its own direction, and leaves none.
+        if opening && matches!(side, Side::Responder) && matches!(packet.protocol, ICMP | ICMPV6) {
+            return Packed(Packed::NO_FLOW);
+        }
         if flags & FLOW_OWN_NODE != 0 {
             if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode) {
                 // The node's flow, from a device: judged as if there were none, and leaves none.
@@ -473,6 +483,10 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         } else if held_stamp != stamp {
             let again = self.judged_again(key, opener);
             if again.0 & Packed::DENIED != 0 {
+                // The flow is over; what can open one may open its own, which may be the other direction's.
+                if opening {
+                    return none;
+                }
                 return match (self.at.direction, self.at.origin) {
                     (Direction::Ingress, Origin::OwnNode) => Packed::new(Verdict::allow(Reason::OwnNode)),
                     (Direction::Ingress | Direction::Egress, _) => again,
@@ -613,3 +627,6 @@ const EMBEDDED_KEY: u32 = 1;
 fn decide<T: Tables>(tables: &T, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
     Packed::new(Verdict::of(classify(tables, u32::from(ruleset), remote, protocol, port)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,6 +7,9 @@
 // all frames share, so what is a function of its own in the kernel is decided here, not by a heuristic.
 #![allow(clippy::inline_always)]
 
+#[cfg(test)]
+extern crate std;
+
 pub mod addr;
 pub mod classify;
 pub mod event;
@@ -14,3 +17,6 @@ pub mod flow;
 pub mod judge;
 pub mod packet;
 pub mod wire;
+
+#[cfg(test)]
+mod testing;

@@ -64,6 +64,8 @@ const NEXT_HIP: u8 = 139;
 const NEXT_SHIM6: u8 = 140;
 /// RFC 4861 section 7.1: neighbour discovery that a router forwarded is not neighbour discovery.
 const ND_HOP_LIMIT: u8 = 255;
+/// RFC 3810 section 5: listener discovery stays on its link.
+const MLD_HOP_LIMIT: u8 = 1;
 const DHCP_CLIENT: u16 = 68;
 const DHCP_SERVER: u16 = 67;
 
@@ -137,7 +139,7 @@ pub enum Shape {
     NeighbourAdvertisement,
     /// `ICMPv6` 134 with a hop limit of 255.
     RouterAdvertisement,
-    /// `ICMPv6` 130 to 132 and 143.
+    /// `ICMPv6` 130 to 132 and 143 with a hop limit of 1.
     ListenerDiscovery,
     /// An ICMP error.
     IcmpError,
@@ -403,7 +405,7 @@ fn parse_ipv6<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
     }
     packet.shape = Shape::Opening;
     match packet.protocol {
-        NEXT_HOP_BY_HOP => listener_discovery(view, packet, l4, payload),
+        NEXT_HOP_BY_HOP => listener_discovery(view, packet, l4, payload, head[7]),
         NEXT_FRAGMENT => packet.unreadable(ParseError::Fragment),
         NEXT_ROUTING | NEXT_AH | NEXT_DESTINATION | NEXT_MOBILITY | NEXT_HIP | NEXT_SHIM6 => {
             packet.unreadable(ParseError::ExtensionHeader);
@@ -417,7 +419,7 @@ fn parse_ipv6<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
 /// The one extension header that is read: hop-by-hop before multicast listener discovery (RFC 3810
 /// section 5: it must carry a router alert).
 #[inline(always)]
-fn listener_discovery<V: PacketView>(view: &V, packet: &mut Packet, at: u32, payload: u32) {
+fn listener_discovery<V: PacketView>(view: &V, packet: &mut Packet, at: u32, payload: u32, hops: u8) {
     let Some(Bytes([next, words])) = view.load::<2>(at) else {
         return packet.unreadable(ParseError::Truncated);
     };
@@ -429,6 +431,7 @@ fn listener_discovery<V: PacketView>(view: &V, packet: &mut Packet, at: u32, pay
         return packet.unreadable(ParseError::Truncated);
     }
     match view.load::<1>(at + bytes) {
+        Some(Bytes([130..=132 | 143])) if hops != MLD_HOP_LIMIT => packet.unreadable(ParseError::BadHeader),
         Some(Bytes([130..=132 | 143])) => {
             packet.protocol = ICMPV6;
             packet.shape = Shape::ListenerDiscovery;
@@ -536,6 +539,7 @@ fn icmpv6(packet: &mut Packet, head: &[u8; 8], at: u32, remaining: u32, hops: u8
             packet.inner = at + 8;
             Shape::IcmpError
         }
+        130..=132 | 143 if hops != MLD_HOP_LIMIT => return packet.unreadable(ParseError::BadHeader),
         130..=132 | 143 => Shape::ListenerDiscovery,
         133..=137 if hops != ND_HOP_LIMIT => return packet.unreadable(ParseError::BadHeader),
         133 | 135 | 137 => Shape::Neighbour,
@@ -562,3 +566,6 @@ impl PacketView for &[u8] {
         self.get(start..start.checked_add(N)?)?.try_into().ok().map(Bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -390,3 +390,6 @@ const _: () = {
     assert!(size_of::<FlowEntry>() == 24);
     assert!(size_of::<Row>() == 64);
 };
+
+#[cfg(test)]
+mod tests;
