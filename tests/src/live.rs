@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -22,6 +23,7 @@ use portcullis_policy::model::Cluster;
 use serde_json::{Value, json};
 
 use crate::lifecycle::agent;
+use agreement::Tally;
 
 /// How long a change may take on a loaded machine before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -96,6 +98,17 @@ impl Live {
         Self { lab, hook, base, cluster, hits, next_port: packets::FIRST_PORT }
     }
 
+    /// Brings what is up to a state, or one up in it.
+    pub fn bring<'a>(live: &'a mut Option<Self>, state: &State, outside: &[IpAddr], hook: Hook) -> &'a mut Self {
+        match live {
+            Some(live) => {
+                live.apply(state);
+                live
+            }
+            none @ None => none.insert(Self::up(state, outside.to_vec(), hook)),
+        }
+    }
+
     /// The lab.
     #[must_use]
     pub fn lab(&self) -> &Lab {
@@ -152,13 +165,32 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let log = fs::read_to_string(self.lab.agent_log()).unwrap_or_default();
             eprintln!("the agent's log:\n{log}");
         }
         // Temporary; a leftover does no harm.
         drop(fs::remove_dir_all(&self.base));
     }
+}
+
+/// Does something with each hook, side by side: most of the time is spent waiting for what does not come. The
+/// number tells the two apart.
+///
+/// # Panics
+///
+/// If one of them does.
+#[must_use]
+pub fn with_both_hooks(run: impl Fn(Hook, usize) -> Tally + Sync) -> Tally {
+    let run = &run;
+    let tallies = thread::scope(|scope| {
+        let workers =
+            [(Hook::Tcx, 0), (Hook::Clsact, 1)].map(|(hook, part)| scope.spawn(move || run(hook, part)));
+        workers.map(|worker| worker.join().expect("a worker ends"))
+    });
+    let mut sum = Tally::default();
+    tallies.into_iter().for_each(|tally| sum += tally);
+    sum
 }
 
 /// Whom a verb asks.
