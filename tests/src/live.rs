@@ -69,7 +69,8 @@ pub struct Live {
     hook: Hook,
     /// Holds `source`, which the agent watches.
     base: PathBuf,
-    cluster: Cluster,
+    /// How many states came after the first.
+    states: u32,
     hits: Hits,
     /// Of the packet that is sent next.
     next_port: u16,
@@ -84,8 +85,7 @@ impl Live {
     #[must_use]
     pub fn up(state: &State, outside: Vec<IpAddr>, hook: Hook) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let name =
-            format!("portcullis-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let name = format!("portcullis-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let base = std::env::temp_dir().join(name);
         let source = base.join("source");
         fs::create_dir_all(&source).expect("a directory for manifests");
@@ -95,11 +95,16 @@ impl Live {
         let mut lab = Lab::up(&cluster, options).expect("the lab comes up");
         start(&mut lab, &base, hook);
         let hits = Hits::open(&Pins::new(lab.bpffs())).expect("the agent has pinned its counters");
-        Self { lab, hook, base, cluster, hits, next_port: packets::FIRST_PORT }
+        Self { lab, hook, base, states: 0, hits, next_port: packets::FIRST_PORT }
     }
 
     /// Brings what is up to a state, or one up in it.
-    pub fn bring<'a>(live: &'a mut Option<Self>, state: &State, outside: &[IpAddr], hook: Hook) -> &'a mut Self {
+    pub fn bring<'a>(
+        live: &'a mut Option<Self>,
+        state: &State,
+        outside: &[IpAddr],
+        hook: Hook,
+    ) -> &'a mut Self {
         match live {
             Some(live) => {
                 live.apply(state);
@@ -121,15 +126,16 @@ impl Live {
     ///
     /// If it does not come into force.
     pub fn apply(&mut self, state: &State) {
-        // The agent never sees half a state: the directory is changed in one step.
-        let (next, now) = (self.base.join("next"), self.source().join("now"));
+        // The agent never sees half a state: the directory is changed in one step. The last state stays, outside:
+        // to remove it would be news of a directory that the agent still watches.
+        self.states += 1;
+        let (next, now) = (self.base.join(format!("state-{}", self.states)), self.source().join("now"));
         write(state, &next);
-        self.cluster = read(&next);
-        self.lab.apply(&self.cluster).expect("the lab changes");
+        self.lab.apply(&read(&next)).expect("the lab changes");
         let before = self.lab.applied().expect("the agent enforces");
-        renameat2(AT_FDCWD, &next, AT_FDCWD, &now, RenameFlags::RENAME_EXCHANGE).expect("the state is put in place");
+        renameat2(AT_FDCWD, &next, AT_FDCWD, &now, RenameFlags::RENAME_EXCHANGE)
+            .expect("the state is put in place");
         self.lab.wait_applied(before + 1, PATIENCE).expect("the state is applied");
-        fs::remove_dir_all(&next).expect("the last state is removed");
     }
 
     /// Takes everything of the agent away and starts it anew in the state that is.
@@ -141,7 +147,8 @@ impl Live {
         self.lab.kill(Signal::SIGTERM).expect("the agent ends");
         let mut cleanup = Command::new(agent());
         cleanup.arg("cleanup").arg("--run-dir").arg(self.lab.run_dir()).arg("--bpffs").arg(self.lab.bpffs());
-        let output = self.lab.node().run(|| cleanup.output()).expect("the node is there").expect("cleanup runs");
+        let output =
+            self.lab.node().run(|| cleanup.output()).expect("the node is there").expect("cleanup runs");
         assert!(output.status.success(), "cleanup: {}", String::from_utf8_lossy(&output.stderr));
         start(&mut self.lab, &self.base, self.hook);
         self.hits = Hits::open(&Pins::new(self.lab.bpffs())).expect("the agent has pinned its counters");

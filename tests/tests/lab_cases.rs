@@ -60,7 +60,16 @@ fn run(cases: &[&Case], hook: Hook) -> Tally {
     let mut live = None;
     for case in cases {
         for step in *case {
-            let what = || format!("case {} {:?} step {} ({}): {}", step.id, step.family, step.step, hook.name(), step.description);
+            let what = || {
+                format!(
+                    "case {} {:?} step {} ({}): {}",
+                    step.id,
+                    step.family,
+                    step.step,
+                    hook.name(),
+                    step.description
+                )
+            };
             let state = State::of_objects(&step.manifests);
             let live = Live::bring(&mut live, &state, &[], hook);
             tally += live.check_agreement(&step.into()).of(&what());

@@ -5,6 +5,7 @@
 
 use portcullis_lab::Hook;
 use portcullis_oracle::{Traffic, generate};
+use portcullis_tests::compare::cluster_of;
 use portcullis_tests::live::agreement::Tally;
 use portcullis_tests::live::expected::Expected;
 use portcullis_tests::live::{Live, State, with_both_hooks};
@@ -12,7 +13,7 @@ use portcullis_tests::privilege::{is_root, number};
 use serde_json::{Value, json};
 
 /// Random clusters for each hook, and the first one's seed.
-const CLUSTERS: u64 = 8;
+const CLUSTERS: u64 = 6;
 const SEED: u64 = 7_000;
 
 /// The addresses of two pods that take each other's.
@@ -178,14 +179,24 @@ fn random_clusters_follow_each_other() {
     if !is_root("a lab") {
         return;
     }
-    let (clusters, seed) =
-        (number("PORTCULLIS_LAB_CLUSTERS", CLUSTERS), number("PORTCULLIS_LAB_SEED", SEED));
+    let (clusters, seed) = (number("PORTCULLIS_LAB_CLUSTERS", CLUSTERS), number("PORTCULLIS_LAB_SEED", SEED));
     println!("{clusters} clusters for each hook from seed {seed}");
     let tally = with_both_hooks(|hook, part| {
-        let seeds = (seed..).skip(part).step_by(2).zip(0..clusters).map(|(seed, _)| generate::cluster(seed));
-        let steps: Vec<Step> = seeds.map(|c| (format!("seed {}", c.seed), c.manifests, c.traffics)).collect();
+        let suitable = (seed..).map(generate::cluster).filter(has_all_addresses);
+        let steps: Vec<Step> = suitable
+            .skip(part)
+            .step_by(2)
+            .zip(0..clusters)
+            .map(|(c, _)| (format!("seed {}", c.seed), c.manifests, c.traffics))
+            .collect();
         run(&steps, hook)
     });
     println!("{tally}");
     tally.assert_right();
+}
+
+/// A pod without an address would get one from the manifests' reader, of which the oracle knows nothing.
+fn has_all_addresses(cluster: &generate::Cluster) -> bool {
+    let pods = cluster_of(&cluster.manifests).pods;
+    pods.values().all(|pod| !pod.is_live() || !pod.has_own_network() || !pod.addresses.is_empty())
 }

@@ -40,7 +40,8 @@ pub(super) fn send(netns: &Netns, from: IpAddr, to: IpAddr, traffic: Traffic, po
             sendto(fd.as_raw_fd(), &packet, &to, MsgFlags::empty())
         }
     });
-    sent.expect("the namespace is there").unwrap_or_else(|e| panic!("{from} -> {to} {traffic}: sending: {e}"));
+    sent.expect("the namespace is there")
+        .unwrap_or_else(|e| panic!("{from} -> {to} {traffic}: sending: {e}"));
 }
 
 /// A socket whose packets bring their own IP header.
