@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
@@ -22,6 +23,7 @@ use portcullis_policy::model::Cluster;
 use serde_json::{Value, json};
 
 use crate::lifecycle::agent;
+use agreement::Tally;
 
 /// How long a change may take on a loaded machine before it counts as lost.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -67,7 +69,8 @@ pub struct Live {
     hook: Hook,
     /// Holds `source`, which the agent watches.
     base: PathBuf,
-    cluster: Cluster,
+    /// How many states came after the first.
+    states: u32,
     hits: Hits,
     /// Of the packet that is sent next.
     next_port: u16,
@@ -92,7 +95,23 @@ impl Live {
         let mut lab = Lab::up(&cluster, options).expect("the lab comes up");
         start(&mut lab, &base, hook);
         let hits = Hits::open(&Pins::new(lab.bpffs())).expect("the agent has pinned its counters");
-        Self { lab, hook, base, cluster, hits, next_port: packets::FIRST_PORT }
+        Self { lab, hook, base, states: 0, hits, next_port: packets::FIRST_PORT }
+    }
+
+    /// Brings what is up to a state, or one up in it.
+    pub fn bring<'a>(
+        live: &'a mut Option<Self>,
+        state: &State,
+        outside: &[IpAddr],
+        hook: Hook,
+    ) -> &'a mut Self {
+        match live {
+            Some(live) => {
+                live.apply(state);
+                live
+            }
+            none @ None => none.insert(Self::up(state, outside.to_vec(), hook)),
+        }
     }
 
     /// The lab.
@@ -107,16 +126,16 @@ impl Live {
     ///
     /// If it does not come into force.
     pub fn apply(&mut self, state: &State) {
-        // The agent never sees half a state: the directory is changed in one step.
-        let (next, now) = (self.base.join("next"), self.source().join("now"));
+        // The agent never sees half a state: the directory is changed in one step. The last state stays, outside:
+        // to remove it would be news of a directory that the agent still watches.
+        self.states += 1;
+        let (next, now) = (self.base.join(format!("state-{}", self.states)), self.source().join("now"));
         write(state, &next);
-        self.cluster = read(&next);
-        self.lab.apply(&self.cluster).expect("the lab changes");
+        self.lab.apply(&read(&next)).expect("the lab changes");
         let before = self.lab.applied().expect("the agent enforces");
         renameat2(AT_FDCWD, &next, AT_FDCWD, &now, RenameFlags::RENAME_EXCHANGE)
             .expect("the state is put in place");
         self.lab.wait_applied(before + 1, PATIENCE).expect("the state is applied");
-        fs::remove_dir_all(&next).expect("the last state is removed");
     }
 
     /// Takes everything of the agent away and starts it anew in the state that is.
@@ -153,13 +172,34 @@ impl Live {
 
 impl Drop for Live {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
             let log = fs::read_to_string(self.lab.agent_log()).unwrap_or_default();
             eprintln!("the agent's log:\n{log}");
         }
         // Temporary; a leftover does no harm.
         drop(fs::remove_dir_all(&self.base));
     }
+}
+
+/// Does something with each hook, side by side: most of the time is spent waiting for what does not come. The
+/// number tells the two apart.
+///
+/// # Panics
+///
+/// If one of them does.
+#[must_use]
+pub fn with_both_hooks(run: impl Fn(Hook, usize) -> Tally + Sync) -> Tally {
+    let run = &run;
+    let tallies = thread::scope(|scope| {
+        let workers =
+            [(Hook::Tcx, 0), (Hook::Clsact, 1)].map(|(hook, part)| scope.spawn(move || run(hook, part)));
+        workers.map(|worker| worker.join().expect("a worker ends"))
+    });
+    let mut sum = Tally::default();
+    for tally in tallies {
+        sum += tally;
+    }
+    sum
 }
 
 /// Whom a verb asks.

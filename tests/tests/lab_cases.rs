@@ -8,7 +8,7 @@ use portcullis_lab::Hook;
 use portcullis_oracle::Family;
 use portcullis_oracle::cyclonus::{self, Step};
 use portcullis_tests::live::agreement::Tally;
-use portcullis_tests::live::{Live, State};
+use portcullis_tests::live::{Live, State, with_both_hooks};
 use portcullis_tests::privilege::is_root;
 
 /// How many cases at least.
@@ -57,7 +57,7 @@ fn choose(cases: Vec<Case>) -> Vec<Case> {
 
 fn run(cases: &[&Case], hook: Hook) -> Tally {
     let mut tally = Tally::default();
-    let mut live: Option<Live> = None;
+    let mut live = None;
     for case in cases {
         for step in *case {
             let what = || {
@@ -71,17 +71,11 @@ fn run(cases: &[&Case], hook: Hook) -> Tally {
                 )
             };
             let state = State::of_objects(&step.manifests);
-            let live = match &mut live {
-                Some(live) => {
-                    live.apply(&state);
-                    live
-                }
-                none @ None => none.insert(Live::up(&state, Vec::new(), hook)),
-            };
-            tally.add(&what(), live.check_agreement(&step.into()));
+            let live = Live::bring(&mut live, &state, &[], hook);
+            tally += live.check_agreement(&step.into()).of(&what());
             if case.len() > 1 && step.step + 1 == case.len() {
                 live.start_cold();
-                tally.add(&format!("{} (started cold)", what()), live.check_agreement(&step.into()));
+                tally += live.check_agreement(&step.into()).of(&format!("{} (started cold)", what()));
             }
         }
     }
@@ -105,23 +99,10 @@ fn cases_agree_in_a_lab_whose_agent_is_given_one_state_after_another() {
         return;
     }
     let cases = choose(all_cases());
-    let [tcx, clsact] = std::thread::scope(|scope| {
-        let workers = [(Hook::Tcx, 0), (Hook::Clsact, 1)].map(|(hook, part)| {
-            let cases: Vec<&Case> = cases.iter().skip(part).step_by(2).collect();
-            scope.spawn(move || run(&cases, hook))
-        });
-        workers.map(|worker| worker.join().expect("a worker ends"))
+    let tally = with_both_hooks(|hook, part| {
+        let cases: Vec<&Case> = cases.iter().skip(part).step_by(2).collect();
+        run(&cases, hook)
     });
-    let Tally { flows, probed, counted, wrong } = tcx;
-    let wrong: Vec<String> = wrong.into_iter().chain(clsact.wrong).collect();
-    println!(
-        "{} cases: {} flows, {} probed by real connections, {} counters moved, {} wrong",
-        cases.len(),
-        flows + clsact.flows,
-        probed + clsact.probed,
-        counted + clsact.counted,
-        wrong.len()
-    );
-    let some: Vec<&str> = wrong.iter().take(20).map(String::as_str).collect();
-    assert!(some.is_empty(), "{}", some.join("\n"));
+    println!("{} cases: {tally}", cases.len());
+    tally.assert_right();
 }

@@ -3,7 +3,9 @@
 //! should come out. Compares; knows no policy.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
+use std::ops::AddAssign;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -28,6 +30,9 @@ const COUNTED: Duration = Duration::from_secs(2);
 /// How long to wait for what should not be counted, once, when all has been sent.
 const NOT_COUNTED: Duration = Duration::from_millis(50);
 
+/// How many wrong answers a failing test shows.
+const SHOWN: usize = 20;
+
 /// What was compared.
 #[derive(Debug, Default)]
 pub struct Tally {
@@ -42,12 +47,41 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Adds another, which is of this state.
-    pub fn add(&mut self, what: &str, other: Self) {
+    /// Says with each wrong answer in which state.
+    #[must_use]
+    pub fn of(mut self, what: &str) -> Self {
+        self.wrong.iter_mut().for_each(|wrong| *wrong = format!("{what}: {wrong}"));
+        self
+    }
+
+    /// Fails with the first of what is wrong.
+    ///
+    /// # Panics
+    ///
+    /// If anything is.
+    pub fn assert_right(&self) {
+        let some: Vec<&str> = self.wrong.iter().take(SHOWN).map(String::as_str).collect();
+        assert!(some.is_empty(), "{}", some.join("\n"));
+    }
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
         self.flows += other.flows;
         self.probed += other.probed;
         self.counted += other.counted;
-        self.wrong.extend(other.wrong.into_iter().map(|wrong| format!("{what}: {wrong}")));
+        self.wrong.extend(other.wrong);
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { flows, probed, counted, wrong } = self;
+        let wrong = wrong.len();
+        write!(
+            f,
+            "{flows} flows, {probed} tried by real connections, {counted} counters moved, {wrong} wrong"
+        )
     }
 }
 
@@ -99,13 +133,14 @@ impl Live {
                 self.check_command_line(one, &mut tally);
             }
         }
-        self.check_probes(&asked, &mut tally);
+        // Before real connections: those that are denied try again and again, and each try counts.
         self.check_counters(&asked, &mut tally);
+        self.check_probes(&asked, &mut tally);
         tally
     }
 
     fn check_matrices(&self, family: Family, wanted: &[&Matrix], tally: &mut Tally) {
-        let ports = wanted.iter().map(|m| format!("{}/{}", m.protocol, m.port.unwrap_or_default()));
+        let ports = wanted.iter().map(|m| traffic_of(m));
         let mut arguments = vec!["matrix".to_owned(), "--family".to_owned(), family.name().to_owned()];
         arguments.extend(ports);
         let by_kernel = [arguments.clone(), vec!["--kernel".to_owned()]].concat();
@@ -236,9 +271,15 @@ impl Live {
     }
 }
 
+/// `PROTO/PORT` or `ICMP`.
+fn traffic_of(matrix: &Matrix) -> String {
+    let port = matrix.port.map(|port| format!("/{port}")).unwrap_or_default();
+    format!("{}{port}", matrix.protocol)
+}
+
 /// The flows of a matrix.
 fn cells(matrix: &Matrix) -> Vec<Flow> {
-    let traffic = format!("{}/{}", matrix.protocol, matrix.port.unwrap_or_default());
+    let traffic = traffic_of(matrix);
     let mut flows = Vec::new();
     for (from, row) in matrix.order.iter().zip(&matrix.rows) {
         for (to, cell) in matrix.order.iter().zip(row.chars()).filter(|(_, cell)| *cell != '-') {
@@ -266,8 +307,7 @@ fn compare(judge: &str, matrix: &Matrix, wanted: &Matrix, tally: &mut Tally) {
     for (from, (row, wanted_row)) in wanted.order.iter().zip(matrix.rows.iter().zip(&wanted.rows)) {
         for (to, (cell, wanted_cell)) in wanted.order.iter().zip(row.chars().zip(wanted_row.chars())) {
             if cell != wanted_cell {
-                let port = matrix.port.unwrap_or_default();
-                let flow = format!("{from} -> {to} {}/{port} {}", matrix.protocol, matrix.family.name());
+                let flow = format!("{from} -> {to} {} {}", traffic_of(matrix), matrix.family.name());
                 tally.wrong.push(format!("{flow}: expected `{wanted_cell}`, {judge} `{cell}`"));
             }
         }

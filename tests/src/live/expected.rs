@@ -9,7 +9,9 @@ use portcullis_agent::output::Verdict;
 use portcullis_agent::verbs::ask::Family;
 use portcullis_agent::verbs::matrix::Matrix;
 use portcullis_oracle::cyclonus::Step;
+use portcullis_oracle::{Traffic, World};
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::{State, data};
 
@@ -40,10 +42,7 @@ pub struct Flow {
 
 impl From<&Step> for Expected {
     fn from(step: &Step) -> Self {
-        let family = match step.family {
-            portcullis_oracle::Family::Ipv4 => Family::Ipv4,
-            portcullis_oracle::Family::Ipv6 => Family::Ipv6,
-        };
+        let family = family_of(step.family);
         let matrix = |((protocol, port), rows): (&(String, u16), &Vec<String>)| Matrix {
             protocol: protocol.clone(),
             port: Some(*port),
@@ -52,6 +51,35 @@ impl From<&Step> for Expected {
             rows: rows.clone(),
         };
         Self { matrix: step.expected.iter().map(matrix).collect(), flows: Vec::new() }
+    }
+}
+
+impl Expected {
+    /// What the oracle says of all pairs, in every family that any pod has.
+    #[must_use]
+    pub fn by_oracle(manifests: &[Value], traffics: &[Traffic]) -> Self {
+        let world = World::new(manifests);
+        let mut expected = Self::default();
+        for family in [portcullis_oracle::Family::Ipv4, portcullis_oracle::Family::Ipv6] {
+            let order = world.order(family);
+            for traffic in traffics.iter().filter(|_| !order.is_empty()) {
+                let (protocol, port) = match traffic {
+                    Traffic::To(protocol, port) => (protocol.to_string(), Some(*port)),
+                    Traffic::IcmpEcho => ("ICMP".to_owned(), None),
+                };
+                let rows = world.matrix(*traffic, family);
+                let (family, order) = (family_of(family), order.clone());
+                expected.matrix.push(Matrix { protocol, port, family, order, rows });
+            }
+        }
+        expected
+    }
+}
+
+fn family_of(family: portcullis_oracle::Family) -> Family {
+    match family {
+        portcullis_oracle::Family::Ipv4 => Family::Ipv4,
+        portcullis_oracle::Family::Ipv6 => Family::Ipv6,
     }
 }
 
