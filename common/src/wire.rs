@@ -55,7 +55,6 @@ pub const EVENT_RING_BYTES: u32 = 1 << 20;
 /// Ruleset 0: the direction is open. It has no entry in the table.
 pub const RULESET_OPEN: u32 = 0;
 /// Ruleset 1: the direction is closed, whatever policies would say. No entry either: it is decided without tables.
-/// closes.
 pub const RULESET_CLOSED: u32 = 1;
 /// The ruleset judges traffic from a pod that a policy isolates, which may still be translated: virtual addresses
 /// are told apart.
