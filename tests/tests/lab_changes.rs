@@ -3,6 +3,9 @@
 //! that starts in that state.
 #![allow(missing_docs)]
 
+use std::thread::sleep;
+use std::time::Duration;
+
 use portcullis_lab::Hook;
 use portcullis_oracle::{Traffic, generate};
 use portcullis_tests::compare::cluster_of;
@@ -15,6 +18,9 @@ use serde_json::{Value, json};
 /// Random clusters for each hook, and the first one's seed.
 const CLUSTERS: u64 = 6;
 const SEED: u64 = 7_000;
+
+/// Longer than the agent waits for quiet, and than from one audit to the next.
+const REST: Duration = Duration::from_millis(2_500);
 
 /// The addresses of two pods that take each other's.
 const WEB: [&str; 2] = ["10.244.5.1", "fd00:10:244:5::1"];
@@ -199,4 +205,14 @@ fn random_clusters_follow_each_other() {
 fn has_all_addresses(cluster: &generate::Cluster) -> bool {
     let pods = cluster_of(&cluster.manifests).pods;
     pods.values().all(|pod| !pod.is_live() || !pod.has_own_network() || !pod.addresses.is_empty())
+}
+
+#[test]
+fn a_directory_at_rest_is_read_once() {
+    if !is_root("a lab") {
+        return;
+    }
+    let live = Live::up(&State::of_objects(&Shop::new().manifests()), Vec::new(), Hook::Auto);
+    sleep(REST);
+    assert_eq!(live.lab().applied(), Some(1), "reading is no news, and neither is an audit");
 }
