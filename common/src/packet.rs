@@ -66,6 +66,11 @@ const NEXT_SHIM6: u8 = 140;
 const ND_HOP_LIMIT: u8 = 255;
 /// RFC 3810 section 5: listener discovery stays on its link.
 const MLD_HOP_LIMIT: u8 = 1;
+/// Bytes of a neighbour discovery message that always passes: the longest is a solicitation of 24 with options
+/// for a link-layer address and a nonce (RFC 3971). What always passes must not carry much else.
+const ND_MAX_BYTES: u32 = 128;
+/// Stands for the ports of ICMP other than echo: both of an echo's are its identifier, so no flow has these.
+const NO_ECHO: (u16, u16) = (0, 1);
 const DHCP_CLIENT: u16 = 68;
 const DHCP_SERVER: u16 = 67;
 
@@ -275,10 +280,13 @@ pub fn parse_embedded<V: PacketView>(
     let Bytes(ports) = view.load::<8>(l4)?;
     (inner.src_port, inner.dst_port) = match inner.protocol {
         TCP | UDP | SCTP => ports_of(&ports),
-        ICMP | ICMPV6 => {
-            let id = u16::from_be_bytes([ports[4], ports[5]]);
-            (id, id)
-        }
+        ICMP | ICMPV6 => match (inner.protocol, ports[0]) {
+            (ICMP, 0 | 8) | (ICMPV6, 128 | 129) => {
+                let id = u16::from_be_bytes([ports[4], ports[5]]);
+                (id, id)
+            }
+            _ => NO_ECHO,
+        },
         _ => (0, 0),
     };
     Some(())
@@ -519,7 +527,10 @@ fn icmp(packet: &mut Packet, head: &[u8; 8], at: u32) {
             packet.inner = at + 8;
         }
         // Others (timestamp, redirect ...) are judged one by one and make no state.
-        _ => packet.shape = Shape::Ongoing,
+        _ => {
+            (packet.src_port, packet.dst_port) = NO_ECHO;
+            packet.shape = Shape::Ongoing;
+        }
     }
 }
 
@@ -541,6 +552,7 @@ fn icmpv6(packet: &mut Packet, head: &[u8; 8], at: u32, remaining: u32, hops: u8
         }
         130..=132 | 143 if hops != MLD_HOP_LIMIT => return packet.unreadable(ParseError::BadHeader),
         130..=132 | 143 => Shape::ListenerDiscovery,
+        133 | 135..=137 if remaining > ND_MAX_BYTES => return packet.unreadable(ParseError::BadHeader),
         133..=137 if hops != ND_HOP_LIMIT => return packet.unreadable(ParseError::BadHeader),
         133 | 135 | 137 => Shape::Neighbour,
         134 => Shape::RouterAdvertisement,
@@ -551,7 +563,10 @@ fn icmpv6(packet: &mut Packet, head: &[u8; 8], at: u32, remaining: u32, hops: u8
             packet.inner = at + 8;
             Shape::NeighbourAdvertisement
         }
-        _ => Shape::Ongoing,
+        _ => {
+            (packet.src_port, packet.dst_port) = NO_ECHO;
+            Shape::Ongoing
+        }
     };
 }
 

@@ -299,6 +299,32 @@ fn neighbour_discovery_that_a_router_forwarded_is_refused() {
 }
 
 #[test]
+fn neighbour_discovery_carries_nothing_else() {
+    for kind in [133, 135, 136, 137] {
+        let mut message = neighbour(kind, PEER6);
+        message.resize(ND_MAX_BYTES as usize, 0);
+        assert_eq!(error_of(&read_ip(&ipv6_with(ICMPV6, 255, ENDS6, &message))), None, "type {kind}");
+        message.push(0);
+        let packet = read_ip(&ipv6_with(ICMPV6, 255, ENDS6, &message));
+        assert_eq!(error_of(&packet), Some(ParseError::BadHeader), "type {kind}");
+    }
+}
+
+/// A flow is found by its ports: those of an echo are equal, whatever its identifier.
+#[test]
+fn icmp_other_than_echo_has_the_ports_of_no_echo() {
+    for kind in 0..=u8::MAX {
+        let packet = read_ip(&ipv4(ICMP, ENDS4, &icmp(kind, 0)));
+        let echo = packet.src_port == packet.dst_port;
+        assert_eq!(echo, matches!(kind, 0 | 8 | 3 | 11 | 12), "ICMP type {kind}");
+        let packet = read_ip(&ipv6_with(ICMPV6, 255, ENDS6, &icmp(kind, 0)));
+        if let Shape::Ongoing = packet.shape {
+            assert_eq!(packet.src_port == packet.dst_port, kind == 129, "ICMPv6 type {kind}");
+        }
+    }
+}
+
+#[test]
 fn mapped_addresses_have_no_meaning_in_ipv6() {
     for ends in [(POD4, PEER6), (POD6, PEER4), (POD4, PEER4)] {
         let packet = read_ip(&ipv6(TCP, ends, &tcp(4000, 80, TCP_SYN)));
