@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
+use portcullis_common::addr::Addr;
 use portcullis_common::wire::{
     EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS, MAX_ENDPOINTS,
 };
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::compile::Compiler;
-use portcullis_policy::desired::{CounterName, Desired, EndpointRulesets};
-use portcullis_policy::diff::{MapOp, diff};
+use portcullis_policy::desired::{CounterName, Desired, EndpointRulesets, ip_addr};
+use portcullis_policy::diff::{MapOp, diff, released};
 use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 
@@ -130,7 +131,13 @@ impl Reconciler {
                 outcome.problems.extend_from_slice(problems);
                 self.written.endpoints.clone()
             }
-            Err(_) => BTreeMap::new(),
+            Err(_) => {
+                let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
+                for op in released(&self.written, owned).before {
+                    self.write(&op)?;
+                }
+                BTreeMap::new()
+            }
         };
         self.place(&wanted, &rulesets, &adopted)?;
         self.attach(&wanted, &mut outcome)?;

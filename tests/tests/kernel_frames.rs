@@ -140,7 +140,11 @@ fn frames() -> Vec<Frame> {
         ("GRE", v4(47, &[0; 16]), None),
         ("IPv6 TCP", v6(6, &SYN), Some((Action::Allow, Reason::Rule))),
         ("neighbour solicitation", v6(58, &neighbour(135, "fd77::2")), discovery),
-        ("long solicitation", v6(58, &[neighbour(135, "fd77::2"), vec![0; 200]].concat()), deny(Reason::BadHeader)),
+        (
+            "long solicitation",
+            v6(58, &[neighbour(135, "fd77::2"), vec![0; 200]].concat()),
+            deny(Reason::BadHeader),
+        ),
         ("timestamp", v4(1, &[13, 0, 0, 0, 0, 0, 0, 0]), deny(Reason::Isolated)),
         ("neighbour advertisement", v6(58, &neighbour(136, OWN6)), discovery),
         ("another's advertisement", v6(58, &neighbour(136, "fd77::9")), deny(Reason::SpoofedSource)),

@@ -1,11 +1,11 @@
-//! What must be written to come from one state of the tables to another, in an order in which a packet that
-//! is judged meanwhile sees the old verdict or the new one: whatever is pointed at is there before.
+//! What must be written to come from one state of the tables to another, in an order in which whatever is
+//! pointed at is there before. A packet that is judged meanwhile meets old or new classes, under old or new policies.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_common::addr::Addr;
 use portcullis_common::wire::{
-    EPOCH_CELLS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+    CLASS_VIRTUAL, EPOCH_CELLS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
 };
 
 use crate::desired::{Desired, WirePrefix};
@@ -44,6 +44,15 @@ pub struct Plan {
     pub before: Vec<MapOp>,
     /// After the endpoints are flipped and a grace period has passed.
     pub after: Vec<MapOp>,
+}
+
+/// The writes while nothing can be compiled: an address that no pod owns any more matches nothing (S32), and all
+/// else stays as it is.
+#[must_use]
+pub fn released(old: &Desired, is_owned: impl Fn(&Addr) -> bool) -> Plan {
+    let mut new = old.clone();
+    new.peers.retain(|addr, word| word.class & CLASS_VIRTUAL != 0 || is_owned(addr));
+    diff(old, &new)
 }
 
 /// The writes that lead from `old` to `new`, both of one bank.
@@ -128,4 +137,26 @@ fn changed<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, mut
 
 fn cell(addr: &Addr) -> u32 {
     addr.hash() & (EPOCH_CELLS - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s32_a_pod_that_is_gone_frees_its_address_though_nothing_compiles() {
+        let [stays, goes, service] = [1, 2, 3].map(|last| Addr::v4([10, 0, 0, last]));
+        let word = |addr: &Addr, class| PeerWord { class, tag: addr.hash() };
+        let old = Desired {
+            peers: BTreeMap::from([
+                (stays, word(&stays, 1)),
+                (goes, word(&goes, 1)),
+                (service, word(&service, CLASS_VIRTUAL)),
+            ]),
+            ..Desired::default()
+        };
+        let plan = released(&old, |addr| *addr == stays);
+        assert_eq!(plan.before, [MapOp::DeletePeer(goes), MapOp::BumpEpoch(cell(&goes))]);
+        assert_eq!(plan.after, []);
+    }
 }
