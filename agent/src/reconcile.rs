@@ -126,18 +126,15 @@ impl Reconciler {
         self.drop_unwanted(&wanted)?;
 
         let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
-        let rulesets = match &compiled {
-            Ok(problems) => {
-                outcome.problems.extend_from_slice(problems);
-                self.written.endpoints.clone()
+        let rulesets = if let Ok(problems) = &compiled {
+            outcome.problems.extend_from_slice(problems);
+            self.written.endpoints.clone()
+        } else {
+            let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
+            for op in released(&self.written, owned).before {
+                self.write(&op)?;
             }
-            Err(_) => {
-                let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
-                for op in released(&self.written, owned).before {
-                    self.write(&op)?;
-                }
-                BTreeMap::new()
-            }
+            BTreeMap::new()
         };
         self.place(&wanted, &rulesets, &adopted)?;
         self.attach(&wanted, &mut outcome)?;

@@ -19,7 +19,7 @@ pub enum Origin {
     Forwarded,
     /// The pod's own interface: a packet of the pod that came back to it.
     OwnInterface,
-    /// The node itself: no device, and a socket (KERNEL-FACTS: without the socket it can be forged).
+    /// The node itself: no device, and a socket (without the socket it can be forged).
     OwnNode,
 }
 

@@ -73,7 +73,7 @@ impl Skb {
         Some(Source { slot, origin })
     }
 
-    /// Locally generated is: no device, and a socket (a device alone can be lost, KERNEL-FACTS 9).
+    /// Locally generated is: no device, and a socket (a device alone can be lost on the way).
     #[inline(always)]
     fn ingress_origin(&self, ifindex: u32) -> Origin {
         let skb = self.ctx.skb.skb;
