@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
+use portcullis_policy::model;
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
@@ -53,7 +54,7 @@ enum Verb {
 enum Mode {
     /// Drop what is denied
     Enforce,
-    /// Judge, count and report, and drop nothing (not supported yet)
+    /// Judge, count and report everything, and drop nothing
     Audit,
 }
 
@@ -236,10 +237,6 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
 }
 
 fn agent(args: AgentArgs) -> Result<Exit, Failure> {
-    match args.mode {
-        Mode::Enforce => {}
-        Mode::Audit => return Err(Failure::Audit),
-    }
     if args.source.as_os_str() == OsStr::new("kube") {
         return Err(OfflineError::Kube.into());
     }
@@ -257,6 +254,10 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
         flows_per_endpoint: args.flows_per_endpoint,
+        mode: match args.mode {
+            Mode::Enforce => model::Mode::Enforce,
+            Mode::Audit => model::Mode::Audit,
+        },
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::System)?;

@@ -18,7 +18,7 @@ use portcullis_common::event::Event;
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::{CounterName, ip_addr};
 use portcullis_policy::manifest::Loaded;
-use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
@@ -66,6 +66,8 @@ pub struct Options {
     pub pod_cidrs: Vec<IpNet>,
     /// Size of an endpoint's flow table.
     pub flows_per_endpoint: u32,
+    /// Whether what is denied is dropped.
+    pub mode: Mode,
 }
 
 /// What is in force, for those who ask.
@@ -87,6 +89,7 @@ struct Shared {
     snapshot: RwLock<Arc<Snapshot>>,
     asker: Asker,
     observers: broadcast::Sender<Arc<Observed>>,
+    mode: Mode,
 }
 
 impl Shared {
@@ -134,7 +137,8 @@ impl Backend for Shared {
                 }
             };
             let local = Some(snapshot.local.keys().cloned().collect());
-            Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), local })
+            let audit = matches!(self.mode, Mode::Audit);
+            Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), audit, local })
         });
         Arc::clone(world)
     }
@@ -167,13 +171,14 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let hook = options.hook.resolve(kernel_release()?)?;
     let pins = Pins::new(&options.bpffs);
     pins.prepare(&options.bpffs)?;
-    let mut reconciler = Reconciler::open(&pins, hook, options.flows_per_endpoint)?;
+    let mut reconciler = Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode)?;
     let mut events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
     let shared = Arc::new(Shared {
         snapshot: RwLock::default(),
         asker: Asker::beside(&pins)?,
         observers: broadcast::channel(OBSERVER_LAG).0,
+        mode: options.mode,
     });
     let mut wakes = wakes(&options.source)?;
     let pod_cidrs = if options.pod_cidrs.is_empty() {
@@ -208,7 +213,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         }
     });
-    tracing::info!("enforcing {} by {hook:?}", options.source.display());
+    let doing = match options.mode {
+        Mode::Enforce => "enforcing",
+        Mode::Audit => "auditing, nothing is dropped:",
+    };
+    tracing::info!("{doing} {} by {hook:?}", options.source.display());
     agent.serve(&mut wakes).await
 }
 

@@ -14,7 +14,7 @@ use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::{CounterName, Desired, EndpointRulesets, ip_addr};
 use portcullis_policy::diff::{MapOp, diff, released};
-use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 
 use crate::attach::{Attacher, Hook, Interface, Programs, State, discover, plan};
@@ -77,13 +77,18 @@ pub struct Reconciler {
     /// What the tables were compiled from, and what was wrong with it.
     compiled: Option<Compiled>,
     flows: u32,
+    mode: Mode,
     started: bool,
 }
 
 impl Reconciler {
     /// Opens the pins and takes over what is there.
-    pub fn open(pins: &Pins, hook: Hook, flows: u32) -> anyhow::Result<Self> {
-        let (kernel, mut ebpf) = Kernel::open(pins)?;
+    pub fn open(pins: &Pins, hook: Hook, flows: u32, mode: Mode) -> anyhow::Result<Self> {
+        let (mut kernel, mut ebpf) = Kernel::open(pins)?;
+        // To enforce does not wait for new tables: those of the last agent are whole. Audit waits for them.
+        if let Mode::Enforce = mode {
+            kernel.set_mode(mode)?;
+        }
         let mut compiler = Compiler::new(kernel.bank());
         let names = CounterNames::open(&mut ebpf)?;
         for (counter, name) in names.all() {
@@ -103,6 +108,7 @@ impl Reconciler {
             retired: Vec::new(),
             compiled: None,
             flows,
+            mode,
             started: false,
         })
     }
@@ -142,6 +148,7 @@ impl Reconciler {
             return Err(error.context("the last complete policies stay in force, new pods are closed"));
         }
         if !self.started {
+            self.kernel.set_mode(self.mode)?;
             self.kernel.grace_period()?;
             self.kernel.clear_other_banks()?;
             self.started = true;

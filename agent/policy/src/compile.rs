@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    BANKS, CLASS_NONE, CLASS_VIRTUAL, MAX_CHUNKS, MAX_COUNTERS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES,
-    MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESET_RANGES, MAX_RULESETS, PORT_RANGE_END, PeerRowKey,
-    PeerRowWord, PeerWord, PortRange, ROW_BITS, ROW_WORDS, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row,
-    Rule, Ruleset,
+    ACTION_AUDIT, BANKS, CLASS_NONE, CLASS_VIRTUAL, MAX_CHUNKS, MAX_COUNTERS, MAX_PEER_ROWS, MAX_PEERS,
+    MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESET_RANGES, MAX_RULESETS, PORT_RANGE_END,
+    PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, ROW_WORDS, RULESET_AUDIT, RULESET_CLOSED,
+    RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
 };
 
 use crate::desired::{CounterName, Desired, EndpointRulesets, RuleSource, WirePrefix, wire_addr};
@@ -227,6 +227,7 @@ impl Compiler {
                 matches!(rule.name.direction, Direction::Egress)
                     && !matches!(rule.name.source, RuleSource::UndeclaredNamespace(_))
             });
+            let audit = rules.iter().any(|rule| rule.action == ACTION_AUDIT);
             desired.rulesets.insert(
                 id,
                 Ruleset {
@@ -237,7 +238,7 @@ impl Compiler {
                     ports_log2,
                     rules_start,
                     rules_len: to_u32(rules.len()),
-                    flags: if egress { RULESET_EGRESS } else { 0 },
+                    flags: if egress { RULESET_EGRESS } else { 0 } | if audit { RULESET_AUDIT } else { 0 },
                     reserved: 0,
                     pass_to: RULESET_OPEN,
                 },

@@ -9,11 +9,12 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
     BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MAX_PEERS,
-    MAX_PREFIXES, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
-    Rule, Ruleset, Stats,
+    MAX_PREFIXES, MODE_AUDIT, MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange,
+    RULESET_CLOSED, RULESET_OPEN, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
+use portcullis_policy::model::Mode;
 
 use super::counters::sum;
 use super::load::{self, BpfError, Pins, Purpose};
@@ -285,6 +286,19 @@ impl Kernel {
         outer(&self.peers, "peers")?
             .set(self.bank, &self.bank_peers, 0)
             .map_err(|e| BpfError::map("write", "peers", e))
+    }
+
+    /// Drops what is denied, or lets it pass; every flow is judged again. One store for the node.
+    pub fn set_mode(&mut self, mode: Mode) -> Result<(), BpfError> {
+        let mode = match mode {
+            Mode::Enforce => MODE_ENFORCE,
+            Mode::Audit => MODE_AUDIT,
+        };
+        self.change_node_state(|state| {
+            if state.mode != mode {
+                *state = NodeState { prefix_epoch: state.prefix_epoch.wrapping_add(1), mode };
+            }
+        })
     }
 
     fn change_node_state(&mut self, change: impl FnOnce(&mut NodeState)) -> Result<(), BpfError> {

@@ -36,9 +36,6 @@ pub enum Failure {
     /// The socket.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// `--mode audit`.
-    #[error("--mode audit is not supported by this version yet: leave it out, or use --mode enforce")]
-    Audit,
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
@@ -61,7 +58,6 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::Audit => Exit::Usage,
             Self::Agent(_) | Self::Cleanup(_) | Self::System(_) | Self::Output(_) => Exit::Unfit,
         }
     }
