@@ -17,7 +17,7 @@ use crate::attach::HookChoice;
 use crate::daemon;
 use crate::output::{self, Colour, Exit, Format};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
-use crate::verbs::observe::{Lines, observe};
+use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::{OfflineError, offline};
 use crate::verbs::{self, Face, Failure, From};
 
@@ -44,7 +44,7 @@ enum Verb {
     Explain(ExplainArgs),
     /// Show which pod reaches which
     Matrix(MatrixArgs),
-    /// Show verdicts as they fall
+    /// Show verdicts that fell, and with -f as they fall
     Observe(ObserveArgs),
     /// Take every program, link, map and pin of ours away
     Cleanup(CleanupArgs),
@@ -175,9 +175,10 @@ struct ObserveArgs {
     /// Format of the lines
     #[arg(short, long, default_value = "table")]
     output: LineFormat,
-    /// End after this many verdicts
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
+    #[command(flatten)]
+    when: WhenArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 #[derive(Debug, Args)]
@@ -230,7 +231,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
                 LineFormat::Table => Lines::Text(colour),
                 LineFormat::Json => Lines::Json,
             };
-            observe(&args.run_dir.run_dir, lines, args.count)
+            observe(&args.run_dir.run_dir, lines, args.when, args.filter)
         }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
     }

@@ -4,32 +4,32 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use nix::time::{ClockId, clock_gettime};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
-use portcullis_common::event::Event;
 use portcullis_policy::compile::Compiler;
-use portcullis_policy::desired::{CounterName, ip_addr};
+use portcullis_policy::desired::CounterName;
 use portcullis_policy::manifest::Loaded;
 use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{self, Backend, Observed, ObservedVerdict, observed};
+use crate::api::{self, Backend};
 use crate::attach::{self, HookChoice};
 use crate::bpf::Pins;
 use crate::bpf::events::Events;
 use crate::bpf::load::kernel_release;
 use crate::bpf::probe::Asker;
+use crate::clock::monotonic;
+use crate::observe::Recorder;
+use crate::observe::names::{Moment, Named, Owners};
 use crate::reconcile::{Outcome, Reconciler};
 use crate::source::dir::{DirSource, Signature};
 use crate::world::{AskKernel, KernelAnswer, World};
@@ -42,8 +42,6 @@ const RESTLESS: Duration = Duration::from_millis(600);
 const AUDIT: Duration = Duration::from_secs(1);
 /// How often expired flows are removed.
 const EXPIRE: Duration = Duration::from_secs(30);
-/// Verdicts that a slow observer may lag behind; what is over is counted as lost.
-const OBSERVER_LAG: usize = 16_384;
 /// File in the run directory that says how many changes are in force.
 const READY: &str = "ready";
 /// File in the run directory with what the manifests said last.
@@ -77,8 +75,6 @@ struct Snapshot {
     problems: Vec<Problem>,
     node: Option<String>,
     local: BTreeMap<ObjectKey, u32>,
-    slots: BTreeMap<u32, ObjectKey>,
-    owners: BTreeMap<IpAddr, ObjectKey>,
     counters: BTreeMap<u32, CounterName>,
     /// Compiled for all pods when somebody asks.
     world: OnceLock<Arc<World>>,
@@ -88,7 +84,8 @@ struct Snapshot {
 struct Shared {
     snapshot: RwLock<Arc<Snapshot>>,
     asker: Asker,
-    observers: broadcast::Sender<Arc<Observed>>,
+    node: Option<String>,
+    recorder: Recorder,
     mode: Mode,
 }
 
@@ -97,26 +94,38 @@ impl Shared {
         Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn publish(&self, snapshot: Snapshot) {
+    /// This is in force; `began` is when the change to it began, by the monotonic clock. Owners are published
+    /// only where they changed: the audit comes here every second.
+    fn publish(&self, snapshot: Snapshot, began: u64) {
+        let last = self.snapshot();
+        let same = Arc::ptr_eq(&last.cluster, &snapshot.cluster)
+            && last.local == snapshot.local
+            && last.counters == snapshot.counters;
+        if !same {
+            let moment = Moment { began, ended: monotonic() };
+            self.recorder.names.publish(owners(&snapshot), moment);
+        }
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
     }
+}
 
-    fn observe(&self, event: &Event) {
-        if self.observers.receiver_count() == 0 {
-            return;
-        }
-        let snapshot = self.snapshot();
-        let context = observed::Context {
-            time: wall_time(event.time),
-            pod: snapshot.slots.get(&event.slot),
-            peer: snapshot.owners.get(&ip_addr(&event.remote)),
-            decided_by: snapshot.counters.get(&event.counter),
-            node: snapshot.node.as_deref(),
-        };
-        if let Some(verdict) = ObservedVerdict::new(event, context) {
-            // Nobody may be listening any more.
-            let _ = self.observers.send(Arc::new(Observed::Verdict(Box::new(verdict))));
-        }
+/// Who owns what, for the names of verdicts.
+fn owners(snapshot: &Snapshot) -> Owners {
+    let directory = Directory::new(&snapshot.cluster);
+    let pods: BTreeMap<&ObjectKey, Arc<Named>> = directory
+        .pods
+        .iter()
+        .map(|(key, facts)| (*key, Arc::new(Named { key: (*key).clone(), labels: facts.pod.labels.clone() })))
+        .collect();
+    let named = |key: &ObjectKey| pods.get(key).cloned();
+    Owners {
+        slots: snapshot.local.iter().filter_map(|(key, slot)| Some((*slot, named(key)?))).collect(),
+        addresses: directory
+            .owners
+            .iter()
+            .filter_map(|(address, key)| Some((*address, named(key)?)))
+            .collect(),
+        counters: snapshot.counters.iter().map(|(n, name)| (*n, Arc::new(name.clone()))).collect(),
     }
 }
 
@@ -147,8 +156,12 @@ impl Backend for Shared {
         Some(self)
     }
 
-    fn subscribe(&self) -> broadcast::Receiver<Arc<Observed>> {
-        self.observers.subscribe()
+    fn node(&self) -> Option<String> {
+        self.node.clone()
+    }
+
+    fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 }
 
@@ -172,12 +185,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let pins = Pins::new(&options.bpffs);
     pins.prepare(&options.bpffs)?;
     let mut reconciler = Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode)?;
+    // What earlier agents lost is nothing that this one's observers miss.
+    let lost = reconciler.lost_events()?;
     let mut events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
     let shared = Arc::new(Shared {
         snapshot: RwLock::default(),
         asker: Asker::beside(&pins)?,
-        observers: broadcast::channel(OBSERVER_LAG).0,
+        node: options.node_name.clone(),
+        recorder: Recorder::default(),
         mode: options.mode,
     });
     let mut wakes = wakes(&options.source)?;
@@ -194,7 +210,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node: options.node_name.clone(),
         ready,
         applied: 0,
-        lost: 0,
+        lost,
         cluster: Arc::default(),
         problems: Problems::default(),
         pending: true,
@@ -207,7 +223,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tokio::spawn(api::server::serve(listener, shared.clone()));
     tokio::spawn(async move {
         loop {
-            if let Err(error) = events.read(|event| shared.observe(&event)).await {
+            if let Err(error) = events.read(|event| shared.recorder.record(event)).await {
                 tracing::error!("reading events: {error}: `observe` is silent from here on");
                 return;
             }
@@ -389,11 +405,12 @@ impl Agent {
     }
 
     fn reconcile(&mut self) -> anyhow::Result<()> {
+        let began = monotonic();
         let outcome = self.reconciler.reconcile(&self.cluster)?;
         let complete = outcome.complete;
         self.problems.outcome.clone_from(&outcome.problems);
         let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
-        self.shared.publish(snapshot);
+        self.shared.publish(snapshot, began);
         anyhow::ensure!(complete, "not every interface could be attached to");
         if self.pending {
             self.pending = false;
@@ -411,10 +428,7 @@ impl Agent {
         let lost = self.reconciler.lost_events().unwrap_or(self.lost);
         let new = lost.saturating_sub(self.lost);
         self.lost = lost;
-        if new > 0 {
-            // Nobody may be listening.
-            let _ = self.shared.observers.send(Arc::new(Observed::Lost { lost: new }));
-        }
+        self.shared.recorder.lose(new);
     }
 }
 
@@ -424,16 +438,11 @@ fn snapshot(
     node: Option<String>,
     outcome: Outcome,
 ) -> Snapshot {
-    let directory = Directory::new(&cluster);
-    let owners = directory.owners.iter().map(|(address, key)| (*address, (*key).clone())).collect();
-    drop(directory);
     Snapshot {
         cluster,
         problems,
         node,
-        slots: outcome.local.iter().map(|(key, slot)| (*slot, key.clone())).collect(),
         local: outcome.local,
-        owners,
         counters: outcome.counters,
         world: OnceLock::new(),
     }
@@ -502,12 +511,6 @@ fn follow_logs(reconciler: &mut Reconciler) {
         Ok(Err(_)) => tracing::warn!("the programs' log cannot be watched"),
         Err(error) => tracing::warn!("the programs' log: {error}"),
     }
-}
-
-/// When a moment of the monotonic clock was.
-fn wall_time(nanoseconds: u64) -> SystemTime {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    SystemTime::now() - now.saturating_sub(Duration::from_nanos(nanoseconds))
 }
 
 fn remove_if_there(path: &Path) -> anyhow::Result<()> {

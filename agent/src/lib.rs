@@ -5,7 +5,9 @@ pub mod api;
 pub mod attach;
 pub mod bpf;
 pub mod cli;
+pub mod clock;
 pub mod daemon;
+pub mod observe;
 pub mod output;
 pub mod reconcile;
 #[cfg(test)]
