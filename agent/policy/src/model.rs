@@ -135,6 +135,17 @@ pub enum PodNetwork {
     Host,
 }
 
+/// Whether an object's labels are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LabelsRead {
+    /// All of them.
+    #[default]
+    Whole,
+    /// At least one could not be read, so nobody knows what selects the object: it is closed both ways, and no
+    /// selector matches it.
+    Unreadable,
+}
+
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -142,6 +153,8 @@ pub struct Pod {
     pub uid: String,
     /// Labels.
     pub labels: Labels,
+    /// Whether `labels` is all of them.
+    pub labels_read: LabelsRead,
     /// Every address of `status.podIPs` (else `podIP`, else the deterministic one), without duplicates.
     pub addresses: Vec<IpAddr>,
     /// `spec.nodeName`.
@@ -165,6 +178,15 @@ impl Pod {
         match self.phase {
             Phase::Live => true,
             Phase::Finished => false,
+        }
+    }
+
+    /// True where selectors can be asked about the pod.
+    #[must_use]
+    pub fn has_known_labels(&self) -> bool {
+        match self.labels_read {
+            LabelsRead::Whole => true,
+            LabelsRead::Unreadable => false,
         }
     }
 
