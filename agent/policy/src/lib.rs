@@ -6,6 +6,7 @@ pub mod compile;
 pub mod convert;
 pub mod desired;
 pub mod diff;
+pub mod findings;
 pub mod frame;
 pub mod manifest;
 pub mod model;
