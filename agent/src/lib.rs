@@ -5,6 +5,7 @@ pub mod api;
 pub mod attach;
 pub mod bpf;
 pub mod cli;
+pub mod config;
 pub mod daemon;
 pub mod output;
 pub mod reconcile;

@@ -388,6 +388,18 @@ pub enum Severity {
     Error,
 }
 
+impl Severity {
+    /// The word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
+}
+
 /// Something in the input that is wrong: names object and field, then says what to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
