@@ -1,10 +1,13 @@
 //! The command line: what can be said, and which verb that is.
 
+mod examples;
+
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
@@ -14,6 +17,7 @@ use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 
 use crate::attach::HookChoice;
+use crate::config;
 use crate::daemon;
 use crate::output::{self, Colour, Exit, Format};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
@@ -38,16 +42,63 @@ const EXITS: &str =
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Enforce the policies of a directory on this node's pods
+    #[command(after_help = examples::AGENT)]
     Agent(AgentArgs),
     /// Say whether one flow is allowed, and which rule decides
-    #[command(after_long_help = verbs::explain::reasons_help())]
+    #[command(after_help = examples::EXPLAIN, after_long_help = examples::explain())]
     Explain(ExplainArgs),
     /// Show which pod reaches which
+    #[command(after_help = examples::MATRIX)]
     Matrix(MatrixArgs),
     /// Show verdicts that fell, and with -f as they fall
+    #[command(after_help = examples::OBSERVE)]
     Observe(ObserveArgs),
+    /// Check policies
+    #[command(subcommand)]
+    Policies(PoliciesVerb),
     /// Take every program, link, map and pin of ours away
+    #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
+    /// Print what a shell needs to complete this command line
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print a manual page, or write them all
+    #[command(after_help = examples::MAN)]
+    Man(ManArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum PoliciesVerb {
+    /// Check files before they are applied: exit status 1 if anything but notes is found
+    #[command(after_help = examples::LINT)]
+    Lint(LintArgs),
+}
+
+#[derive(Debug, Args)]
+struct LintArgs {
+    /// The directory of manifests
+    dir: PathBuf,
+    /// Where pods without an address get one; several with commas [default: 10.244.0.0/16,fd00:10:244::/64]
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long = "pod-cidr", value_name = "CIDR", env = "PORTCULLIS_POD_CIDR", value_delimiter = ',')]
+    pod_cidrs: Vec<IpNet>,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct ManArgs {
+    /// The verb whose page is printed [default: the program's]
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(conflicts_with = "out")]
+    verb: Option<String>,
+    /// Write a page for the program and for each verb into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -85,6 +136,14 @@ struct NodeArgs {
 
 #[derive(Debug, Args)]
 struct AgentArgs {
+    /// A file with these flags, in YAML: keys are their names in camelCase (podCidr); the environment and flags are
+    /// stronger
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print every flag's value and where it is from, and end
+    #[arg(long)]
+    print_config: bool,
     /// The directory of manifests, watched for change
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_SOURCE")]
     source: PathBuf,
@@ -192,8 +251,20 @@ struct CleanupArgs {
 /// Reads the command line of this process and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let read = match config::read(Cli::command(), &words) {
+        Ok(read) => read,
+        Err(error) => {
+            output::error(&error);
+            return error.exit().into();
+        }
+    };
+    let done = match (read.shown, Cli::from_arg_matches(&read.matches)) {
+        (Some(shown), _) => output::print(&shown).map(|()| Exit::Fine).map_err(Failure::Output),
+        (None, Ok(cli)) => run(cli),
+        (None, Err(error)) => error.exit(),
+    };
+    match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
             output::error(&failure);
@@ -233,7 +304,14 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             observe(&args.run_dir.run_dir, lines, args.when, args.filter)
         }
+        Verb::Policies(PoliciesVerb::Lint(args)) => {
+            let face = Face { format: args.output, colour };
+            verbs::lint::lint(&args.dir, &args.pod_cidrs, face)
+        }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
+        Verb::Completions { shell } => verbs::completions::completions(shell, Cli::command()),
+        Verb::Man(ManArgs { out: Some(dir), verb: _ }) => verbs::man::pages(&dir, Cli::command()),
+        Verb::Man(ManArgs { out: None, verb }) => verbs::man::page(verb.as_deref(), Cli::command()),
     }
 }
 
@@ -269,8 +347,6 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -412,7 +412,8 @@ impl Agent {
         let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
         self.shared.publish(snapshot, began);
         anyhow::ensure!(complete, "not every interface could be attached to");
-        if self.pending {
+        // With a file that nobody could read nobody knows what should be in force.
+        if self.pending && self.source.never_read().is_empty() {
             self.pending = false;
             self.applied += 1;
             let text = format!("{{\"applied\": {}}}\n", self.applied);

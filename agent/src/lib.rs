@@ -6,6 +6,7 @@ pub mod attach;
 pub mod bpf;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod daemon;
 pub mod observe;
 pub mod output;

@@ -248,7 +248,7 @@ impl<'a> Answers<'a> {
     /// Every policy that isolates a pod in a direction.
     #[must_use]
     pub fn isolating(&self, pod: &ObjectKey, direction: Direction) -> Vec<ObjectKey> {
-        let Some(facts) = self.directory.pods.get(pod) else {
+        let Some(facts) = self.directory.pods.get(pod).filter(|facts| facts.pod.has_known_labels()) else {
             return Vec::new();
         };
         isolating(self.cluster, pod, &facts.pod.labels, direction)

@@ -147,6 +147,10 @@ impl Compiler {
             let Some(facts) = directory.pods.get(key) else {
                 continue;
             };
+            if !facts.pod.has_known_labels() {
+                desired.endpoints.insert(key.clone(), EndpointRulesets::CLOSED);
+                continue;
+            }
             let mut of = |direction| -> Result<u16, CompileError> {
                 match rules_of(cluster, &directory, key, facts, direction) {
                     None => Ok(wire_ruleset(RULESET_OPEN)),

@@ -156,6 +156,17 @@ pub enum PodNetwork {
     Host,
 }
 
+/// Whether an object's labels are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LabelsRead {
+    /// All of them.
+    #[default]
+    Whole,
+    /// At least one could not be read, so nobody knows what selects the object: it is closed both ways, and no
+    /// selector matches it.
+    Unreadable,
+}
+
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
@@ -163,6 +174,8 @@ pub struct Pod {
     pub uid: String,
     /// Labels.
     pub labels: Labels,
+    /// Whether `labels` is all of them.
+    pub labels_read: LabelsRead,
     /// Every address of `status.podIPs` (else `podIP`, else the deterministic one), without duplicates.
     pub addresses: Vec<IpAddr>,
     /// `spec.nodeName`.
@@ -186,6 +199,15 @@ impl Pod {
         match self.phase {
             Phase::Live => true,
             Phase::Finished => false,
+        }
+    }
+
+    /// True where selectors can be asked about the pod.
+    #[must_use]
+    pub fn has_known_labels(&self) -> bool {
+        match self.labels_read {
+            LabelsRead::Whole => true,
+            LabelsRead::Unreadable => false,
         }
     }
 
@@ -387,6 +409,18 @@ pub enum Severity {
     Warning,
     /// Something could not be read, and what depended on it closed.
     Error,
+}
+
+impl Severity {
+    /// The word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Note => "note",
+            Self::Warning => "warning",
+            Self::Error => "error",
+        }
+    }
 }
 
 /// Something in the input that is wrong: names object and field, then says what to do.

@@ -117,11 +117,16 @@ impl PeerSelector {
             && match &self.base {
                 Base::AnyPod => owner.is_some(),
                 Base::Pods(namespaces, pods) => {
-                    owner.is_some_and(|facts| in_scope(namespaces, facts) && pods.matches(&facts.pod.labels))
+                    owner.is_some_and(|facts| in_scope(namespaces, facts) && selected(pods, facts.pod))
                 }
                 Base::Block(block) => block_holds(block, address),
             }
     }
+}
+
+/// Without all of its labels nobody knows whether a selector means the pod.
+fn selected(selector: &Selector, pod: &Pod) -> bool {
+    pod.has_known_labels() && selector.matches(&pod.labels)
 }
 
 fn declares(pod: &Pod, port: &NamedPort) -> bool {

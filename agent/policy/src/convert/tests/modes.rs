@@ -33,7 +33,7 @@ fn a_policys_own_mode_goes_before_its_namespaces() {
     let mut report = Report::new("x", None);
     let mut cluster = Cluster::default();
     let audit = annotated(&json!({"portcullis.dev/mode": "audit"}));
-    cluster.namespaces.insert("a".to_owned(), namespace(&audit, "a", &mut report));
+    cluster.namespaces.insert("a".to_owned(), namespace(&audit, "a", &mut report).unwrap());
     let mode = |key: &str, annotations: Value| {
         let policy = network_policy(&annotated(&annotations), key, &mut Report::new("x", None));
         cluster.mode(&ObjectKey::new(key, "x"), &policy)
