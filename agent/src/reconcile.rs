@@ -2,6 +2,7 @@
 //! time; every step that fails leaves what was in force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use aya::Ebpf;
@@ -17,7 +18,7 @@ use portcullis_policy::diff::{MapOp, diff, released};
 use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 
-use crate::attach::{Attacher, Hook, Interface, Programs, State, discover, plan};
+use crate::attach::{Attacher, Bridges, Claim, Hook, Interface, Network, Programs, State, plan};
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
@@ -66,6 +67,7 @@ pub struct Reconciler {
     ebpf: Ebpf,
     names: CounterNames,
     attacher: Attacher,
+    bridges: Bridges,
     compiler: Compiler,
     /// The tables as they are known to be.
     written: Desired,
@@ -100,6 +102,7 @@ impl Reconciler {
             ebpf,
             names,
             attacher: Attacher::new(hook, pins.links()),
+            bridges: Bridges::default(),
             compiler,
             goal: written.clone(),
             written,
@@ -122,8 +125,8 @@ impl Reconciler {
     /// new meanwhile are closed.
     pub fn reconcile(&mut self, cluster: &Arc<Cluster>) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome { complete: true, ..Outcome::default() };
-        let interfaces = discover::interfaces_blocking()?;
         let directory = Directory::new(cluster);
+        let interfaces = self.interfaces(&directory, &mut outcome.problems)?;
         let wanted = wanted(&directory, &interfaces, &mut outcome.problems);
         let mut adopted = BTreeMap::new();
         if !self.started {
@@ -200,6 +203,44 @@ impl Reconciler {
     /// Packets under a counter.
     pub fn hits(&self, counter: u32) -> anyhow::Result<u64> {
         Ok(self.kernel.rule_stats(counter)?.packets)
+    }
+
+    /// Which interface leads to which address: by routes to one address, and by ports of bridges.
+    fn interfaces(
+        &mut self,
+        directory: &Directory<'_>,
+        problems: &mut Vec<Problem>,
+    ) -> anyhow::Result<BTreeMap<IpAddr, Interface>> {
+        let network = Network::look()?;
+        let mut interfaces = network.straight().clone();
+        let mut keys = Vec::new();
+        let mut claims = Vec::new();
+        if network.has_bridges() {
+            let held = self.held()?;
+            for (key, facts) in &directory.pods {
+                let held = held.get(&identity(&facts.pod.uid, key)).copied();
+                claims.push(Claim { addresses: owned_addresses(directory, key), held });
+                keys.push(*key);
+            }
+        }
+        let placement = self.bridges.place(&network, &claims)?;
+        interfaces.extend(placement.interfaces);
+        for (number, trouble) in &placement.troubles {
+            let name = keys.get(*number).map_or_else(String::new, ToString::to_string);
+            problems.push(pod_problem(&name, trouble.to_string()));
+        }
+        Ok(interfaces)
+    }
+
+    /// Which pod has which interface, by the pod's identity: at first what the last agent left.
+    fn held(&self) -> anyhow::Result<BTreeMap<u64, u32>> {
+        if self.started {
+            return Ok(self.endpoints.values().map(|e| (e.config.pod, e.config.ifindex)).collect());
+        }
+        let ifaces = self.kernel.found_ifaces();
+        let found = self.kernel.found_endpoints()?;
+        let held = found.iter().filter(|(slot, found)| ifaces.get(&found.config.ifindex) == Some(slot));
+        Ok(held.map(|(_, found)| (found.config.pod, found.config.ifindex)).collect())
     }
 
     /// Compiles and writes, unless the tables are what these pods need already.
@@ -375,27 +416,19 @@ impl Reconciler {
 /// namespace leads.
 fn wanted(
     directory: &Directory<'_>,
-    interfaces: &BTreeMap<std::net::IpAddr, Interface>,
+    interfaces: &BTreeMap<IpAddr, Interface>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<ObjectKey, EndpointConfig> {
     let mut wanted = BTreeMap::new();
     let mut taken: BTreeMap<u32, ObjectKey> = BTreeMap::new();
     for (key, facts) in &directory.pods {
         let addresses = owned_addresses(directory, key);
-        let Some(interface) =
-            addresses.iter().find_map(|address| interfaces.get(address)).filter(|i| is_pods(i))
-        else {
+        let mut led = addresses.iter().filter_map(|address| interfaces.get(address));
+        // A route to one address can also lead into a tunnel, which is no pod's.
+        let Some(interface) = led.find(|interface| interface.is_veth()) else {
             continue;
         };
-        let mut trouble = |message: String| {
-            problems.push(Problem {
-                severity: Severity::Error,
-                object: format!("Pod {key}"),
-                field: "status.podIPs".to_owned(),
-                message,
-                location: None,
-            });
-        };
+        let mut trouble = |message| problems.push(pod_problem(&key.to_string(), message));
         if let Some(other) = taken.insert(interface.index, (*key).clone()) {
             trouble(format!("{} leads to Pod {other} too: it is enforced as this pod", interface.name));
             wanted.remove(&other);
@@ -414,9 +447,14 @@ fn wanted(
     wanted
 }
 
-/// The node's end of a veth pair. A route to one address can also lead into a tunnel, which is no pod's.
-fn is_pods(interface: &Interface) -> bool {
-    interface.kind.as_deref() == Some("veth")
+fn pod_problem(pod: &str, message: String) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        object: format!("Pod {pod}"),
+        field: "status.podIPs".to_owned(),
+        message,
+        location: None,
+    }
 }
 
 /// FNV-1a over UID and name.

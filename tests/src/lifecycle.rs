@@ -12,6 +12,8 @@ use portcullis_lab::{
 };
 use portcullis_policy::model::{Cluster, ObjectKey, Protocol};
 
+use crate::live::Rig;
+
 /// The port that pods serve.
 pub const PORT: u16 = 5000;
 /// Between two new connections: a client has 28,000 ports, each of which rests a minute after use.
@@ -67,12 +69,17 @@ pub struct Life {
 impl Life {
     /// Pods without a policy, and no agent.
     #[must_use]
-    pub fn new(hook: Hook) -> Self {
-        let dir =
-            std::env::temp_dir().join(format!("portcullis-life-{}-{}", std::process::id(), hook.name()));
+    pub fn new(rig: impl Into<Rig>) -> Self {
+        let Rig { hook, cni } = rig.into();
+        let dir = std::env::temp_dir().join(format!(
+            "portcullis-life-{}-{}-{cni}",
+            std::process::id(),
+            hook.name()
+        ));
         fs::create_dir_all(&dir).expect("a directory for manifests");
         fs::write(dir.join("pods.yaml"), PODS).expect("the pods are written");
-        let lab = Lab::up(&cluster(&dir), LabOptions::default()).expect("the lab comes up");
+        let lab =
+            Lab::up(&cluster(&dir), LabOptions { cni, ..LabOptions::default() }).expect("the lab comes up");
         Self { lab, arguments: Vec::new(), dir, hook }
     }
 
