@@ -151,6 +151,18 @@ impl<'a> Answers<'a> {
         Self { cluster, directory, desired, configs }
     }
 
+    /// The objects that this answers about.
+    #[must_use]
+    pub fn cluster(&self) -> &'a Cluster {
+        self.cluster
+    }
+
+    /// Who owns which address.
+    #[must_use]
+    pub fn directory(&self) -> &Directory<'a> {
+        &self.directory
+    }
+
     /// Live pods with a network of their own that own an address of the family, by namespace, then name.
     #[must_use]
     pub fn order(&self, family: Family) -> Vec<(ObjectKey, IpAddr)> {
