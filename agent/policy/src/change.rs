@@ -184,7 +184,7 @@ pub fn apply_edits(cluster: &mut Cluster, edits: &[Edit]) {
         match edit {
             Edit::CreateNamespace(name) => {
                 let labels = Labels::from([(METADATA_NAME.to_owned(), name.clone())]);
-                cluster.namespaces.entry(name.clone()).or_insert(Namespace { labels });
+                cluster.namespaces.entry(name.clone()).or_insert(Namespace { labels, mode: None });
             }
             Edit::CreatePolicy(key, policy) => {
                 cluster.policies.insert(key.clone(), policy.clone());

@@ -19,6 +19,7 @@ use portcullis_common::event::{Action, Direction, Reason};
 
 use crate::answer::{Answers, DirectionAnswer, Party};
 use crate::change::{Change, Edit, apply_edits};
+use crate::compile::ruleset::Isolating;
 use crate::convert::{METADATA_NAME, printable};
 use crate::frame::Traffic;
 use crate::model::{
@@ -26,7 +27,7 @@ use crate::model::{
     Operator, Peer, Peers, PortMatch, PortSpec, Ports, Problem, Requirement, Rule, Selector, Subject,
 };
 use crate::select::{Directory, PodFacts};
-use crate::why::{Isolating, Sight, Standing};
+use crate::why::{Sight, Standing};
 
 /// Labels that controllers give to pods and change with each rollout or run: a selector on one of them would
 /// soon match nothing. From `apps/v1` (`DefaultDeploymentUniqueLabelKey`, `ControllerRevisionHashLabelKey`,
@@ -267,10 +268,10 @@ impl<'a> Advisor<'a> {
     /// them, written again.
     fn added_rule(&self, sight: &Sight<'_>, policies: &[Isolating<'_>]) -> Option<Proposal> {
         let readable = |isolating: &&Isolating<'_>| isolating.cause == IsolationCause::Written;
-        let chosen = policies.iter().filter(readable).min_by_key(|isolating| self.subjects(isolating.policy));
+        let chosen = policies.iter().filter(readable).min_by_key(|isolating| self.subjects(isolating.name));
         let (policy, cause) = match (chosen, policies.first()) {
-            (Some(chosen), _) => (chosen.policy, chosen.cause),
-            (None, Some(first)) => (first.policy, first.cause),
+            (Some(chosen), _) => (chosen.name, chosen.cause),
+            (None, Some(first)) => (first.name, first.cause),
             (None, None) => return None,
         };
         let (peer, peers) = self.peer_of(sight, &policy.namespace);
@@ -345,7 +346,7 @@ impl<'a> Advisor<'a> {
             for rule in isolating.rules.iter().filter(|rule| sight.holds_port(&rule.ports)) {
                 let Peers::Only(peers) = &rule.peers else { continue };
                 for (label, value) in peers.iter().filter_map(|peer| lacking(peer, facts)) {
-                    let pairs = self.subjects(isolating.policy).saturating_sub(1);
+                    let pairs = self.subjects(isolating.name).saturating_sub(1);
                     let better = best.as_ref().is_none_or(|held| pairs < held.pairs);
                     if better && self.touches_only(facts, (&label, &value), rule) {
                         let edit = Edit::AddLabel { pod: key.clone(), key: label, value };
@@ -390,7 +391,7 @@ impl<'a> Advisor<'a> {
     fn without_rules(&self, sight: &Sight<'_>, policies: &[Isolating<'_>]) -> Proposal {
         let direction = sight.direction;
         let mut proposal = Proposal { edits: Vec::new(), pairs: 0 };
-        for Isolating { policy, rules, cause } in policies.iter().rev() {
+        for Isolating { name: policy, rules, cause, .. } in policies.iter().rev() {
             let matches = |(_, rule): &(u32, &Rule)| sight.why_not(rule, *cause).is_none();
             let matching: Vec<(u32, &Rule)> = (0u32..).zip(*rules).filter(matches).collect();
             for (index, rule) in matching.iter().rev() {
@@ -425,7 +426,7 @@ impl<'a> Advisor<'a> {
         };
         let pod: String = sight.subject.name.chars().take(NAME_PART).collect();
         let key = self.free_name(&sight.subject.namespace, &format!("deny-{verb}-{pod}"));
-        let policy = NetworkPolicy { subject: Subject::Pods(subject), ingress, egress };
+        let policy = NetworkPolicy { mode: None, subject: Subject::Pods(subject), ingress, egress };
         Proposal { edits: vec![Edit::CreatePolicy(key, policy)], pairs: pairs.saturating_sub(1) }
     }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portcullis_common::event::Direction;
 
-use crate::compile::ruleset::isolating;
+use crate::compile::ruleset::{Isolating, isolating};
 use crate::frame::Traffic;
 use crate::model::{
     Cluster, IpBlock, IsolationCause, Labels, NamespaceScope, ObjectKey, Operator, Peer, Peers, Pod,
@@ -30,17 +30,6 @@ pub struct Sight<'a> {
     pub remote: IpAddr,
     /// What is sent.
     pub traffic: Traffic,
-}
-
-/// A policy that isolates the subject in the direction.
-#[derive(Clone, Copy, Debug)]
-pub struct Isolating<'a> {
-    /// Which.
-    pub policy: &'a ObjectKey,
-    /// Its rules for the direction.
-    pub rules: &'a [Rule],
-    /// Why it isolates.
-    pub cause: IsolationCause,
 }
 
 /// What a direction is before any rule is asked.
@@ -178,10 +167,7 @@ impl<'a> Sight<'a> {
             return Standing::Undeclared;
         }
         let policies: Vec<Isolating<'a>> =
-            isolating(self.cluster, self.subject, &facts.pod.labels, self.direction)
-                .into_iter()
-                .map(|(policy, rules, cause)| Isolating { policy, rules, cause })
-                .collect();
+            isolating(self.cluster, self.subject, &facts.pod.labels, self.direction);
         if policies.is_empty() { Standing::Open } else { Standing::Isolated(policies) }
     }
 
@@ -194,7 +180,7 @@ impl<'a> Sight<'a> {
                 .iter()
                 .flat_map(|isolating| {
                     (0u32..).zip(isolating.rules).map(|(index, rule)| Finding {
-                        policy: isolating.policy.clone(),
+                        policy: isolating.name.clone(),
                         rule: index,
                         why: self.why_not(rule, isolating.cause),
                     })
