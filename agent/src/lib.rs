@@ -8,6 +8,7 @@ pub mod cli;
 pub mod daemon;
 pub mod output;
 pub mod reconcile;
+mod refused;
 #[cfg(test)]
 mod scratch;
 pub mod source;

@@ -10,3 +10,4 @@ pub mod frame;
 pub mod manifest;
 pub mod model;
 pub mod select;
+pub mod sizes;
