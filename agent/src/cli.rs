@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
 use portcullis_policy::model;
+use portcullis_policy::sizes::TableSize;
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
@@ -163,6 +164,10 @@ struct AgentArgs {
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,
+    /// Size of a table, repeatable or with commas: endpoints, peers, prefixes, peer-rows, rules, rulesets, rows,
+    /// port-ranges, counters, events (bytes); docs/maps.md says what they hold
+    #[arg(long = "map-size", value_name = "NAME=N", env = "PORTCULLIS_MAP_SIZES", value_delimiter = ',')]
+    map_sizes: Vec<TableSize>,
 }
 
 #[derive(Debug, Args)]
@@ -337,6 +342,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
             Mode::Enforce => model::Mode::Enforce,
             Mode::Audit => model::Mode::Audit,
         },
+        sizes: args.map_sizes.into_iter().collect(),
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::System)?;

@@ -17,6 +17,7 @@ use portcullis_policy::desired::CounterName;
 use portcullis_policy::manifest::Loaded;
 use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
+use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -31,6 +32,7 @@ use crate::clock::monotonic;
 use crate::observe::Recorder;
 use crate::observe::names::{Moment, Named, Owners};
 use crate::reconcile::{Outcome, Reconciler};
+use crate::refused::RefusedFlows;
 use crate::source::dir::{DirSource, Signature};
 use crate::world::{AskKernel, KernelAnswer, World};
 
@@ -66,6 +68,8 @@ pub struct Options {
     pub flows_per_endpoint: u32,
     /// Whether what is denied is dropped.
     pub mode: Mode,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
 }
 
 /// What is in force, for those who ask.
@@ -75,6 +79,8 @@ struct Snapshot {
     problems: Vec<Problem>,
     node: Option<String>,
     local: BTreeMap<ObjectKey, u32>,
+    /// Pods whose policies have no room in the tables: they have other rulesets than the objects say.
+    held: BTreeSet<ObjectKey>,
     counters: BTreeMap<u32, CounterName>,
     /// Compiled for all pods when somebody asks.
     world: OnceLock<Arc<World>>,
@@ -167,7 +173,8 @@ impl Backend for Shared {
 
 impl AskKernel for Shared {
     fn ask(&self, question: &portcullis_policy::answer::Question) -> anyhow::Result<Option<KernelAnswer>> {
-        match self.snapshot().local.get(&question.pod) {
+        let snapshot = self.snapshot();
+        match snapshot.local.get(&question.pod).filter(|_| !snapshot.held.contains(&question.pod)) {
             None => Ok(None),
             Some(slot) => {
                 self.asker.run(*slot, question.direction, question.origin, &question.frame).map(Some)
@@ -184,14 +191,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let hook = options.hook.resolve(kernel_release()?)?;
     let pins = Pins::new(&options.bpffs);
     pins.prepare(&options.bpffs)?;
-    let mut reconciler = Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode)?;
+    let mut reconciler =
+        Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
     // What earlier agents lost is nothing that this one's observers miss.
     let lost = reconciler.lost_events()?;
+    let refused = RefusedFlows::new(reconciler.flows_refused()?);
     let mut events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
     let shared = Arc::new(Shared {
         snapshot: RwLock::default(),
-        asker: Asker::beside(&pins)?,
+        asker: Asker::beside(&pins, &options.sizes)?,
         node: options.node_name.clone(),
         recorder: Recorder::default(),
         mode: options.mode,
@@ -211,6 +220,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ready,
         applied: 0,
         lost,
+        refused,
         cluster: Arc::default(),
         problems: Problems::default(),
         pending: true,
@@ -252,6 +262,7 @@ struct Agent {
     ready: PathBuf,
     applied: u64,
     lost: u64,
+    refused: RefusedFlows,
     /// What the directory said when it could last be used.
     cluster: Arc<Cluster>,
     problems: Problems,
@@ -271,13 +282,19 @@ struct Problems {
     outcome: Vec<Problem>,
     /// Why the last one did not.
     failure: Vec<Problem>,
+    /// What packets met.
+    traffic: Vec<Problem>,
     /// Those that were logged.
     said: Vec<Problem>,
 }
 
 impl Problems {
     fn all(&self) -> Vec<Problem> {
-        [&self.source, &self.objects, &self.outcome, &self.failure].into_iter().flatten().cloned().collect()
+        [&self.source, &self.objects, &self.outcome, &self.failure, &self.traffic]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     /// Logs those that were not there before.
@@ -400,6 +417,7 @@ impl Agent {
                 self.problems.failure = vec![node_problem(format!("{error:#}: it will be tried again"))];
             }
         }
+        self.watch_flows();
         self.problems.say();
         self.tell_losses();
     }
@@ -407,13 +425,14 @@ impl Agent {
     fn reconcile(&mut self) -> anyhow::Result<()> {
         let began = monotonic();
         let outcome = self.reconciler.reconcile(&self.cluster)?;
-        let complete = outcome.complete;
+        let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
         let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
         self.shared.publish(snapshot, began);
-        anyhow::ensure!(complete, "not every interface could be attached to");
         // With a file that nobody could read nobody knows what should be in force.
-        if self.pending && self.source.never_read().is_empty() {
+        let known = self.source.never_read().is_empty();
+        // A change that has no room somewhere is not in force; settling may make room.
+        if self.pending && complete && has_room && known {
             self.pending = false;
             self.applied += 1;
             let text = format!("{{\"applied\": {}}}\n", self.applied);
@@ -422,7 +441,18 @@ impl Agent {
                 .and_then(|()| fs::rename(&beside, &self.ready))
                 .with_context(|| self.ready.display().to_string())?;
         }
-        self.reconciler.settle(&self.cluster)
+        // What could not be placed may find what settling frees.
+        self.reconciler.settle(&self.cluster)?;
+        anyhow::ensure!(complete, "not every pod could be placed and attached to");
+        Ok(())
+    }
+
+    fn watch_flows(&mut self) {
+        if let Ok(total) = self.reconciler.flows_refused()
+            && let Some(problems) = self.refused.look(total, Instant::now().into_std())
+        {
+            self.problems.traffic = problems;
+        }
     }
 
     fn tell_losses(&mut self) {
@@ -443,6 +473,7 @@ fn snapshot(
         cluster,
         problems,
         node,
+        held: outcome.held.into_iter().map(|one| one.pod).collect(),
         local: outcome.local,
         counters: outcome.counters,
         world: OnceLock::new(),

@@ -11,6 +11,7 @@ pub mod daemon;
 pub mod observe;
 pub mod output;
 pub mod reconcile;
+mod refused;
 #[cfg(test)]
 mod scratch;
 pub mod source;

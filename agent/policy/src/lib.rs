@@ -12,6 +12,7 @@ pub mod frame;
 pub mod manifest;
 pub mod model;
 pub mod select;
+pub mod sizes;
 #[cfg(test)]
 mod testing;
 pub mod turn;

@@ -15,6 +15,7 @@ use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::ObjectKey;
 use portcullis_policy::select::Directory;
+use portcullis_policy::sizes::Sizes;
 
 use super::kernel::Kernel;
 use super::load::{self, BpfError, POD_EGRESS, POD_INGRESS, Pins, Purpose};
@@ -45,8 +46,8 @@ impl std::fmt::Debug for Asker {
 
 impl Asker {
     /// Beside a running agent: shares its pinned maps.
-    pub fn beside(pins: &Pins) -> Result<Self, BpfError> {
-        Ok(Self { ebpf: Mutex::new(load::load(Purpose::Ask, Some(pins))?) })
+    pub fn beside(pins: &Pins, sizes: &Sizes) -> Result<Self, BpfError> {
+        Ok(Self { ebpf: Mutex::new(load::load(Purpose::Ask, Some(pins), sizes)?) })
     }
 
     /// Runs a frame through a program at a slot.
