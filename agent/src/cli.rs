@@ -8,16 +8,18 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
-use std::io::IsTerminal as _;
-
-use tracing_subscriber::EnvFilter;
 
 use crate::attach::HookChoice;
 use crate::daemon;
+use crate::listen::ListenArgs;
+use crate::log::LogArgs;
 use crate::output::{self, Colour, Exit, Format};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
+use crate::verbs::endpoints::{Scope, endpoints};
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::{OfflineError, offline};
+use crate::verbs::policies::{PoliciesAsk, policies};
+use crate::verbs::status::status;
 use crate::verbs::{self, Face, Failure, From};
 
 /// Kubernetes NetworkPolicies, enforced and explained by eBPF.
@@ -31,8 +33,7 @@ struct Cli {
     verb: Verb,
 }
 
-const EXITS: &str =
-    "Exit status: 0 fine, 1 a negative finding (`explain`: denied), 2 usage, 3 the environment is not fit.";
+const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready), 2 usage, 3 the environment is not fit.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -45,6 +46,12 @@ enum Verb {
     Matrix(MatrixArgs),
     /// Show verdicts that fell, and with -f as they fall
     Observe(ObserveArgs),
+    /// Show how the agent and its node do; exit 1 if something is wrong
+    Status(StatusArgs),
+    /// Show the pods that are enforced here
+    Endpoints(EndpointsArgs),
+    /// Show what each policy does here
+    Policies(PoliciesArgs),
     /// Take every program, link, map and pin of ours away
     Cleanup(CleanupArgs),
 }
@@ -103,6 +110,10 @@ struct AgentArgs {
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Debug, Args)]
@@ -181,6 +192,43 @@ struct ObserveArgs {
 }
 
 #[derive(Debug, Args)]
+struct LiveArgs {
+    #[command(flatten)]
+    run_dir: RunDir,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
+struct EndpointsArgs {
+    /// Those of one namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Those of all namespaces, as without -n
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+// Subcommands go here, and take the place of everything else.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct PoliciesArgs {
+    #[command(flatten)]
+    ask: PoliciesAsk,
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
 struct CleanupArgs {
     #[command(flatten)]
     run_dir: RunDir,
@@ -232,6 +280,15 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             observe(&args.run_dir.run_dir, lines, args.when, args.filter)
         }
+        Verb::Status(StatusArgs { live }) => {
+            status(&live.run_dir.run_dir, Face { format: live.output, colour })
+        }
+        Verb::Endpoints(EndpointsArgs { namespace, all_namespaces: _, live }) => {
+            endpoints(&live.run_dir.run_dir, Scope { namespace }, Face { format: live.output, colour })
+        }
+        Verb::Policies(PoliciesArgs { ask, live }) => {
+            policies(&live.run_dir.run_dir, ask.into(), Face { format: live.output, colour })
+        }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
     }
 }
@@ -246,10 +303,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
     }
     // Before anything is touched: a directory that this version must not enforce.
     offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
-    let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // Somebody who embeds this may have set one.
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+    args.log.init();
     let options = daemon::Options {
         source: args.source,
         run_dir: args.run_dir.run_dir,
@@ -258,6 +312,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
         flows_per_endpoint: args.flows_per_endpoint,
+        listen: args.listen,
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::System)?;

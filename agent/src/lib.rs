@@ -7,9 +7,15 @@ pub mod bpf;
 pub mod cli;
 pub mod clock;
 pub mod daemon;
+pub mod health;
+pub mod http;
+pub mod listen;
+pub mod log;
+pub mod metrics;
 pub mod observe;
 pub mod output;
 pub mod reconcile;
+pub mod report;
 #[cfg(test)]
 mod scratch;
 pub mod source;

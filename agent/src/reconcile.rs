@@ -8,7 +8,9 @@ use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
 use portcullis_common::wire::{
-    EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS, MAX_ENDPOINTS,
+    BANKS, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_COUNTERS, MAX_ENDPOINT_ADDRS,
+    MAX_ENDPOINTS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES,
+    MAX_RULESETS,
 };
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::compile::Compiler;
@@ -21,6 +23,7 @@ use crate::attach::{Attacher, Hook, Interface, Programs, State, discover, plan};
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
+use crate::metrics::Fill;
 
 /// Rounds of settling after a change: contents, what they point at, and their numbers go one after another.
 const SETTLE_ROUNDS: u32 = 6;
@@ -43,6 +46,10 @@ pub struct Enforced {
 pub struct Outcome {
     /// The pods that are enforced here, by slot.
     pub local: BTreeMap<ObjectKey, u32>,
+    /// What is in force at each.
+    pub endpoints: BTreeMap<ObjectKey, Enforced>,
+    /// How full the tables are.
+    pub fills: Vec<Fill>,
     /// What the counters count.
     pub counters: BTreeMap<u32, CounterName>,
     /// What is wrong.
@@ -147,6 +154,8 @@ impl Reconciler {
             self.started = true;
         }
         outcome.local = self.endpoints.iter().map(|(key, e)| (key.clone(), e.slot)).collect();
+        outcome.endpoints.clone_from(&self.endpoints);
+        outcome.fills = self.fills();
         outcome.counters.clone_from(&self.written.counters);
         Ok(outcome)
     }
@@ -183,6 +192,24 @@ impl Reconciler {
             removed += self.kernel.expire_flows(enforced.slot, now)?;
         }
         Ok(removed)
+    }
+
+    /// How full the tables are that this agent writes: its bank's, by what is known to be written.
+    fn fills(&self) -> Vec<Fill> {
+        let written = &self.written;
+        [
+            ("endpoints", self.endpoints.len(), MAX_ENDPOINTS),
+            ("rulesets", written.rulesets.len(), MAX_RULESETS / BANKS),
+            ("rules", written.rules.len(), MAX_RULES / BANKS),
+            ("rows", written.rows.len(), MAX_ROWS / BANKS),
+            ("port_ranges", written.port_ranges.len(), MAX_PORT_RANGES / BANKS),
+            ("peer_rows", written.peer_rows.len(), MAX_PEER_ROWS / BANKS),
+            ("peers", written.peers.len(), MAX_PEERS),
+            ("prefixes", written.prefixes.len(), MAX_PREFIXES),
+            ("counter_names", self.names.all().len(), MAX_COUNTERS),
+        ]
+        .map(|(map, entries, capacity)| Fill { map, entries: entries as u64, capacity: u64::from(capacity) })
+        .to_vec()
     }
 
     /// Events that were not sent, ever.

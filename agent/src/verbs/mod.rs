@@ -2,11 +2,15 @@
 
 pub mod ask;
 pub mod cleanup;
+pub mod endpoints;
 pub mod ends;
 pub mod explain;
 pub mod matrix;
 pub mod observe;
 pub mod offline;
+pub mod policies;
+pub mod status;
+mod table;
 
 use std::io;
 use std::path::{Path, PathBuf};
