@@ -116,7 +116,7 @@ impl ListenArgs {
             }
             None => Ok(TcpListener::bind(HEALTH)
                 .inspect_err(|cause| {
-                    tracing::warn!("no health endpoint on {HEALTH}: {cause}: choose one by {flag}")
+                    tracing::warn!("no health endpoint on {HEALTH}: {cause}: choose one by {flag}");
                 })
                 .ok()),
         }

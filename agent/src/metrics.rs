@@ -220,7 +220,7 @@ impl Metrics {
         self.programming.observe(after.as_secs_f64());
     }
 
-    /// Everything, in the text format of OpenMetrics.
+    /// Everything, in the text format of `OpenMetrics`.
     pub fn encode(&self, readings: &Readings) -> Result<String, std::fmt::Error> {
         self.set(readings);
         let mut out = String::new();

@@ -212,7 +212,7 @@ impl Reporter<'_> {
                 .filter_map(|(direction, spec)| match spec {
                     DirectionSpec::Ignored => None,
                     DirectionSpec::Isolated { rules, .. } => {
-                        let hits = |source| self.hits(&counters, CounterName { source, direction });
+                        let hits = |source| self.hits(&counters, &CounterName { source, direction });
                         Some(DirectionReport {
                             direction: direction.name().to_owned(),
                             rules: (0u32..)
@@ -262,8 +262,8 @@ impl Reporter<'_> {
         all
     }
 
-    fn hits(&self, counters: &BTreeMap<&CounterName, u32>, name: CounterName) -> Hits {
-        let Some(counter) = counters.get(&name) else {
+    fn hits(&self, counters: &BTreeMap<&CounterName, u32>, name: &CounterName) -> Hits {
+        let Some(counter) = counters.get(name) else {
             return Hits::default();
         };
         let stats = self.figures.rule(*counter).ok();
