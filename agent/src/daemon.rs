@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant as StdInstant};
 
 use anyhow::Context as _;
 use hyper::StatusCode;
@@ -135,6 +135,8 @@ struct Shared {
     health: Arc<Health>,
     metrics: Metrics,
     policy_labels: PolicyLabels,
+    /// Until when a scrape counts no flows.
+    rest: Mutex<Option<StdInstant>>,
     facts: Facts,
 }
 
@@ -181,7 +183,7 @@ impl Pages for Shared {
         if path != "/metrics" {
             return None;
         }
-        let readings = self.report(|reporter| reporter.readings(self.policy_labels));
+        let readings = self.report(|reporter| reporter.readings(self.policy_labels, &self.rest));
         Some(match self.metrics.encode(&readings) {
             Ok(body) => Page { status: StatusCode::OK, media: metrics::MEDIA, body },
             Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -295,6 +297,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         health,
         metrics: Metrics::new(kernel.to_string(), hook.to_string(), options.listen.policy_labels()),
         policy_labels: options.listen.policy_labels(),
+        rest: Mutex::default(),
         facts: Facts {
             node: options.node_name.clone(),
             // The only one that this version has.

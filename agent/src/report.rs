@@ -2,6 +2,7 @@
 //! in force and what the programs counted. Decides nothing; a counter that cannot be read is absent, not zero.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use portcullis_common::event::Direction;
@@ -32,6 +33,9 @@ use crate::verbs::status::{EndpointCounts, FlowCounts, LastReconciliation, MapFi
 const COUNTING: Duration = Duration::from_secs(2);
 /// The same for a scrape, which comes again soon.
 const COUNTING_BRIEFLY: Duration = Duration::from_millis(250);
+/// How many times as long as a scrape's counting took nothing is counted after it: whoever may scrape gets a twentieth
+/// of a CPU at most.
+const REST: u32 = 20;
 /// Warnings that `status` shows; `policies` has all of those about policies.
 const MAX_WARNINGS: usize = 50;
 
@@ -274,7 +278,17 @@ impl Reporter<'_> {
         }
     }
 
-    pub(crate) fn readings(&self, labels: PolicyLabels) -> Readings {
+    /// Flows are counted if `rest` is over, which then begins anew.
+    pub(crate) fn readings(&self, labels: PolicyLabels, rest: &Mutex<Option<Instant>>) -> Readings {
+        let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        let flows = if rest.is_some_and(|until| begun < until) {
+            None
+        } else {
+            let flows = self.flows(COUNTING_BRIEFLY);
+            *rest = Some(Instant::now() + begun.elapsed() * REST);
+            flows
+        };
         let progress = self.health.progress();
         Readings {
             verdicts: self.figures.verdicts().ok(),
@@ -284,7 +298,7 @@ impl Reporter<'_> {
                 PolicyLabels::On => Some(self.rule_packets()),
             },
             fills: self.snapshot.fills.clone(),
-            flows: self.flows(COUNTING_BRIEFLY),
+            flows,
             endpoints: self.snapshot.endpoints.len() as u64,
             endpoints_missing: progress.missing.len() as u64,
             policies: self.snapshot.cluster.policies.len() as u64,

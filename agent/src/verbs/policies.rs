@@ -181,7 +181,7 @@ pub fn detail(policy: &PolicyReport) -> String {
     if let Some(since) = &policy.since {
         line(2, format!("in force since {}", short(since)));
     }
-    line(2, format!("selects {} pods, {} here", policy.selects, policy.selects_here.len()));
+    line(2, format!("pods selected: {}, here {}", policy.selects, policy.selects_here.len()));
     for pod in &policy.selects_here {
         line(4, name(pod));
     }

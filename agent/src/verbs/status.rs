@@ -118,7 +118,7 @@ pub fn table(status: &Status) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let mut line = |name: &str, value: String| {
-        let _ = writeln!(text, "{name:<15} {}", printable(&value));
+        let _ = writeln!(text, "{name:<17} {}", printable(&value));
     };
     let unknown = || "?".to_owned();
     line("node", status.node.clone().unwrap_or_else(|| "-".to_owned()));
