@@ -1,15 +1,21 @@
 //! The command line: what can be said, and which verb that is.
 
+mod examples;
+
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
+use portcullis_policy::model;
+use portcullis_policy::sizes::TableSize;
 
 use crate::attach::HookChoice;
+use crate::config;
 use crate::daemon;
 use crate::listen::ListenArgs;
 use crate::log::LogArgs;
@@ -38,29 +44,76 @@ const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denie
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Enforce the policies of a directory on this node's pods
+    #[command(after_help = examples::AGENT)]
     Agent(AgentArgs),
     /// Say whether one flow is allowed, and which rule decides
-    #[command(after_long_help = verbs::explain::reasons_help())]
+    #[command(after_help = examples::EXPLAIN, after_long_help = examples::explain())]
     Explain(ExplainArgs),
     /// Show which pod reaches which
+    #[command(after_help = examples::MATRIX)]
     Matrix(MatrixArgs),
     /// Show verdicts that fell, and with -f as they fall
+    #[command(after_help = examples::OBSERVE)]
     Observe(ObserveArgs),
     /// Show how the agent and its node do; exit 1 if something is wrong
+    #[command(after_help = examples::STATUS)]
     Status(StatusArgs),
     /// Show the pods that are enforced here
+    #[command(after_help = examples::ENDPOINTS)]
     Endpoints(EndpointsArgs),
-    /// Show what each policy does here
+    /// Show what each policy does here, or check files
+    #[command(after_help = examples::POLICIES)]
     Policies(PoliciesArgs),
     /// Take every program, link, map and pin of ours away
+    #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
+    /// Print what a shell needs to complete this command line
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print a manual page, or write them all
+    #[command(after_help = examples::MAN)]
+    Man(ManArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum PoliciesVerb {
+    /// Check files before they are applied: exit status 1 if anything but notes is found
+    #[command(after_help = examples::LINT)]
+    Lint(LintArgs),
+}
+
+#[derive(Debug, Args)]
+struct LintArgs {
+    /// The directory of manifests
+    dir: PathBuf,
+    /// Where pods without an address get one; several with commas [default: 10.244.0.0/16,fd00:10:244::/64]
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long = "pod-cidr", value_name = "CIDR", env = "PORTCULLIS_POD_CIDR", value_delimiter = ',')]
+    pod_cidrs: Vec<IpNet>,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct ManArgs {
+    /// The verb whose page is printed [default: the program's]
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(conflicts_with = "out")]
+    verb: Option<String>,
+    /// Write a page for the program and for each verb into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
     /// Drop what is denied
     Enforce,
-    /// Judge, count and report, and drop nothing (not supported yet)
+    /// Judge, count and report everything, and drop nothing
     Audit,
 }
 
@@ -91,6 +144,14 @@ struct NodeArgs {
 
 #[derive(Debug, Args)]
 struct AgentArgs {
+    /// A file with these flags, in YAML: keys are their names in camelCase (podCidr); the environment and flags are
+    /// stronger
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print every flag's value and where it is from, and end
+    #[arg(long)]
+    print_config: bool,
     /// The directory of manifests, watched for change
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_SOURCE")]
     source: PathBuf,
@@ -110,6 +171,10 @@ struct AgentArgs {
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,
+    /// Size of a table, repeatable or with commas: endpoints, peers, prefixes, peer-rows, rules, rulesets, rows,
+    /// port-ranges, counters, events (bytes); docs/maps.md says what they hold
+    #[arg(long = "map-size", value_name = "NAME=N", env = "PORTCULLIS_MAP_SIZES", value_delimiter = ',')]
+    map_sizes: Vec<TableSize>,
     #[command(flatten)]
     listen: ListenArgs,
     #[command(flatten)]
@@ -218,10 +283,11 @@ struct EndpointsArgs {
     live: LiveArgs,
 }
 
-// Subcommands go here, and take the place of everything else.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 struct PoliciesArgs {
+    #[command(subcommand)]
+    verb: Option<PoliciesVerb>,
     #[command(flatten)]
     ask: PoliciesAsk,
     #[command(flatten)]
@@ -239,8 +305,20 @@ struct CleanupArgs {
 /// Reads the command line of this process and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let read = match config::read(Cli::command(), &words) {
+        Ok(read) => read,
+        Err(error) => {
+            output::error(&error);
+            return error.exit().into();
+        }
+    };
+    let done = match (read.shown, Cli::from_arg_matches(&read.matches)) {
+        (Some(shown), _) => output::print(&shown).map(|()| Exit::Fine).map_err(Failure::Output),
+        (None, Ok(cli)) => run(cli),
+        (None, Err(error)) => error.exit(),
+    };
+    match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
             output::error(&failure);
@@ -286,18 +364,21 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Endpoints(EndpointsArgs { namespace, all_namespaces: _, live }) => {
             endpoints(&live.run_dir.run_dir, Scope { namespace }, Face { format: live.output, colour })
         }
-        Verb::Policies(PoliciesArgs { ask, live }) => {
+        Verb::Policies(PoliciesArgs { verb: Some(PoliciesVerb::Lint(args)), .. }) => {
+            let face = Face { format: args.output, colour };
+            verbs::lint::lint(&args.dir, &args.pod_cidrs, face)
+        }
+        Verb::Policies(PoliciesArgs { verb: None, ask, live }) => {
             policies(&live.run_dir.run_dir, ask.into(), Face { format: live.output, colour })
         }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
+        Verb::Completions { shell } => verbs::completions::completions(shell, Cli::command()),
+        Verb::Man(ManArgs { out: Some(dir), verb: _ }) => verbs::man::pages(&dir, Cli::command()),
+        Verb::Man(ManArgs { out: None, verb }) => verbs::man::page(verb.as_deref(), Cli::command()),
     }
 }
 
 fn agent(args: AgentArgs) -> Result<Exit, Failure> {
-    match args.mode {
-        Mode::Enforce => {}
-        Mode::Audit => return Err(Failure::Audit),
-    }
     if args.source.as_os_str() == OsStr::new("kube") {
         return Err(OfflineError::Kube.into());
     }
@@ -313,6 +394,11 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         pod_cidrs: args.node.pod_cidrs,
         flows_per_endpoint: args.flows_per_endpoint,
         listen: args.listen,
+        mode: match args.mode {
+            Mode::Enforce => model::Mode::Enforce,
+            Mode::Audit => model::Mode::Audit,
+        },
+        sizes: args.map_sizes.into_iter().collect(),
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::System)?;
@@ -323,8 +409,6 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

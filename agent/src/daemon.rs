@@ -17,8 +17,9 @@ use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
 use portcullis_policy::findings::{Finding, findings};
 use portcullis_policy::manifest::Loaded;
-use portcullis_policy::model::{Cluster, ObjectKey, Pod, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity};
 use portcullis_policy::select::Directory;
+use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -31,13 +32,14 @@ use crate::bpf::figures::Figures;
 use crate::bpf::load::kernel_release;
 use crate::bpf::probe::Asker;
 use crate::clock::monotonic;
-use crate::health::Health;
+use crate::health::{Health, Wanting};
 use crate::http::{self, Page, Pages};
 use crate::listen::{HealthPages, ListenArgs};
 use crate::metrics::{self, Fill, Metrics, PolicyLabels};
 use crate::observe::Recorder;
 use crate::observe::names::{Moment, Named, Owners};
 use crate::reconcile::{Enforced, Outcome, Reconciler};
+use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
 use crate::source::dir::{DirSource, Signature};
 use crate::verbs::endpoints::{Endpoint, Scope};
@@ -75,6 +77,10 @@ pub struct Options {
     pub pod_cidrs: Vec<IpNet>,
     /// Size of an endpoint's flow table.
     pub flows_per_endpoint: u32,
+    /// Whether what is denied is dropped.
+    pub mode: Mode,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
     /// Where probes and Prometheus ask.
     pub listen: ListenArgs,
 }
@@ -86,6 +92,8 @@ pub(crate) struct Snapshot {
     pub(crate) problems: Vec<Problem>,
     node: Option<String>,
     local: BTreeMap<ObjectKey, u32>,
+    /// Pods whose policies have no room in the tables: they have other rulesets than the objects say.
+    held: BTreeSet<ObjectKey>,
     pub(crate) endpoints: BTreeMap<ObjectKey, Enforced>,
     pub(crate) fills: Vec<Fill>,
     pub(crate) counters: BTreeMap<u32, CounterName>,
@@ -228,7 +236,8 @@ impl Backend for Shared {
                 }
             };
             let local = Some(snapshot.local.keys().cloned().collect());
-            Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), local })
+            let audit = matches!(self.facts.mode, Mode::Audit);
+            Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), audit, local })
         });
         Arc::clone(world)
     }
@@ -260,7 +269,8 @@ impl Backend for Shared {
 
 impl AskKernel for Shared {
     fn ask(&self, question: &portcullis_policy::answer::Question) -> anyhow::Result<Option<KernelAnswer>> {
-        match self.snapshot().local.get(&question.pod) {
+        let snapshot = self.snapshot();
+        match snapshot.local.get(&question.pod).filter(|_| !snapshot.held.contains(&question.pod)) {
             None => Ok(None),
             Some(slot) => {
                 self.asker.run(*slot, question.direction, question.origin, &question.frame).map(Some)
@@ -284,14 +294,16 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let metrics_listener = options.listen.metrics()?;
     pins.prepare(&options.bpffs)?;
-    let mut reconciler = Reconciler::open(&pins, hook, options.flows_per_endpoint)?;
+    let mut reconciler =
+        Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
     // What earlier agents lost is nothing that this one's observers miss.
     let lost = reconciler.lost_events()?;
+    let refused = RefusedFlows::new(reconciler.flows_refused()?);
     let mut events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
     let shared = Arc::new(Shared {
         snapshot: RwLock::default(),
-        asker: Asker::beside(&pins)?,
+        asker: Asker::beside(&pins, &options.sizes)?,
         recorder: Recorder::default(),
         figures: Figures::open(&pins)?,
         health,
@@ -300,8 +312,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         rest: Mutex::default(),
         facts: Facts {
             node: options.node_name.clone(),
-            // The only one that this version has.
-            mode: "enforce",
+            mode: options.mode,
             hook: hook.to_string(),
             kernel: kernel.to_string(),
             source: options.source.display().to_string(),
@@ -323,6 +334,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         ready,
         applied: 0,
         lost,
+        refused,
         cluster: Arc::default(),
         problems: Problems::default(),
         pending: true,
@@ -346,7 +358,11 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             }
         }
     });
-    tracing::info!("enforcing {} by {hook:?}", options.source.display());
+    let doing = match options.mode {
+        Mode::Enforce => "enforcing",
+        Mode::Audit => "auditing, nothing is dropped:",
+    };
+    tracing::info!("{doing} {} by {hook:?}", options.source.display());
     agent.serve(&mut wakes).await
 }
 
@@ -365,6 +381,7 @@ struct Agent {
     ready: PathBuf,
     applied: u64,
     lost: u64,
+    refused: RefusedFlows,
     /// What the directory said when it could last be used.
     cluster: Arc<Cluster>,
     problems: Problems,
@@ -386,13 +403,19 @@ struct Problems {
     outcome: Vec<Problem>,
     /// Why the last one did not.
     failure: Vec<Problem>,
+    /// What packets met.
+    traffic: Vec<Problem>,
     /// Those that were logged.
     said: Vec<Problem>,
 }
 
 impl Problems {
     fn all(&self) -> Vec<Problem> {
-        [&self.source, &self.objects, &self.outcome, &self.failure].into_iter().flatten().cloned().collect()
+        [&self.source, &self.objects, &self.outcome, &self.failure, &self.traffic]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     /// Logs those that were not there before.
@@ -527,6 +550,7 @@ impl Agent {
         self.problems.failure =
             failure.iter().map(|error| node_problem(format!("{error}: it will be tried again"))).collect();
         self.shared.health.reconciled(began, failure);
+        self.watch_flows();
         self.problems.say();
         self.tell_losses();
     }
@@ -534,14 +558,26 @@ impl Agent {
     fn reconcile(&mut self) -> anyhow::Result<()> {
         let began = monotonic();
         let outcome = self.reconciler.reconcile(&self.cluster)?;
-        let complete = outcome.complete;
+        let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
         let changed = self.pending || self.shared.snapshot().local != outcome.local;
-        self.shared.health.missing(missing(&self.cluster, self.node.as_deref(), &outcome.local));
+        self.shared.health.wanting(Wanting {
+            missing: missing(&self.cluster, self.node.as_deref(), &outcome.local),
+            held: outcome
+                .held
+                .iter()
+                .map(|held| held.pod.to_string())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            unread: self.source.never_read().to_vec(),
+        });
         let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
         self.shared.publish(snapshot, began);
-        anyhow::ensure!(complete, "not every interface could be attached to");
-        if self.pending {
+        // With a file that nobody could read nobody knows what should be in force.
+        let known = self.source.never_read().is_empty();
+        // A change that has no room somewhere is not in force; settling may make room.
+        if self.pending && complete && has_room && known {
             self.pending = false;
             self.applied += 1;
             let text = format!("{{\"applied\": {}}}\n", self.applied);
@@ -550,10 +586,22 @@ impl Agent {
                 .and_then(|()| fs::rename(&beside, &self.ready))
                 .with_context(|| self.ready.display().to_string())?;
         }
-        if let Some(noticed) = self.noticed.take().filter(|_| changed) {
+        let in_force = changed && complete && has_room;
+        if let Some(noticed) = self.noticed.take().filter(|_| in_force) {
             self.shared.metrics.programmed(noticed.elapsed());
         }
-        self.reconciler.settle(&self.cluster)
+        // What could not be placed may find what settling frees.
+        self.reconciler.settle(&self.cluster)?;
+        anyhow::ensure!(complete, "not every pod could be placed and attached to");
+        Ok(())
+    }
+
+    fn watch_flows(&mut self) {
+        if let Ok(total) = self.reconciler.flows_refused()
+            && let Some(problems) = self.refused.look(total, Instant::now().into_std())
+        {
+            self.problems.traffic = problems;
+        }
     }
 
     fn tell_losses(&mut self) {
@@ -579,6 +627,7 @@ fn snapshot(
         cluster,
         problems,
         node,
+        held: outcome.held.into_iter().map(|one| one.pod).collect(),
         local: outcome.local,
         endpoints: outcome.endpoints,
         fills: outcome.fills,

@@ -10,7 +10,7 @@ use crate::clock::monotonic;
 
 /// How long the main loop may take for a turn. It turns every second; a large change takes seconds.
 pub const STUCK: Duration = Duration::from_mins(1);
-/// Pods that are named in a reason; the others are counted.
+/// Pods or files that are named in a reason; the others are counted.
 const NAMED: usize = 3;
 
 /// How the agent does. Times are nanoseconds of the monotonic clock.
@@ -34,10 +34,21 @@ pub struct Progress {
     pub errors: u64,
     /// True once one has succeeded.
     pub enforced: bool,
-    /// Pods of this node that are not enforced.
-    pub missing: Vec<String>,
+    /// What is not as it should be though nothing failed.
+    pub wanting: Wanting,
     /// When the source was last known to be read.
     pub source_read: Option<u64>,
+}
+
+/// What is not as it should be though nothing failed, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanting {
+    /// Pods of this node that are not enforced.
+    pub missing: Vec<String>,
+    /// Pods whose policies have no room in the tables.
+    pub held: Vec<String>,
+    /// Files that nobody could ever read.
+    pub unread: Vec<String>,
 }
 
 /// When, and how long.
@@ -87,9 +98,9 @@ impl Health {
         });
     }
 
-    /// These pods of the node are not enforced.
-    pub fn missing(&self, missing: Vec<String>) {
-        self.change(|progress| progress.missing = missing);
+    /// This is not as it should be.
+    pub fn wanting(&self, wanting: Wanting) {
+        self.change(|progress| progress.wanting = wanting);
     }
 
     /// What the source says is known.
@@ -127,13 +138,21 @@ impl Health {
                 dir.display()
             ));
         }
-        if !progress.missing.is_empty() {
-            let more = progress.missing.len().saturating_sub(NAMED);
-            let named = progress.missing.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let Wanting { missing, held, unread } = &progress.wanting;
+        if !missing.is_empty() {
             reasons.push(format!(
-                "no interface that can be enforced leads to {named}{more}: look for a route to the pod's address"
+                "no interface that can be enforced leads to {}: look for a route to the pod's address",
+                named(missing)
             ));
+        }
+        if !held.is_empty() {
+            reasons.push(format!(
+                "the tables have no room for the policies of {}: see the log for the table and choose a larger --map-size",
+                named(held)
+            ));
+        }
+        if !unread.is_empty() {
+            reasons.push(format!("{} could never be read: mend it or take it away", named(unread)));
         }
         reasons
     }
@@ -141,6 +160,13 @@ impl Health {
     fn change(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.progress.write().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// The first few by name, and how many more.
+fn named(all: &[String]) -> String {
+    let more = all.len().saturating_sub(NAMED);
+    let some = all.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
+    if more > 0 { format!("{some} and {more} more") } else { some }
 }
 
 #[cfg(test)]
@@ -175,8 +201,16 @@ mod tests {
         assert!(gone.not_ready().first().unwrap().starts_with("/nowhere/portcullis/maps is gone"));
         let health = health();
         health.reconciled(monotonic(), None);
-        health.missing(["a/1", "a/2", "a/3", "a/4"].map(str::to_owned).to_vec());
-        assert!(health.not_ready().first().unwrap().contains("leads to a/1, a/2, a/3 and 1 more"));
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        health.wanting(Wanting {
+            missing: names(&["a/1", "a/2", "a/3", "a/4"]),
+            held: names(&["a/5"]),
+            unread: names(&["x.yaml"]),
+        });
+        let reasons = health.not_ready().join("\n");
+        for part in ["leads to a/1, a/2, a/3 and 1 more:", "policies of a/5:", "x.yaml could never"] {
+            assert!(reasons.contains(part), "{part}: {reasons}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ pub mod attach;
 pub mod bpf;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod daemon;
 pub mod health;
 pub mod http;
@@ -15,6 +16,7 @@ pub mod metrics;
 pub mod observe;
 pub mod output;
 pub mod reconcile;
+mod refused;
 pub mod report;
 #[cfg(test)]
 mod scratch;

@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use portcullis_common::event::Outcome;
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -232,7 +233,11 @@ impl Metrics {
         for counted in readings.verdicts.iter().flatten() {
             let labels = VerdictLabels {
                 direction: counted.direction.name(),
-                verdict: crate::output::Verdict::from(counted.action).name(),
+                verdict: match counted.outcome {
+                    Outcome::Allow => "allow",
+                    Outcome::Deny => "deny",
+                    Outcome::Audit => "audit",
+                },
                 reason: counted.reason.name(),
             };
             store(&self.packets.get_or_create(&labels), counted.stats.packets);
@@ -284,7 +289,7 @@ fn gauge(value: u64) -> i64 {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use portcullis_common::event::{Action, Direction, Reason};
+    use portcullis_common::event::{Direction, Reason};
     use portcullis_common::wire::Stats;
 
     use super::*;
@@ -293,7 +298,7 @@ mod tests {
         Readings {
             verdicts: Some(vec![Counted {
                 direction: Direction::Egress,
-                action: Action::Deny,
+                outcome: Outcome::Deny,
                 reason: Reason::Isolated,
                 stats: Stats { packets: 3, bytes: 180 },
             }]),

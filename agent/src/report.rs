@@ -11,7 +11,7 @@ use portcullis_policy::answer::owned_addresses;
 use portcullis_policy::compile::ruleset::isolating;
 use portcullis_policy::desired::{CounterName, EndpointRulesets, RuleSource};
 use portcullis_policy::findings::{FindingKind, policy_object, selected};
-use portcullis_policy::model::{DirectionSpec, ObjectKey, Severity};
+use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, Severity};
 use portcullis_policy::select::Directory;
 
 use crate::api::observed::rfc3339;
@@ -44,8 +44,8 @@ const MAX_WARNINGS: usize = 50;
 pub struct Facts {
     /// The agent's node.
     pub node: Option<String>,
-    /// `enforce` or `audit`.
-    pub mode: &'static str,
+    /// Whether what is denied is dropped.
+    pub mode: Mode,
     /// `tcx` or `clsact`.
     pub hook: String,
     /// The kernel's release.
@@ -78,7 +78,7 @@ impl Reporter<'_> {
         Status {
             node: self.facts.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            mode: self.facts.mode.to_owned(),
+            mode: mode_name(self.facts.mode).to_owned(),
             ready: not_ready.is_empty(),
             not_ready,
             since: rfc3339(wall_time(self.health.started())),
@@ -86,7 +86,7 @@ impl Reporter<'_> {
             kernel: self.facts.kernel.clone(),
             source: self.facts.source.clone(),
             source_age_seconds: self.health.staleness().as_secs(),
-            endpoints: EndpointCounts { enforced, known: enforced + progress.missing.len() as u64 },
+            endpoints: EndpointCounts { enforced, known: enforced + progress.wanting.missing.len() as u64 },
             policies: PolicyCounts {
                 total: reports.len() as u64,
                 selecting_here: reports.iter().filter(|one| !one.selects_here.is_empty()).count() as u64,
@@ -152,7 +152,10 @@ impl Reporter<'_> {
                 Side {
                     ruleset,
                     isolated: ruleset != RULESET_OPEN,
-                    policies: policies.into_iter().map(|(policy, _, _)| policy.into()).collect(),
+                    audited: ruleset != RULESET_OPEN
+                        && (self.facts.mode == Mode::Audit
+                            || (!policies.is_empty() && policies.iter().all(|one| one.mode == Mode::Audit))),
+                    policies: policies.into_iter().map(|one| one.name.into()).collect(),
                 }
             };
             Endpoint {
@@ -234,6 +237,7 @@ impl Reporter<'_> {
             reports.push(PolicyReport {
                 kind: "NetworkPolicy".to_owned(),
                 name: key.into(),
+                mode: mode_name(self.snapshot.cluster.mode(key, policy)).to_owned(),
                 since: self.snapshot.since.get(key).map(|since| rfc3339(wall_time(*since))),
                 selects: pods.len() as u64,
                 selects_here: here,
@@ -300,7 +304,7 @@ impl Reporter<'_> {
             fills: self.snapshot.fills.clone(),
             flows,
             endpoints: self.snapshot.endpoints.len() as u64,
-            endpoints_missing: progress.missing.len() as u64,
+            endpoints_missing: progress.wanting.missing.len() as u64,
             policies: self.snapshot.cluster.policies.len() as u64,
             ready: self.health.not_ready().is_empty(),
             staleness: self.health.staleness(),
@@ -324,6 +328,13 @@ impl Reporter<'_> {
             })
         };
         self.snapshot.counters.iter().filter_map(packets).collect()
+    }
+}
+
+const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Audit => "audit",
     }
 }
 

@@ -20,9 +20,9 @@ use std::time::{Duration, Instant};
 
 use portcullis_agent::bpf::Pins;
 use portcullis_agent::bpf::figures::Figures;
-use portcullis_common::event::{Action, Reason};
+use portcullis_common::event::Outcome;
 use portcullis_lab::{
-    AgentSpec, Ask, Client, Family, Hook, Lab, LabOptions, Outcome, Probe, ProbeOptions, Target,
+    AgentSpec, Ask, Client, Family, Hook, Lab, LabOptions, Outcome as Probed, Probe, ProbeOptions, Target,
 };
 use portcullis_policy::model::{ObjectKey, Protocol};
 use portcullis_tests::lifecycle::{PATIENCE, agent};
@@ -179,14 +179,13 @@ impl Drop for Node {
     }
 }
 
-/// Denied packets of endpoints; what belongs to none raises no event.
+/// Denied packets.
 fn denied(figures: &Figures) -> u64 {
-    let told = |reason| reason != Reason::UnknownEndpoint;
     figures
         .verdicts()
         .unwrap()
         .iter()
-        .filter(|one| one.action == Action::Deny && told(one.reason))
+        .filter(|one| one.outcome == Outcome::Deny)
         .map(|one| one.stats.packets)
         .sum()
 }
@@ -320,7 +319,7 @@ fn the_agent_says_how_the_node_does() {
         ask: Ask::Port(Protocol::Tcp, 5000),
     };
     let outcomes = node.lab.probe(&[probe], &ProbeOptions::default()).unwrap();
-    assert!(matches!(outcomes.as_slice(), [Outcome::Answered(_)]), "{outcomes:?}");
+    assert!(matches!(outcomes.as_slice(), [Probed::Answered(_)]), "{outcomes:?}");
     let after = node.wait_page(9870, "/metrics", 200);
     let counted = http_value(&after, series);
     assert!(counted > http_value(&before, series), "{after}");
@@ -344,7 +343,10 @@ fn the_agent_says_how_the_node_does() {
     let stranger = endpoints.as_array().unwrap().iter().find(|one| one["name"] == "stranger").unwrap();
     assert_eq!(stranger["addresses"], json!(["10.78.0.3"]));
     assert!(stranger["interface"].as_str().unwrap().starts_with("pcl"), "{stranger}");
-    assert_eq!(stranger["ingress"], json!({"ruleset": 0, "isolated": false, "policies": []}));
+    assert_eq!(
+        stranger["ingress"],
+        json!({"ruleset": 0, "isolated": false, "audited": false, "policies": []})
+    );
     assert_eq!(stranger["egress"]["policies"], json!([{"namespace": "life", "name": "silent"}]));
     assert_eq!(node.json(&["endpoints", "-n", "other"]), json!([]));
 

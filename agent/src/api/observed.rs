@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portcullis_common::event::{Direction, Reason};
+use portcullis_common::event::{Direction, Outcome, Reason};
 use portcullis_policy::desired::{CounterName, ip_addr};
 use portcullis_policy::model::ObjectKey;
 use serde::{Deserialize, Serialize};
@@ -65,8 +65,10 @@ pub struct ObservedVerdict {
     pub last_time: String,
     /// How many packets the line stands for.
     pub count: u64,
-    /// Allowed or denied.
+    /// Allowed or denied, as if everything were enforced.
     pub verdict: Verdict,
+    /// False if it was denied and passed: audit.
+    pub enforced: bool,
     /// `ingress` or `egress`, seen from the pod.
     pub direction: String,
     /// A name of [`Reason`].
@@ -120,6 +122,7 @@ impl ObservedVerdict {
     pub fn new(line: &Line, context: Context<'_>) -> Option<Self> {
         let event = &line.first;
         let reason = Reason::from_number(event.reason)?;
+        let outcome = Outcome::from_index(event.outcome)?;
         let direction = [Direction::Ingress, Direction::Egress]
             .into_iter()
             .find(|direction| direction.index() == event.direction)?;
@@ -134,9 +137,13 @@ impl ObservedVerdict {
         let (policy, rule) = context.decided_by.map_or((None, None), |name| PolicyRef::of(&name.source));
         Some(Self {
             time: rfc3339(context.time),
+            verdict: match outcome {
+                Outcome::Allow => Verdict::Allow,
+                Outcome::Deny | Outcome::Audit => Verdict::Deny,
+            },
+            enforced: outcome != Outcome::Audit,
             last_time: rfc3339(context.last_time),
             count: line.count,
-            verdict: if event.denied == 0 { Verdict::Allow } else { Verdict::Deny },
             direction: direction.name().to_owned(),
             reason: reason.name().to_owned(),
             pod: context.pod.map(Into::into),
@@ -203,7 +210,7 @@ mod tests {
             remote_port: 3333,
             protocol: 6,
             direction: Direction::Egress.index(),
-            denied: 1,
+            outcome: Outcome::Deny.index(),
             reason: Reason::Isolated as u8,
             bytes: 60,
             tcp_flags: 2,
@@ -230,7 +237,7 @@ mod tests {
             value,
             json!({
                 "time": "1970-01-01T00:00:01.500000000Z", "last_time": "1970-01-01T00:00:01.600000000Z",
-                "count": 2, "verdict": "deny", "direction": "egress",
+                "count": 2, "verdict": "deny", "enforced": true, "direction": "egress",
                 "reason": "isolated", "pod": {"namespace": "a", "name": "x"}, "peer": null,
                 "source": "10.0.0.1", "source_port": 49152, "destination": "10.0.0.2", "destination_port": 3333,
                 "protocol": "TCP", "tcp_flags": 2, "bytes": 120,

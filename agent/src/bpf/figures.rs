@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use aya::maps::{ArrayOfMaps, HashMap, MapData, PerCpuArray};
-use portcullis_common::event::{Action, Direction, Reason, verdict_cell};
+use portcullis_common::event::{Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::wire::{CpuState, FlowEntry, FlowKey, Stats};
 
 use super::counters::{pinned, sum};
@@ -31,8 +31,8 @@ impl std::fmt::Debug for Figures {
 pub struct Counted {
     /// Which way.
     pub direction: Direction,
-    /// What happened to the packets.
-    pub action: Action,
+    /// What came of the packets.
+    pub outcome: Outcome,
     /// Why.
     pub reason: Reason,
     /// How many, all CPUs.
@@ -64,13 +64,13 @@ impl Figures {
         let mut all = Vec::new();
         for reason in Reason::ALL {
             for direction in [Direction::Ingress, Direction::Egress] {
-                for action in [Action::Allow, Action::Deny] {
-                    let cell = verdict_cell(direction, action, *reason);
+                for outcome in Outcome::ALL {
+                    let cell = verdict_cell(direction, outcome, *reason);
                     let values =
                         self.verdicts.get(&cell, 0).map_err(|e| BpfError::map("read", "verdicts", e))?;
                     let stats = sum(values.iter().map(|one| one.0));
                     if stats.packets > 0 {
-                        all.push(Counted { direction, action, reason: *reason, stats });
+                        all.push(Counted { direction, outcome, reason: *reason, stats });
                     }
                 }
             }

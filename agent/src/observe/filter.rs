@@ -265,6 +265,7 @@ mod tests {
             last_time: String::new(),
             count: 1,
             verdict: Verdict::Deny,
+            enforced: true,
             direction: "ingress".to_owned(),
             reason: "isolated".to_owned(),
             pod: Some(PodName { namespace: "ns".to_owned(), name: "db".to_owned() }),

@@ -51,7 +51,7 @@ pub struct Line {
 /// What repeats have in common. Addresses and not pods: they are the same only if the pods are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    denied: u8,
+    outcome: u8,
     direction: u8,
     reason: u8,
     protocol: u8,
@@ -67,7 +67,7 @@ impl Key {
         // Ingress is 0: the pod's port is the destination's.
         let destination_port = if event.direction == 0 { event.local_port } else { event.remote_port };
         Self {
-            denied: event.denied,
+            outcome: event.outcome,
             direction: event.direction,
             reason: event.reason,
             protocol: event.protocol,
@@ -223,7 +223,7 @@ mod tests {
         let base = event(0, 53);
         let differing = [
             Event { direction: 0, ..base },
-            Event { denied: 1, ..base },
+            Event { outcome: 1, ..base },
             Event { reason: 2, ..base },
             Event { slot: 1, ..base },
             Event { counter: 1, ..base },

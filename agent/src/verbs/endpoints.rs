@@ -45,8 +45,10 @@ pub struct Endpoint {
 pub struct Side {
     /// Its ruleset in the maps: 0 is open, 1 closed.
     pub ruleset: u32,
-    /// True if only what a rule allows passes.
+    /// True if only what a rule allows passes, or would.
     pub isolated: bool,
+    /// True if what is denied passes nevertheless.
+    pub audited: bool,
     /// By these policies; none where the namespace is declared nowhere or the tables have no room.
     pub policies: Vec<PodName>,
 }
@@ -94,5 +96,6 @@ fn side(side: &Side) -> String {
         return "open".to_owned();
     }
     let names: Vec<String> = side.policies.iter().map(|policy| printable(&policy.name)).collect();
-    if names.is_empty() { "closed".to_owned() } else { format!("isolated by {}", names.join(",")) }
+    let word = if side.audited { "audited" } else { "isolated" };
+    if names.is_empty() { "closed".to_owned() } else { format!("{word} by {}", names.join(",")) }
 }

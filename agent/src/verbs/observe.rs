@@ -190,7 +190,8 @@ pub fn line(observed: &Observed, colour: Colour) -> String {
         "egress" => (&verdict.pod, &verdict.peer),
         _ => (&verdict.peer, &verdict.pod),
     };
-    let shout = format!("{:5}", verdict.verdict.shout());
+    let word = if verdict.enforced { verdict.verdict.shout() } else { "AUDIT" };
+    let shout = format!("{word:5}");
     let mut text = format!(
         "{} {} {:7} {} -> {} {} {} > {} {}",
         clock(&verdict.time),
@@ -249,6 +250,7 @@ mod tests {
             last_time: "2026-01-02T12:01:02.745678901Z".to_owned(),
             count: 1,
             verdict: Verdict::Deny,
+            enforced: true,
             direction: direction.to_owned(),
             reason: "isolated".to_owned(),
             pod: Some(pod),

@@ -51,6 +51,8 @@ pub struct PolicyReport {
     /// Its name.
     #[serde(flatten)]
     pub name: PodName,
+    /// `enforce` or `audit`: its own, whatever the node's.
+    pub mode: String,
     /// Since when it is in force as it is, as far as this agent knows; RFC 3339, UTC.
     pub since: Option<String>,
     /// Pods of the cluster that it selects.
@@ -178,6 +180,9 @@ pub fn detail(policy: &PolicyReport) -> String {
     let mut line = |indent: usize, words: String| {
         let _ = writeln!(text, "{:indent$}{words}", "");
     };
+    if policy.mode != "enforce" {
+        line(2, format!("mode {}: its isolation drops nothing", policy.mode));
+    }
     if let Some(since) = &policy.since {
         line(2, format!("in force since {}", short(since)));
     }
