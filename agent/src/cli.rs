@@ -13,17 +13,19 @@ use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
 use portcullis_policy::model;
 use portcullis_policy::sizes::TableSize;
-use std::io::IsTerminal as _;
-
-use tracing_subscriber::EnvFilter;
 
 use crate::attach::HookChoice;
 use crate::config;
 use crate::daemon;
+use crate::listen::ListenArgs;
+use crate::log::LogArgs;
 use crate::output::{self, Colour, Exit, Format};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
+use crate::verbs::endpoints::{Scope, endpoints};
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::{OfflineError, offline};
+use crate::verbs::policies::{PoliciesAsk, policies};
+use crate::verbs::status::status;
 use crate::verbs::{self, Face, Failure, From};
 
 /// Kubernetes NetworkPolicies, enforced and explained by eBPF.
@@ -37,8 +39,7 @@ struct Cli {
     verb: Verb,
 }
 
-const EXITS: &str =
-    "Exit status: 0 fine, 1 a negative finding (`explain`: denied), 2 usage, 3 the environment is not fit.";
+const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready), 2 usage, 3 the environment is not fit.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -54,9 +55,15 @@ enum Verb {
     /// Show verdicts that fell, and with -f as they fall
     #[command(after_help = examples::OBSERVE)]
     Observe(ObserveArgs),
-    /// Check policies
-    #[command(subcommand)]
-    Policies(PoliciesVerb),
+    /// Show how the agent and its node do; exit 1 if something is wrong
+    #[command(after_help = examples::STATUS)]
+    Status(StatusArgs),
+    /// Show the pods that are enforced here
+    #[command(after_help = examples::ENDPOINTS)]
+    Endpoints(EndpointsArgs),
+    /// Show what each policy does here, or check files
+    #[command(after_help = examples::POLICIES)]
+    Policies(PoliciesArgs),
     /// Take every program, link, map and pin of ours away
     #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
@@ -168,6 +175,10 @@ struct AgentArgs {
     /// port-ranges, counters, events (bytes); docs/maps.md says what they hold
     #[arg(long = "map-size", value_name = "NAME=N", env = "PORTCULLIS_MAP_SIZES", value_delimiter = ',')]
     map_sizes: Vec<TableSize>,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Debug, Args)]
@@ -246,6 +257,44 @@ struct ObserveArgs {
 }
 
 #[derive(Debug, Args)]
+struct LiveArgs {
+    #[command(flatten)]
+    run_dir: RunDir,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
+struct EndpointsArgs {
+    /// Those of one namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Those of all namespaces, as without -n
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct PoliciesArgs {
+    #[command(subcommand)]
+    verb: Option<PoliciesVerb>,
+    #[command(flatten)]
+    ask: PoliciesAsk,
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
 struct CleanupArgs {
     #[command(flatten)]
     run_dir: RunDir,
@@ -309,9 +358,18 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             observe(&args.run_dir.run_dir, lines, args.when, args.filter)
         }
-        Verb::Policies(PoliciesVerb::Lint(args)) => {
+        Verb::Status(StatusArgs { live }) => {
+            status(&live.run_dir.run_dir, Face { format: live.output, colour })
+        }
+        Verb::Endpoints(EndpointsArgs { namespace, all_namespaces: _, live }) => {
+            endpoints(&live.run_dir.run_dir, Scope { namespace }, Face { format: live.output, colour })
+        }
+        Verb::Policies(PoliciesArgs { verb: Some(PoliciesVerb::Lint(args)), .. }) => {
             let face = Face { format: args.output, colour };
             verbs::lint::lint(&args.dir, &args.pod_cidrs, face)
+        }
+        Verb::Policies(PoliciesArgs { verb: None, ask, live }) => {
+            policies(&live.run_dir.run_dir, ask.into(), Face { format: live.output, colour })
         }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
         Verb::Completions { shell } => verbs::completions::completions(shell, Cli::command()),
@@ -326,10 +384,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
     }
     // Before anything is touched: a directory that this version must not enforce.
     offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
-    let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // Somebody who embeds this may have set one.
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+    args.log.init();
     let options = daemon::Options {
         source: args.source,
         run_dir: args.run_dir.run_dir,
@@ -338,6 +393,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
         flows_per_endpoint: args.flows_per_endpoint,
+        listen: args.listen,
         mode: match args.mode {
             Mode::Enforce => model::Mode::Enforce,
             Mode::Audit => model::Mode::Audit,

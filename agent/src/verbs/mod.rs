@@ -3,6 +3,7 @@
 pub mod ask;
 pub mod cleanup;
 pub mod completions;
+pub mod endpoints;
 pub mod ends;
 pub mod explain;
 pub mod lint;
@@ -10,6 +11,9 @@ pub mod man;
 pub mod matrix;
 pub mod observe;
 pub mod offline;
+pub mod policies;
+pub mod status;
+mod table;
 
 use std::io;
 use std::path::{Path, PathBuf};
