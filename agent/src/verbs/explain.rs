@@ -1,19 +1,28 @@
 //! `explain`: the verdict of one flow, what decided in each direction, and what the kernel says to the same
-//! packet.
+//! packet; why each other rule did not, and what would turn the verdict.
+
+mod change;
+mod rules;
+mod table;
 
 use std::fmt::Write as _;
 
-use portcullis_common::event::Reason;
+use portcullis_common::event::{Direction as Way, Reason};
 use portcullis_policy::answer::{Answers, DirectionAnswer};
 use portcullis_policy::convert::printable;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::frame::Traffic;
 use portcullis_policy::model::ObjectKey;
+use portcullis_policy::turn;
 use serde::{Deserialize, Serialize};
+
+pub use change::{ExplainedChange, ExplainedEdit};
+pub use rules::{ExplainedMiss, ExplainedRule, ExplainedWhy};
+pub use table::table;
 
 use super::ask::{AskError, ExplainRequest, Family, Heard, Reply, hear};
 use super::ends::{End, Wanted, resolve};
-use crate::output::{Colour, Exit, Verdict};
+use crate::output::{Exit, Verdict};
 use crate::world::{AskKernel, KernelAnswer, World};
 
 /// A policy, by name.
@@ -78,6 +87,9 @@ pub struct Direction {
     pub undeclared_namespace: Option<String>,
     /// What the loaded program says; `None` where it cannot be asked.
     pub kernel: Option<Verdict>,
+    /// Every rule of the policies that isolate the subject, in the order in which they are asked; the first that
+    /// matches decides. None where something else decides.
+    pub rules: Vec<ExplainedRule>,
 }
 
 /// The JSON of `explain`.
@@ -101,6 +113,8 @@ pub struct Explained {
     pub port: Option<u16>,
     /// Of the addresses.
     pub family: Family,
+    /// The smallest change that turns the verdict.
+    pub change: ExplainedChange,
 }
 
 /// Whether kernel and classifier say the same.
@@ -173,17 +187,29 @@ pub fn explain(
         Traffic::To(protocol, port) => (protocol.name(), Some(port)),
         Traffic::Echo => ("ICMP", None),
     };
+    let change = turn::change(&answers, &from.party, &to.party, traffic, &world.problems).into();
+    let side = |way: Way, answer: Option<DirectionAnswer>, heard| {
+        let (subject, remote) = match way {
+            Way::Egress => (&from.party, &to.party),
+            Way::Ingress => (&to.party, &from.party),
+        };
+        answer.map(|answer| {
+            let rules = rules::rules(&answers, &answer, way, (subject, remote), traffic);
+            Direction { rules, ..direction(answer, heard) }
+        })
+    };
     let asked = [(egress.is_some(), heard.egress), (ingress.is_some(), heard.ingress)];
     let result = Explained {
         verdict: answer.action().into(),
-        egress: answer.egress.map(|d| direction(d, heard.egress)),
-        ingress: answer.ingress.map(|d| direction(d, heard.ingress)),
+        egress: side(Way::Egress, answer.egress, heard.egress),
+        ingress: side(Way::Ingress, answer.ingress, heard.ingress),
         kernel: overall(asked),
         from: shown(from),
         to: shown(to),
         protocol: protocol.to_owned(),
         port,
         family: ends.family.into(),
+        change,
     };
     Ok(Reply { result, notes })
 }
@@ -224,60 +250,8 @@ fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>) -> Direction
         policies,
         undeclared_namespace,
         kernel: kernel.map(|k| k.action.into()),
+        rules: Vec::new(),
     }
-}
-
-/// For people.
-#[must_use]
-pub fn table(explained: &Explained, colour: Colour) -> String {
-    let end = |end: &ExplainedEnd| {
-        let name = printable(&end.name);
-        if name == end.address { name } else { format!("{name} ({})", end.address) }
-    };
-    let port = explained.port.map(|port| format!("/{port}")).unwrap_or_default();
-    let shout = colour.paint(explained.verdict, explained.verdict.shout());
-    let (from, to, protocol) = (end(&explained.from), end(&explained.to), &explained.protocol);
-    let mut text = format!("{shout} {from} -> {to} {protocol}{port}\n");
-    for (name, of) in [("egress", &explained.egress), ("ingress", &explained.ingress)] {
-        text.push_str(&direction_line(name, of.as_ref(), colour));
-    }
-    let _ = match explained.kernel {
-        None => writeln!(text, "  kernel   -      not asked"),
-        Some(verdict) => {
-            let word = colour.paint(verdict, &format!("{:5}", verdict.name()));
-            let agrees = match explained.agreement() {
-                Agreement::Agrees => "(agrees)",
-                Agreement::Disagrees => "(DISAGREES: the verdict above is not what packets meet)",
-            };
-            writeln!(text, "  kernel   {word}  {agrees}")
-        }
-    };
-    text
-}
-
-fn direction_line(name: &str, direction: Option<&Direction>, colour: Colour) -> String {
-    let Some(direction) = direction else {
-        return format!("  {name:7}  -      this end is no pod\n");
-    };
-    let word = colour.paint(direction.verdict, &format!("{:5}", direction.verdict.name()));
-    let mut line = format!("  {name:7}  {word}  {}", direction.reason);
-    // Writing to a string cannot fail.
-    let _ = match (&direction.policy, direction.rule, &direction.undeclared_namespace) {
-        (Some(policy), Some(rule), _) => write!(line, "  by {} spec.{name}[{rule}]", policy.label()),
-        (Some(policy), None, _) => {
-            let more = direction.policies.len().saturating_sub(1);
-            let others = if more > 0 { format!(" and {more} more") } else { String::new() };
-            write!(line, "  by {}{others} (no rule allows it)", policy.label())
-        }
-        (None, _, Some(namespace)) => {
-            write!(line, "  because no file declares namespace {}", printable(namespace))
-        }
-        (None, _, None) => Ok(()),
-    };
-    if direction.kernel.is_some_and(|kernel| kernel != direction.verdict) {
-        line.push_str("  BUT THE KERNEL SAYS OTHERWISE");
-    }
-    line + "\n"
 }
 
 /// The reasons, for `--help`.
