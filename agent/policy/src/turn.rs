@@ -331,18 +331,16 @@ impl<'a> Advisor<'a> {
     /// A peer that is the other end, and how many pods it matches.
     fn peer_of(&self, sight: &Sight<'_>, namespace: &str) -> (Peer, usize) {
         if let Some((key, facts)) = sight.peer()
-            && facts.namespace_labels.is_some()
+            && !is_named_by_address(facts)
         {
             let pods = own_labels(facts);
-            if !pods.requirements.is_empty() {
-                let count = self.alike(&key.namespace, &pods);
-                let namespaces = if key.namespace == namespace {
-                    NamespaceScope::Named(namespace.to_owned())
-                } else {
-                    NamespaceScope::Matching(only(METADATA_NAME, &key.namespace))
-                };
-                return (Peer::Pods { namespaces, pods }, count);
-            }
+            let count = self.alike(&key.namespace, &pods);
+            let namespaces = if key.namespace == namespace {
+                NamespaceScope::Named(namespace.to_owned())
+            } else {
+                NamespaceScope::Matching(only(METADATA_NAME, &key.namespace))
+            };
+            return (Peer::Pods { namespaces, pods }, count);
         }
         (Peer::Block(IpBlock { net: IpNet::from(sight.remote), except: Vec::new() }), 1)
     }
@@ -427,7 +425,8 @@ impl<'a> Advisor<'a> {
     }
 
     /// A new policy that isolates the subject, and with it the pods that carry its labels.
-    fn isolation(&self, sight: &Sight<'_>) -> Proposal {
+    #[must_use]
+    pub fn isolation(&self, sight: &Sight<'_>) -> Proposal {
         let Some(facts) = sight.facts() else { return Proposal { edits: Vec::new(), pairs: 0 } };
         let subject = own_labels(facts);
         let pairs = self.alike(&sight.subject.namespace, &subject) * self.everyone();
@@ -507,6 +506,12 @@ impl<'a> Advisor<'a> {
     fn pods_of(&self, namespace: &str) -> impl Iterator<Item = &PodFacts<'a>> {
         self.directory.pods.values().filter(move |facts| facts.namespace == namespace)
     }
+}
+
+/// True for a pod that a proposed rule can only name by its address.
+#[must_use]
+pub fn is_named_by_address(facts: &PodFacts<'_>) -> bool {
+    facts.namespace_labels.is_none() || own_labels(facts).requirements.is_empty()
 }
 
 /// The labels by which a pod and its like are selected; none where it has none that last.

@@ -32,6 +32,8 @@ pub enum Request {
     Explain(ExplainRequest),
     /// All pairs.
     Matrix(MatrixRequest),
+    /// All pairs, each with its explanation.
+    Page(MatrixRequest),
     /// Verdicts as they fall, until one side goes.
     Observe,
 }

@@ -152,7 +152,7 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
             send(&mut writer, &Refusal { error, exit: Exit::Usage.code() }).await
         }
         Ok(Request::Observe) => observe(reader, writer, &shared).await,
-        Ok(request @ (Request::Explain(_) | Request::Matrix(_))) => {
+        Ok(request @ (Request::Explain(_) | Request::Matrix(_) | Request::Page(_))) => {
             let line = tokio::task::spawn_blocking(move || judge(&request, shared.as_ref()))
                 .await
                 .map_err(io::Error::other)??;
@@ -168,6 +168,7 @@ fn judge(request: &Request, backend: &(dyn Backend + Send + Sync)) -> io::Result
     let answer = match request {
         Request::Explain(request) => explain::explain(&world, kernel, request).map(|reply| line_of(&reply)),
         Request::Matrix(request) => matrix::matrix(&world, kernel, request).map(|reply| line_of(&reply)),
+        Request::Page(request) => matrix::page::page(&world, kernel, request).map(|reply| line_of(&reply)),
         Request::Observe => return Err(io::Error::other("observe is no question")),
     };
     answer.unwrap_or_else(|error| line_of(&Refusal { error: error.to_string(), exit: error.exit().code() }))

@@ -8,7 +8,7 @@ mod table;
 use std::fmt::Write as _;
 
 use portcullis_common::event::{Direction as Way, Reason};
-use portcullis_policy::answer::{Answers, DirectionAnswer};
+use portcullis_policy::answer::{Answers, DirectionAnswer, Party};
 use portcullis_policy::convert::printable;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::frame::Traffic;
@@ -22,7 +22,7 @@ pub use table::table;
 
 use super::ask::{AskError, ExplainRequest, Family, Heard, Reply, hear};
 use super::ends::{End, Wanted, resolve};
-use crate::output::{Exit, Verdict};
+use crate::output::{Colour, Exit, Verdict};
 use crate::world::{AskKernel, KernelAnswer, World};
 
 /// A policy, by name.
@@ -252,6 +252,21 @@ fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>) -> Direction
         kernel: kernel.map(|k| k.action.into()),
         rules: Vec::new(),
     }
+}
+
+/// One direction as lines for people: the verdict's, and one for each rule that did not decide.
+pub(super) fn lines(
+    answers: &Answers<'_>,
+    answer: DirectionAnswer,
+    way: Way,
+    ends: (&Party, &Party),
+    traffic: Traffic,
+) -> (String, Vec<String>) {
+    let rules = rules::rules(answers, &answer, way, ends, traffic);
+    let direction = Direction { rules, ..direction(answer, None) };
+    let name = way.name();
+    let line = table::direction_line(name, Some(&direction), Colour::Plain);
+    (line.trim().to_owned(), table::other_rules(name, &direction))
 }
 
 /// The reasons, for `--help`.

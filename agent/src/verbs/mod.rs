@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod cleanup;
+pub mod diff;
 pub mod ends;
 pub mod explain;
 pub mod matrix;
@@ -39,6 +40,9 @@ pub enum Failure {
     /// `--mode audit`.
     #[error("--mode audit is not supported by this version yet: leave it out, or use --mode enforce")]
     Audit,
+    /// `--diff` with `-o html`.
+    #[error("--diff has no page: use -o table, json or yaml, or leave --diff out")]
+    DiffPage,
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
@@ -61,7 +65,7 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::Audit => Exit::Usage,
+            Self::Audit | Self::DiffPage => Exit::Usage,
             Self::Agent(_) | Self::Cleanup(_) | Self::System(_) | Self::Output(_) => Exit::Unfit,
         }
     }
@@ -130,10 +134,7 @@ pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, F
         From::Agent { run_dir } => live(run_dir, &Request::Matrix(request))?,
         From::Directory { dir, node, pod_cidrs } => {
             let world = read(dir, node.as_deref(), pod_cidrs)?;
-            let kernel = match request.judge {
-                Judge::Userspace => None,
-                Judge::Kernel => Some(private(&world).map_err(AskError::Kernel)?),
-            };
+            let kernel = loaded(&world, request.judge)?;
             matrix::matrix(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
         }
     };
@@ -141,6 +142,30 @@ pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, F
     let text = output::render(&result, face.format, || matrix::table(&result, face.colour));
     output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
     Ok(Exit::Fine)
+}
+
+/// `matrix -o html`.
+pub fn page(from: &From, request: MatrixRequest) -> Result<Exit, Failure> {
+    let Reply { result, notes } = match from {
+        From::Agent { run_dir } => live(run_dir, &Request::Page(request))?,
+        From::Directory { dir, node, pod_cidrs } => {
+            let world = read(dir, node.as_deref(), pod_cidrs)?;
+            let kernel = loaded(&world, request.judge)?;
+            matrix::page::page(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
+        }
+    };
+    notes.iter().for_each(output::note);
+    let text = matrix::page::html(&result).map_err(Failure::Output)?;
+    output::print(&text).map_err(Failure::Output)?;
+    Ok(Exit::Fine)
+}
+
+/// The program of a directory's own, where cells are the kernel's.
+fn loaded(world: &World, judge: Judge) -> Result<Option<Private>, AskError> {
+    match judge {
+        Judge::Userspace => Ok(None),
+        Judge::Kernel => private(world).map(Some).map_err(AskError::Kernel),
+    }
 }
 
 fn live<T: DeserializeOwned>(run_dir: &Path, request: &Request) -> Result<Reply<T>, Failure> {

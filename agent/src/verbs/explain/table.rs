@@ -28,7 +28,9 @@ pub fn table(explained: &Explained, colour: Colour) -> String {
     for (name, of) in [("egress", &explained.egress), ("ingress", &explained.ingress)] {
         text.push_str(&direction_line(name, of.as_ref(), colour));
         if let Some(direction) = of {
-            text.push_str(&rule_lines(name, direction));
+            for line in other_rules(name, direction) {
+                let _ = writeln!(text, "{INDENT}{line}");
+            }
         }
     }
     let _ = match explained.kernel {
@@ -45,7 +47,7 @@ pub fn table(explained: &Explained, colour: Colour) -> String {
     text + &change_lines(&explained.change)
 }
 
-fn direction_line(name: &str, direction: Option<&Direction>, colour: Colour) -> String {
+pub(super) fn direction_line(name: &str, direction: Option<&Direction>, colour: Colour) -> String {
     let Some(direction) = direction else {
         return format!("  {name:7}  -      this end is no pod\n");
     };
@@ -70,24 +72,24 @@ fn direction_line(name: &str, direction: Option<&Direction>, colour: Colour) -> 
     line + "\n"
 }
 
-/// The rules beside the one that decided, which is named above.
-fn rule_lines(name: &str, direction: &Direction) -> String {
+/// A line for each rule beside the one that decided, which its direction's own line names.
+pub(super) fn other_rules(name: &str, direction: &Direction) -> Vec<String> {
     let decided = |rule: &ExplainedRule| {
         Some(rule.rule) == direction.rule && Some(&rule.policy) == direction.policy.as_ref()
     };
     let others: Vec<&ExplainedRule> = direction.rules.iter().filter(|rule| !decided(rule)).collect();
-    let mut text = String::new();
-    for rule in others.iter().take(RULES_SHOWN) {
+    let line = |rule: &&ExplainedRule| {
         let why = match &rule.why {
             None => "matches too, and comes later".to_owned(),
             Some(why) => format!("{}: {}", why.kind, printable(&why.text)),
         };
-        let _ = writeln!(text, "{INDENT}{} spec.{name}[{}]  {why}", rule.policy.label(), rule.rule);
-    }
+        format!("{} spec.{name}[{}]  {why}", rule.policy.label(), rule.rule)
+    };
+    let mut lines: Vec<String> = others.iter().take(RULES_SHOWN).map(line).collect();
     if let Some(more) = others.len().checked_sub(RULES_SHOWN).filter(|more| *more > 0) {
-        let _ = writeln!(text, "{INDENT}and {more} rules more: see -o json");
+        lines.push(format!("and {more} rules more: see explain -o json"));
     }
-    text
+    lines
 }
 
 fn change_lines(change: &ExplainedChange) -> String {
