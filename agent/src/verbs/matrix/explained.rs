@@ -27,8 +27,12 @@ pub const MAX_EXPLAINED: usize = 600_000;
 /// Explanations of the cells of matrices that share an order.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanations {
-    /// Every line of text, once.
+    /// Every piece of text, once.
     pub texts: Vec<String>,
+    /// Every line: two places in `texts`, of which the first is what the second is said of.
+    pub lines: Vec<(usize, usize)>,
+    /// Every list of lines: places in `lines`. The first is empty.
+    pub lists: Vec<Vec<usize>>,
     /// Explanations of one direction; the first stands for none.
     pub notes: Vec<Note>,
     /// The sender's side.
@@ -39,16 +43,9 @@ pub struct Explanations {
     pub left_out: Vec<String>,
 }
 
-/// One direction's explanation; numbers are places in [`Explanations::texts`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Note {
-    /// The verdict, and what decided.
-    pub line: usize,
-    /// The rules that did not.
-    pub rules: Vec<usize>,
-    /// What would turn it; none where [`Side::isolation`] tells or nothing does.
-    pub change: Vec<usize>,
-}
+/// One direction's explanation: the place in `lines` of the verdict and what decided; the places in `lists` of the
+/// rules that did not, and of what would turn it. No change where [`Side::isolation`] tells or nothing does.
+pub type Note = (usize, usize, usize);
 
 /// The explanations of one direction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,7 +56,7 @@ pub struct Side {
     pub peers: Vec<usize>,
     /// For each port, subject group and peer group a place in [`Explanations::notes`].
     pub notes: Vec<Vec<Vec<usize>>>,
-    /// For each pod how to isolate it, a place in [`Explanations::texts`].
+    /// For each pod how to isolate it, a place in [`Explanations::lists`].
     pub isolation: Vec<usize>,
 }
 
@@ -117,7 +114,9 @@ pub(super) fn explained(
         filler,
         advisor,
         texts: Numbers::starting_with(String::new()),
-        notes: Numbers::starting_with(Note::default()),
+        lines: Numbers::starting_with((0, 0)),
+        lists: Numbers::starting_with(Vec::new()),
+        notes: Numbers::starting_with((0, 0, 0)),
         left: bound,
     };
     let (mut egress, mut ingress) = (maker.side(Way::Egress), maker.side(Way::Ingress));
@@ -137,8 +136,16 @@ pub(super) fn explained(
             }
         }
     }
-    let texts = maker.texts.into_values();
-    Explanations { texts, notes: maker.notes.into_values(), egress, ingress, left_out }
+    let Maker { texts, lines, lists, notes, .. } = maker;
+    Explanations {
+        texts: texts.into_values(),
+        lines: lines.into_values(),
+        lists: lists.into_values(),
+        notes: notes.into_values(),
+        egress,
+        ingress,
+        left_out,
+    }
 }
 
 /// How many explanations a port needs.
@@ -163,6 +170,8 @@ struct Maker<'a, 'f> {
     filler: &'f Filler<'a>,
     advisor: Advisor<'f>,
     texts: Numbers<String>,
+    lines: Numbers<(usize, usize)>,
+    lists: Numbers<Vec<usize>>,
     notes: Numbers<Note>,
     left: usize,
 }
@@ -184,8 +193,7 @@ impl Maker<'_, '_> {
             let next = peers.len();
             side.peers.push(*peers.entry(peer_key(facts, *address, &blocks)).or_insert(next));
             let isolation = self.advisor.isolation(&sight(filler, key, way, *address, Traffic::Echo));
-            let text: Vec<String> = isolation.edits.iter().map(Edit::text).collect();
-            side.isolation.push(self.texts.of(printable(&text.join("; "))));
+            side.isolation.push(self.edits(&isolation.edits));
         }
         side
     }
@@ -222,12 +230,25 @@ impl Maker<'_, '_> {
             _ => self.advisor.opening(&sight).map(|proposal| proposal.edits).unwrap_or_default(),
         };
         let (line, rules) = explain::lines(&filler.answers, answer, way, (&own, &other), traffic);
-        let note = Note {
-            line: self.texts.of(line),
-            rules: rules.into_iter().map(|text| self.texts.of(text)).collect(),
-            change: edits.iter().map(|edit| self.texts.of(printable(&text_of(edit)))).collect(),
-        };
+        let line = self.line(&line, "  ");
+        let rules: Vec<usize> = rules.iter().map(|text| self.line(text, "  ")).collect();
+        let note = (line, self.lists.of(rules), self.edits(&edits));
         self.notes.of(note)
+    }
+
+    /// The place of a list of edits.
+    fn edits(&mut self, edits: &[Edit]) -> usize {
+        let lines = edits.iter().map(|edit| self.line(&printable(&text_of(edit)), ": ")).collect();
+        self.lists.of(lines)
+    }
+
+    /// The place of a line, cut behind its first separator: what comes before names a rule or an object, and what
+    /// comes after is often said of others too.
+    fn line(&mut self, text: &str, separator: &str) -> usize {
+        let cut = text.find(separator).map_or(0, |at| at + separator.len());
+        let (of, said) = text.split_at(cut);
+        let pieces = (self.texts.of(of.to_owned()), self.texts.of(said.to_owned()));
+        self.lines.of(pieces)
     }
 }
 
