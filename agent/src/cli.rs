@@ -327,4 +327,27 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }
+
+    fn parsed(words: &str) -> Result<(), clap::error::ErrorKind> {
+        Cli::try_parse_from(words.split(' ')).map(|_| ()).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn a_page_is_matrix_s_alone() {
+        use clap::error::ErrorKind;
+
+        assert_eq!(parsed("portcullis matrix -o html"), Ok(()));
+        assert_eq!(parsed("portcullis explain a/x a/y TCP/80 -o html"), Err(ErrorKind::InvalidValue));
+        assert_eq!(parsed("portcullis observe -o html"), Err(ErrorKind::InvalidValue));
+    }
+
+    #[test]
+    fn namespaces_are_named_or_all_and_a_difference_is_no_kernel_s() {
+        use clap::error::ErrorKind;
+
+        assert_eq!(parsed("portcullis matrix -n a -n b TCP/80"), Ok(()));
+        assert_eq!(parsed("portcullis matrix -A --diff other"), Ok(()));
+        assert_eq!(parsed("portcullis matrix -A -n a"), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parsed("portcullis matrix --kernel --diff other"), Err(ErrorKind::ArgumentConflict));
+    }
 }

@@ -218,3 +218,6 @@ fn one(matrix: &Matrix, colour: Colour, text: &mut String) {
         text.push('\n');
     }
 }
+
+#[cfg(test)]
+mod tests;
