@@ -19,7 +19,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 /// What a pull request may do: some objects go, and policies and pods of another cluster come.
 fn changed(before: &[Value], other: &[Value], seed: u64) -> Vec<Value> {
-    let kept = (0u64..).zip(before).filter(|(place, _)| (place + seed) % 4 != 0);
+    let kept = (0u64..).zip(before).filter(|(place, _)| !(place + seed).is_multiple_of(4));
     let comes = |manifest: &&Value| matches!(manifest["kind"].as_str(), Some("NetworkPolicy" | "Pod"));
     let new = other.iter().filter(comes).take(3);
     kept.map(|(_, manifest)| manifest).chain(new).cloned().collect()
@@ -79,8 +79,8 @@ fn the_difference_is_that_of_the_oracles_matrices() {
                     let turned = both.filter(|(_, was, is)| was != is && *is == to);
                     let mut pairs: Vec<_> = turned.map(|(pair, ..)| pair.clone()).collect();
                     // By namespace, then name: `a-b/x` comes after `a/x`.
-                    let parts = |pod: &str| pod.split_once('/').map(|(a, b)| (a.to_owned(), b.to_owned()));
-                    pairs.sort_by_key(|(from, to)| (parts(from), parts(to)));
+                    let split = |pod: &str| pod.split_once('/').map(|(a, b)| (a.to_owned(), b.to_owned()));
+                    pairs.sort_by_key(|(from, to)| (split(from), split(to)));
                     pairs
                 };
                 let told = |pairs: &[diff::Pair]| -> Vec<(String, String)> {

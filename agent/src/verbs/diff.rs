@@ -38,14 +38,16 @@ fn is_of(pod: &str, namespace: &str) -> bool {
 /// Where one side's matrices come from. A directory is read once, however often it is asked.
 enum Side<'a> {
     Agent(&'a Path),
-    Files(World),
+    Files(Box<World>),
 }
 
 impl<'a> Side<'a> {
     fn open(from: &'a From) -> Result<Self, Failure> {
         Ok(match from {
             From::Agent { run_dir } => Self::Agent(run_dir),
-            From::Directory { dir, node, pod_cidrs } => Self::Files(read(dir, node.as_deref(), pod_cidrs)?),
+            From::Directory { dir, node, pod_cidrs } => {
+                Self::Files(Box::new(read(dir, node.as_deref(), pod_cidrs)?))
+            }
         })
     }
 
@@ -107,20 +109,14 @@ mod tests {
 
     fn manifests(ports: &str, policies: &str) -> Scratch {
         let dir = Scratch::new();
-        let pods: String = ["x", "y"]
-            .iter()
-            .zip(1..)
-            .map(|(name, number)| {
-                format!(
-                    "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: a}}, \
-                     spec: {{containers: [{{name: c, ports: {ports}}}]}}, status: {{podIP: 10.0.0.{number}}}}}\n"
-                )
-            })
-            .collect();
-        dir.write(
-            "all.yaml",
-            &format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: a}}}}\n{pods}{policies}"),
-        );
+        let pod = |name: &str, number: u8| {
+            format!(
+                "---\n{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: a}}, \
+                 spec: {{containers: [{{name: c, ports: {ports}}}]}}, status: {{podIP: 10.0.0.{number}}}}}\n"
+            )
+        };
+        let namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n";
+        dir.write("all.yaml", &[namespace, &pod("x", 1), &pod("y", 2), policies].concat());
         dir
     }
 

@@ -93,9 +93,10 @@ fn difference(before: &Matrix, after: &Matrix, namespaces: &[String]) -> Differe
     found
 }
 
-fn only_in(these: &[String], those: &[String], namespaces: &[String]) -> Vec<String> {
-    let those: BTreeSet<&String> = those.iter().collect();
-    these.iter().filter(|name| !those.contains(name) && is_in(name, namespaces)).cloned().collect()
+/// The names of the first that are not in the second.
+fn only_in(first: &[String], second: &[String], namespaces: &[String]) -> Vec<String> {
+    let second: BTreeSet<&String> = second.iter().collect();
+    first.iter().filter(|name| !second.contains(name) && is_in(name, namespaces)).cloned().collect()
 }
 
 /// True for a pod of one of these namespaces; none named: for every pod.

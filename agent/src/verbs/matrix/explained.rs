@@ -225,9 +225,12 @@ impl Maker<'_, '_> {
         let Some(question) = question else { return 0 };
         let answer = filler.answers.direction(&question);
         let sight = sight(filler, &subject.0, way, peer.1, traffic);
-        let edits = match answer.reason {
-            Reason::Rule => self.advisor.closing(&sight).edits,
-            _ => self.advisor.opening(&sight).map(|proposal| proposal.edits).unwrap_or_default(),
+        let edits = if answer.reason == Reason::Rule {
+            self.advisor.closing(&sight).edits
+        } else if answer.decided_by.is_some() {
+            self.advisor.opening(&sight).map(|proposal| proposal.edits).unwrap_or_default()
+        } else {
+            Vec::new()
         };
         let (line, rules) = explain::lines(&filler.answers, answer, way, (&own, &other), traffic);
         let line = self.line(&line, "  ");

@@ -18,7 +18,7 @@ fn world(extra: &str) -> World {
     dir.write(
         "all.yaml",
         &format!(
-            r#"
+            r"
 apiVersion: v1
 kind: List
 items:
@@ -35,7 +35,7 @@ items:
     - from: [{{podSelector: {{matchLabels: {{app: web}}}}}}]
       ports: [{{port: 80}}]
 {extra}
-"#
+"
         ),
     );
     offline(dir.path(), None, &[]).unwrap()
