@@ -9,7 +9,8 @@ use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
 use portcullis_common::wire::{
-    EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS, MAX_ENDPOINTS,
+    ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP,
+    MAX_ENDPOINT_ADDRS, MAX_ENDPOINTS,
 };
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::compile::Compiler;
@@ -18,7 +19,7 @@ use portcullis_policy::diff::{MapOp, diff, released};
 use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 
-use crate::attach::{Attacher, Bridges, Claim, Hook, Interface, Network, Programs, State, plan};
+use crate::attach::{Attacher, Bridges, Claim, Held, Hook, Interface, Network, Programs, State, plan};
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
@@ -76,6 +77,8 @@ pub struct Reconciler {
     endpoints: BTreeMap<ObjectKey, Enforced>,
     free: BTreeSet<u32>,
     retired: Vec<u32>,
+    /// Slots of interfaces that may be anybody's, by interface.
+    quarantined: BTreeMap<u32, u32>,
     /// What the tables were compiled from, and what was wrong with it.
     compiled: Option<Compiled>,
     flows: u32,
@@ -104,6 +107,7 @@ impl Reconciler {
             endpoints: BTreeMap::new(),
             free: (0..MAX_ENDPOINTS).collect(),
             retired: Vec::new(),
+            quarantined: BTreeMap::new(),
             compiled: None,
             flows,
             started: false,
@@ -120,13 +124,14 @@ impl Reconciler {
     pub fn reconcile(&mut self, cluster: &Arc<Cluster>) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome { complete: true, ..Outcome::default() };
         let directory = Directory::new(cluster);
-        let interfaces = self.interfaces(&directory, &mut outcome.problems)?;
+        let (interfaces, quarantined) = self.interfaces(&directory, &mut outcome.problems)?;
         let wanted = wanted(&directory, &interfaces, &mut outcome.problems);
         let mut adopted = BTreeMap::new();
         if !self.started {
             adopted = self.adopt(&wanted)?;
         }
         self.drop_unwanted(&wanted)?;
+        self.quarantine(&quarantined)?;
 
         let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
         let rulesets = if let Ok(problems) = &compiled {
@@ -198,21 +203,29 @@ impl Reconciler {
         Ok(self.kernel.rule_stats(counter)?.packets)
     }
 
-    /// Which interface leads to which address: by routes to one address, and by ports of bridges.
+    /// Which interface leads to which address, by routes to one address and by ports of bridges; and which lead
+    /// nobody knows where.
     fn interfaces(
         &mut self,
         directory: &Directory<'_>,
         problems: &mut Vec<Problem>,
-    ) -> anyhow::Result<BTreeMap<IpAddr, Interface>> {
+    ) -> anyhow::Result<(BTreeMap<IpAddr, Interface>, BTreeMap<u32, Interface>)> {
         let network = Network::look()?;
         let mut interfaces = network.straight().clone();
         let mut keys = Vec::new();
         let mut claims = Vec::new();
         if network.has_bridges() {
             let held = self.held()?;
+            if !self.started {
+                let found = self.kernel.found_endpoints()?;
+                let quarantined = found.values().filter(|f| f.config.flags & ENDPOINT_QUARANTINED != 0);
+                self.bridges.restore(quarantined.map(|found| found.config.ifindex));
+            }
             for (key, facts) in &directory.pods {
-                let held = held.get(&identity(&facts.pod.uid, key)).copied();
-                claims.push(Claim { addresses: owned_addresses(directory, key), held });
+                let addresses = owned_addresses(directory, key);
+                let same = |config: &&EndpointConfig| has_one_of(config, &addresses);
+                let held = held.get(&identity(&facts.pod.uid, key)).filter(same).map(held_by);
+                claims.push(Claim { addresses, held });
                 keys.push(*key);
             }
         }
@@ -222,18 +235,18 @@ impl Reconciler {
             let name = keys.get(*number).map_or_else(String::new, ToString::to_string);
             problems.push(pod_problem(&name, trouble.to_string()));
         }
-        Ok(interfaces)
+        Ok((interfaces, placement.quarantined))
     }
 
-    /// Which pod has which interface, by the pod's identity: at first what the last agent left.
-    fn held(&self) -> anyhow::Result<BTreeMap<u64, u32>> {
+    /// What each pod has, by the pod's identity: at first what the last agent left.
+    fn held(&self) -> anyhow::Result<BTreeMap<u64, EndpointConfig>> {
         if self.started {
-            return Ok(self.endpoints.values().map(|e| (e.config.pod, e.config.ifindex)).collect());
+            return Ok(self.endpoints.values().map(|e| (e.config.pod, e.config)).collect());
         }
         let ifaces = self.kernel.found_ifaces();
         let found = self.kernel.found_endpoints()?;
         let held = found.iter().filter(|(slot, found)| ifaces.get(&found.config.ifindex) == Some(slot));
-        Ok(held.map(|(_, found)| (found.config.pod, found.config.ifindex)).collect())
+        Ok(held.map(|(_, found)| (found.config.pod, found.config)).collect())
     }
 
     /// Compiles and writes, unless the tables are what these pods need already.
@@ -328,6 +341,36 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Lets interfaces that may be anybody's tell whose they are, and do nothing else.
+    fn quarantine(&mut self, interfaces: &BTreeMap<u32, Interface>) -> anyhow::Result<()> {
+        let over: Vec<(u32, u32)> = self
+            .quarantined
+            .iter()
+            .filter(|(index, _)| !interfaces.contains_key(index))
+            .map(|(index, slot)| (*index, *slot))
+            .collect();
+        for (index, slot) in over {
+            self.kernel.forget_iface(index)?;
+            self.retired.push(slot);
+            self.quarantined.remove(&index);
+        }
+        for interface in interfaces.values() {
+            if self.quarantined.contains_key(&interface.index) {
+                continue;
+            }
+            let Some(slot) = self.free.pop_first() else {
+                anyhow::bail!("all {MAX_ENDPOINTS} endpoints are in use: {} is closed", interface.name);
+            };
+            let flags = ENDPOINT_USED | ENDPOINT_QUARANTINED;
+            let config = EndpointConfig { flags, ..config_of(interface, &[]) };
+            let closed = EndpointRulesets::CLOSED;
+            let word = EndpointWord { ingress: closed.ingress, egress: closed.egress, generation: 1 };
+            self.kernel.add_endpoint(slot, config, word, self.flows)?;
+            self.quarantined.insert(interface.index, slot);
+        }
+        Ok(())
+    }
+
     /// Flips the endpoints that are there, and adds those that are new.
     fn place(
         &mut self,
@@ -380,6 +423,7 @@ impl Reconciler {
     ) -> anyhow::Result<()> {
         let observed = self.attacher.observed()?;
         let mut interfaces: BTreeSet<u32> = wanted.values().map(|config| config.ifindex).collect();
+        interfaces.extend(self.quarantined.keys());
         interfaces.extend(observed.iter().filter_map(|one| match one.state {
             State::Live { .. } => Some(one.slot.interface),
             State::Dead => None,
@@ -431,13 +475,34 @@ fn wanted(
                 "only the first {MAX_ENDPOINT_ADDRS} addresses count; the pod cannot use the others"
             ));
         }
-        let mut config = endpoint_config(&addresses);
-        config.ifindex = interface.index;
-        config.link = if interface.arphrd == ARPHRD_ETHER { LINK_ETHERNET } else { LINK_IP };
-        config.pod = identity(&facts.pod.uid, key);
-        wanted.insert((*key).clone(), config);
+        let pod = identity(&facts.pod.uid, key);
+        wanted.insert((*key).clone(), EndpointConfig { pod, ..config_of(interface, &addresses) });
     }
     wanted
+}
+
+/// An endpoint of nobody in particular behind an interface.
+fn config_of(interface: &Interface, addresses: &[IpAddr]) -> EndpointConfig {
+    let mut config = endpoint_config(addresses);
+    config.ifindex = interface.index;
+    config.link = if interface.arphrd == ARPHRD_ETHER { LINK_ETHERNET } else { LINK_IP };
+    if let Some([a, b, c, d, e, f]) = interface.station {
+        config.mac = [a, b, c, d, e, f, 0, 0];
+        config.flags |= ENDPOINT_MAC;
+    }
+    config
+}
+
+/// A pod that has none of its addresses any more is in another network namespace by now.
+fn has_one_of(config: &EndpointConfig, addresses: &[IpAddr]) -> bool {
+    let count = usize::try_from(config.addr_count).unwrap_or(0);
+    config.addrs.iter().take(count).any(|own| addresses.contains(&ip_addr(own)))
+}
+
+fn held_by(config: &EndpointConfig) -> Held {
+    let [a, b, c, d, e, f, _, _] = config.mac;
+    let station = (config.flags & ENDPOINT_MAC != 0).then_some([a, b, c, d, e, f]);
+    Held { port: config.ifindex, station }
 }
 
 fn pod_problem(pod: &str, message: String) -> Problem {

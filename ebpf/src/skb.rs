@@ -16,6 +16,9 @@ use crate::tables;
 #[unsafe(no_mangle)]
 static PROBE: u32 = 0;
 
+/// Where in a frame the sender's MAC address stands.
+const ETHERNET_SOURCE: u32 = 6;
+
 /// Values of `cb[1]` of a question.
 const ASK_OWN_NODE: u32 = 1;
 const ASK_OWN_INTERFACE: u32 = 2;
@@ -67,13 +70,26 @@ impl Skb {
         let ifindex = unsafe { (*skb).ifindex };
         let slot = tables::slot_of(ifindex)?;
         let origin = match direction {
-            Direction::Egress => Origin::OwnInterface,
+            Direction::Egress => self.egress_origin(slot),
             Direction::Ingress => self.ingress_origin(ifindex),
         };
         Some(Source { slot, origin })
     }
 
-    /// Locally generated is: no device, and a socket (a device alone can be lost on the way).
+    /// A frame says which station it is from, and the bridge behind this hook will believe it.
+    #[inline(always)]
+    fn egress_origin(&self, slot: u32) -> Origin {
+        let Some(own) = tables::mac_of(slot) else {
+            return Origin::OwnInterface;
+        };
+        match self.load::<6>(ETHERNET_SOURCE) {
+            Some(Bytes(station)) if station == own => Origin::OwnInterface,
+            Some(_) | None => Origin::ForeignStation,
+        }
+    }
+
+    /// Locally generated is: no device, and a socket. Either alone is not enough: a device can be lost on the way
+    /// (IPv6 fragments), and what crosses a bridge without netfilter keeps the socket of the pod that sent it.
     #[inline(always)]
     fn ingress_origin(&self, ifindex: u32) -> Origin {
         let skb = self.ctx.skb.skb;

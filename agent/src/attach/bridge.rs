@@ -38,6 +38,8 @@ const SET: u16 = libc::NUD_NOARP | libc::NUD_PERMANENT;
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Between two looks for the answer.
 const PAUSE: Duration = Duration::from_millis(2);
+/// After how many questions without an answer the claimant may have another MAC address: seven seconds.
+const FORGET_AFTER: u32 = 3;
 /// How long an address that did not answer is left alone, at first and at most; doubled each time.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(32);
@@ -54,8 +56,17 @@ pub type Mac = [u8; 6];
 pub struct Claim {
     /// The addresses, of which one is enough to find the port.
     pub addresses: Vec<IpAddr>,
-    /// The port that the same claimant has already.
-    pub held: Option<u32>,
+    /// What the same claimant has already.
+    pub held: Option<Held>,
+}
+
+/// A port, and the MAC address behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The port's interface index.
+    pub port: u32,
+    /// The MAC address that its frames bear; none if any may.
+    pub station: Option<Mac>,
 }
 
 /// Why a claim is not simply placed. The claims are numbered as they were given.
@@ -100,8 +111,8 @@ pub struct Placement {
 pub struct Bridges {
     /// Addresses that did not answer: how often they were asked, and when last.
     asked: BTreeMap<(u32, IpAddr), (u32, Instant)>,
-    /// Ports of addresses, from earlier. One that carries nothing cannot answer any more.
-    known: BTreeMap<IpAddr, u32>,
+    /// Where addresses were, from earlier. A port that carries nothing cannot answer any more.
+    known: BTreeMap<IpAddr, Held>,
     /// Who was heard where when last looked.
     heard: BTreeSet<(u32, Mac, u32)>,
     quarantined: BTreeSet<u32>,
@@ -116,22 +127,32 @@ impl Bridges {
             return Ok(Placement::default());
         }
         let mut tables = Tables::read()?;
-        let mut decision = decide(network, &tables, claims, &self.known, &self.quarantined);
+        let mut decision = decide(network, &tables, claims, self);
         let mut fresh = self.ask(&tables, &decision.unanswered)?;
         let deadline = Instant::now() + PATIENCE;
         while !fresh.is_empty() && Instant::now() < deadline {
             sleep(PAUSE);
             tables = Tables::read()?;
-            decision = decide(network, &tables, claims, &self.known, &self.quarantined);
+            decision = decide(network, &tables, claims, self);
             fresh.retain(|asked| decision.unanswered.contains_key(asked));
         }
         self.asked.retain(|asked, _| decision.unanswered.contains_key(asked));
         self.heard = tables.heard();
         for (address, port) in &decision.placement.interfaces {
-            self.known.insert(*address, port.index);
+            self.known.insert(*address, Held { port: port.index, station: port.station });
         }
         self.quarantined = decision.placement.quarantined.keys().copied().collect();
         Ok(decision.placement)
+    }
+
+    /// Takes over what was quarantined by an earlier agent.
+    pub fn restore(&mut self, quarantined: impl IntoIterator<Item = u32>) {
+        self.quarantined.extend(quarantined);
+    }
+
+    /// Whether addresses have been silent for so long that they may have moved to another MAC address.
+    fn is_silent(&self, behind: &[(u32, IpAddr)]) -> bool {
+        behind.iter().any(|at| self.asked.get(at).is_some_and(|(times, _)| *times >= FORGET_AFTER))
     }
 
     /// Asks for the addresses whose turn it is; returns those that somebody waits for, asked for the first time.
@@ -195,47 +216,39 @@ struct Decision {
 
 /// What is known of a claim's place.
 enum Place {
-    /// No address is behind a bridge.
-    NotBridged,
-    /// It keeps this port of this bridge.
-    Held(u32, u32),
-    /// It answers at this port of this bridge.
-    Answers(u32, u32),
-    /// It answers at a port that is no veth: another machine's.
+    /// It keeps what it has, at this bridge.
+    Held(u32, Held),
+    /// It answers there, at this bridge.
+    Answers(u32, Held),
+    /// No address is behind a bridge; or it answers at a port that is no veth, another machine's.
     Elsewhere,
     Unknown,
 }
 
 /// Places claims by what the tables say. Whoever holds a port keeps it; of the others each port takes one.
-fn decide(
-    network: &Network,
-    tables: &Tables,
-    claims: &[Claim],
-    known: &BTreeMap<IpAddr, u32>,
-    quarantined: &BTreeSet<u32>,
-) -> Decision {
+fn decide(network: &Network, tables: &Tables, claims: &[Claim], bridges: &Bridges) -> Decision {
     let mut decision = Decision::default();
-    let mut owners: BTreeMap<u32, usize> = BTreeMap::new();
-    let mut takers: BTreeMap<u32, Vec<(usize, u32)>> = BTreeMap::new();
+    let mut owners: BTreeMap<u32, (usize, Option<Mac>)> = BTreeMap::new();
+    let mut takers: BTreeMap<u32, Vec<(usize, u32, Option<Mac>)>> = BTreeMap::new();
     // A bridge that leads to a claim, and the trouble that is on it.
     let mut unclear: BTreeSet<u32> = BTreeSet::new();
     for (number, claim) in claims.iter().enumerate() {
         let behind: Vec<(u32, IpAddr)> = behind_bridges(network, claim).collect();
-        let heard: Vec<(u32, u32)> =
-            behind.iter().filter_map(|(bridge, a)| Some((*bridge, tables.port(*bridge, *a)?))).collect();
-        let urgency = match place_of(network, claim, &behind, &heard, known) {
-            Place::NotBridged | Place::Elsewhere => continue,
-            Place::Held(bridge, port) => {
-                owners.insert(port, number);
-                if let Some((_, other)) = heard.iter().find(|(_, heard)| *heard != port) {
+        let heard: Vec<(u32, Held)> =
+            behind.iter().filter_map(|(bridge, a)| Some((*bridge, tables.answer(*bridge, *a)?))).collect();
+        let urgency = match place_of(network, claim, &behind, &heard, bridges) {
+            Place::Elsewhere => continue,
+            Place::Held(bridge, Held { port, station }) => {
+                owners.insert(port, (number, station));
+                if let Some((_, other)) = heard.iter().find(|(_, heard)| heard.port != port) {
                     let held = network.port(bridge, port).map(Interface::label).unwrap_or_default();
-                    let trouble = Trouble::Moved { held, answers: label(network, bridge, *other) };
+                    let trouble = Trouble::Moved { held, answers: label(network, bridge, other.port) };
                     decision.placement.troubles.insert(number, trouble);
                 }
                 Urgency::Refresh
             }
-            Place::Answers(bridge, port) => {
-                takers.entry(port).or_default().push((number, bridge));
+            Place::Answers(bridge, Held { port, station }) => {
+                takers.entry(port).or_default().push((number, bridge, station));
                 Urgency::Refresh
             }
             Place::Unknown => Urgency::Waited,
@@ -246,15 +259,15 @@ fn decide(
         }
     }
     for (port, claimants) in takers {
-        let taken = owners.get(&port).copied();
-        for (position, (number, bridge)) in claimants.iter().enumerate() {
-            let other = claimants.iter().enumerate().find(|(p, _)| *p != position).map(|(_, (n, _))| *n);
+        let taken = owners.get(&port).map(|(number, _)| *number);
+        for (number, bridge, station) in &claimants {
+            let other = claimants.iter().map(|(other, _, _)| *other).find(|other| other != number);
             let name = label(network, *bridge, port);
             let trouble = match (taken, other) {
                 (Some(by), _) => Trouble::Taken { port: name, by },
                 (None, Some(with)) => Trouble::Shared { port: name, with },
                 (None, None) => {
-                    owners.insert(port, *number);
+                    owners.insert(port, (*number, *station));
                     continue;
                 }
             };
@@ -264,18 +277,20 @@ fn decide(
             decision.unanswered.extend(again.map(|at| (at, Urgency::Refresh)));
         }
     }
-    for (port, number) in &owners {
+    for (port, (number, station)) in &owners {
         for address in claims.get(*number).into_iter().flat_map(|claim| &claim.addresses) {
             let port = network.bridge_to(*address).and_then(|bridge| network.port(bridge, *port));
-            decision.placement.interfaces.extend(port.map(|port| (*address, port.behind_bridge())));
+            decision.placement.interfaces.extend(port.map(|port| (*address, port.behind_bridge(*station))));
         }
     }
     // Somebody lies about addresses, and it may be a port that nobody knows.
     let suspects = unclear.iter().flat_map(|bridge| network.ports(*bridge));
-    let still =
-        network.bridges().flat_map(|bridge| network.ports(bridge)).filter(|p| quarantined.contains(&p.index));
+    let still = network
+        .bridges()
+        .flat_map(|bridge| network.ports(bridge))
+        .filter(|p| bridges.quarantined.contains(&p.index));
     let free = suspects.chain(still).filter(|port| !owners.contains_key(&port.index));
-    decision.placement.quarantined = free.map(|port| (port.index, port.behind_bridge())).collect();
+    decision.placement.quarantined = free.map(|port| (port.index, port.behind_bridge(None))).collect();
     decision
 }
 
@@ -287,27 +302,28 @@ fn place_of(
     network: &Network,
     claim: &Claim,
     behind: &[(u32, IpAddr)],
-    heard: &[(u32, u32)],
-    known: &BTreeMap<IpAddr, u32>,
+    heard: &[(u32, Held)],
+    bridges: &Bridges,
 ) -> Place {
-    if behind.is_empty() {
-        return Place::NotBridged;
-    }
     let is_port = |bridge: u32, port: u32| network.port(bridge, port).is_some();
-    if let Some(port) = claim.held
-        && let Some((bridge, _)) = behind.iter().find(|(bridge, _)| is_port(*bridge, port))
+    if let Some(held) = claim.held
+        && let Some((bridge, _)) = behind.iter().find(|(bridge, _)| is_port(*bridge, held.port))
     {
-        return Place::Held(*bridge, port);
+        let answer =
+            heard.iter().find(|(_, heard)| heard.port == held.port).and_then(|(_, heard)| heard.station);
+        let kept = held.station.filter(|_| !bridges.is_silent(behind));
+        return Place::Held(*bridge, Held { station: answer.or(kept), ..held });
     }
-    if let Some((bridge, port)) = heard.iter().find(|(bridge, port)| is_port(*bridge, *port)) {
-        return Place::Answers(*bridge, *port);
+    if let Some((bridge, heard)) = heard.iter().find(|(bridge, heard)| is_port(*bridge, heard.port)) {
+        return Place::Answers(*bridge, *heard);
     }
-    if !heard.is_empty() {
+    if behind.is_empty() || !heard.is_empty() {
         return Place::Elsewhere;
     }
-    let earlier = behind.iter().filter_map(|(bridge, address)| Some((*bridge, *known.get(address)?)));
-    match earlier.filter(|(bridge, port)| is_port(*bridge, *port)).last() {
-        Some((bridge, port)) => Place::Answers(bridge, port),
+    let mut earlier =
+        behind.iter().filter_map(|(bridge, address)| Some((*bridge, *bridges.known.get(address)?)));
+    match earlier.find(|(bridge, held)| is_port(*bridge, held.port)) {
+        Some((bridge, held)) => Place::Answers(bridge, held),
         None => Place::Unknown,
     }
 }
@@ -321,8 +337,8 @@ impl Interface {
         format!("{} (interface {})", self.name, self.index)
     }
 
-    fn behind_bridge(&self) -> Self {
-        Self { lead: Lead::Bridge, ..self.clone() }
+    fn behind_bridge(&self, station: Option<Mac>) -> Self {
+        Self { lead: Lead::Bridge, station, ..self.clone() }
     }
 }
 
@@ -365,12 +381,12 @@ impl Tables {
     }
 
     /// At which port of the bridge an address answers, if at one.
-    fn port(&self, bridge: u32, address: IpAddr) -> Option<u32> {
+    fn answer(&self, bridge: u32, address: IpAddr) -> Option<Held> {
         let (state, mac) = self.neighbours.get(&(bridge, address))?;
         let mac = mac.filter(|_| state & ANSWERED != 0)?;
         let mut ports = self.stations.get(&(bridge, mac))?.iter();
         match (ports.next(), ports.next()) {
-            (Some(port), None) => Some(*port),
+            (Some(port), None) => Some(Held { port: *port, station: Some(mac) }),
             (_, _) => None,
         }
     }
@@ -451,7 +467,7 @@ impl Entry {
 /// every few seconds.
 #[derive(Debug, Default)]
 pub(super) struct News {
-    last: BTreeMap<(u32, Subject), Option<Mac>>,
+    last: BTreeMap<(u32, Subject), Mac>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -478,8 +494,9 @@ impl News {
             None => return false,
         };
         match mac.filter(|_| kind == libc::RTM_NEWNEIGH) {
-            Some(mac) => self.last.insert(subject, Some(mac)) != Some(Some(mac)),
-            None => self.last.remove(&subject).is_some(),
+            Some(mac) => self.last.insert(subject, mac) != Some(mac),
+            // A station that a bridge forgets it may have heard before anybody listened.
+            None => self.last.remove(&subject).is_some() || matches!(subject, (_, Subject::Station(_))),
         }
     }
 }

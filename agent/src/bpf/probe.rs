@@ -59,7 +59,7 @@ impl Asker {
     ) -> anyhow::Result<KernelAnswer> {
         let mut context = [0u8; CONTEXT_BYTES];
         let asked = match origin {
-            Origin::Forwarded => 0,
+            Origin::Forwarded | Origin::ForeignStation => 0,
             Origin::OwnNode => ASK_OWN_NODE,
             Origin::OwnInterface => ASK_OWN_INTERFACE,
         };
