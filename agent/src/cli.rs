@@ -1,22 +1,28 @@
 //! The command line: what can be said, and which verb that is.
 
+mod examples;
+
 use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
+use portcullis_policy::model;
+use portcullis_policy::sizes::TableSize;
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::attach::HookChoice;
+use crate::config;
 use crate::daemon;
 use crate::output::{self, Colour, Exit, Format};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
-use crate::verbs::observe::{Lines, observe};
+use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::{OfflineError, offline};
 use crate::verbs::{self, Face, Failure, From};
 
@@ -37,23 +43,70 @@ const EXITS: &str =
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Enforce the policies of a directory on this node's pods
+    #[command(after_help = examples::AGENT)]
     Agent(AgentArgs),
     /// Say whether one flow is allowed, and which rule decides
-    #[command(after_long_help = verbs::explain::reasons_help())]
+    #[command(after_help = examples::EXPLAIN, after_long_help = examples::explain())]
     Explain(ExplainArgs),
     /// Show which pod reaches which
+    #[command(after_help = examples::MATRIX)]
     Matrix(MatrixArgs),
-    /// Show verdicts as they fall
+    /// Show verdicts that fell, and with -f as they fall
+    #[command(after_help = examples::OBSERVE)]
     Observe(ObserveArgs),
+    /// Check policies
+    #[command(subcommand)]
+    Policies(PoliciesVerb),
     /// Take every program, link, map and pin of ours away
+    #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
+    /// Print what a shell needs to complete this command line
+    #[command(after_help = examples::COMPLETIONS)]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Print a manual page, or write them all
+    #[command(after_help = examples::MAN)]
+    Man(ManArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum PoliciesVerb {
+    /// Check files before they are applied: exit status 1 if anything but notes is found
+    #[command(after_help = examples::LINT)]
+    Lint(LintArgs),
+}
+
+#[derive(Debug, Args)]
+struct LintArgs {
+    /// The directory of manifests
+    dir: PathBuf,
+    /// Where pods without an address get one; several with commas [default: 10.244.0.0/16,fd00:10:244::/64]
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long = "pod-cidr", value_name = "CIDR", env = "PORTCULLIS_POD_CIDR", value_delimiter = ',')]
+    pod_cidrs: Vec<IpNet>,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct ManArgs {
+    /// The verb whose page is printed [default: the program's]
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(conflicts_with = "out")]
+    verb: Option<String>,
+    /// Write a page for the program and for each verb into this directory
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Mode {
     /// Drop what is denied
     Enforce,
-    /// Judge, count and report, and drop nothing (not supported yet)
+    /// Judge, count and report everything, and drop nothing
     Audit,
 }
 
@@ -84,6 +137,14 @@ struct NodeArgs {
 
 #[derive(Debug, Args)]
 struct AgentArgs {
+    /// A file with these flags, in YAML: keys are their names in camelCase (podCidr); the environment and flags are
+    /// stronger
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
+    config: Option<PathBuf>,
+    /// Print every flag's value and where it is from, and end
+    #[arg(long)]
+    print_config: bool,
     /// The directory of manifests, watched for change
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_SOURCE")]
     source: PathBuf,
@@ -103,6 +164,10 @@ struct AgentArgs {
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,
+    /// Size of a table, repeatable or with commas: endpoints, peers, prefixes, peer-rows, rules, rulesets, rows,
+    /// port-ranges, counters, events (bytes); docs/maps.md says what they hold
+    #[arg(long = "map-size", value_name = "NAME=N", env = "PORTCULLIS_MAP_SIZES", value_delimiter = ',')]
+    map_sizes: Vec<TableSize>,
 }
 
 #[derive(Debug, Args)]
@@ -174,9 +239,10 @@ struct ObserveArgs {
     /// Format of the lines
     #[arg(short, long, default_value = "table")]
     output: LineFormat,
-    /// End after this many verdicts
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
+    #[command(flatten)]
+    when: WhenArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 #[derive(Debug, Args)]
@@ -190,8 +256,20 @@ struct CleanupArgs {
 /// Reads the command line of this process and does what it says.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
+    let words: Vec<_> = std::env::args_os().collect();
+    let read = match config::read(Cli::command(), &words) {
+        Ok(read) => read,
+        Err(error) => {
+            output::error(&error);
+            return error.exit().into();
+        }
+    };
+    let done = match (read.shown, Cli::from_arg_matches(&read.matches)) {
+        (Some(shown), _) => output::print(&shown).map(|()| Exit::Fine).map_err(Failure::Output),
+        (None, Ok(cli)) => run(cli),
+        (None, Err(error)) => error.exit(),
+    };
+    match done {
         Ok(exit) => exit.into(),
         Err(failure) => {
             output::error(&failure);
@@ -229,17 +307,20 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
                 LineFormat::Table => Lines::Text(colour),
                 LineFormat::Json => Lines::Json,
             };
-            observe(&args.run_dir.run_dir, lines, args.count)
+            observe(&args.run_dir.run_dir, lines, args.when, args.filter)
+        }
+        Verb::Policies(PoliciesVerb::Lint(args)) => {
+            let face = Face { format: args.output, colour };
+            verbs::lint::lint(&args.dir, &args.pod_cidrs, face)
         }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
+        Verb::Completions { shell } => verbs::completions::completions(shell, Cli::command()),
+        Verb::Man(ManArgs { out: Some(dir), verb: _ }) => verbs::man::pages(&dir, Cli::command()),
+        Verb::Man(ManArgs { out: None, verb }) => verbs::man::page(verb.as_deref(), Cli::command()),
     }
 }
 
 fn agent(args: AgentArgs) -> Result<Exit, Failure> {
-    match args.mode {
-        Mode::Enforce => {}
-        Mode::Audit => return Err(Failure::Audit),
-    }
     if args.source.as_os_str() == OsStr::new("kube") {
         return Err(OfflineError::Kube.into());
     }
@@ -257,6 +338,11 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
         flows_per_endpoint: args.flows_per_endpoint,
+        mode: match args.mode {
+            Mode::Enforce => model::Mode::Enforce,
+            Mode::Audit => model::Mode::Audit,
+        },
+        sizes: args.map_sizes.into_iter().collect(),
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::System)?;
@@ -267,8 +353,6 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

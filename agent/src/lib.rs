@@ -5,9 +5,13 @@ pub mod api;
 pub mod attach;
 pub mod bpf;
 pub mod cli;
+pub mod clock;
+pub mod config;
 pub mod daemon;
+pub mod observe;
 pub mod output;
 pub mod reconcile;
+mod refused;
 #[cfg(test)]
 mod scratch;
 pub mod source;

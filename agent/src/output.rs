@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::ValueEnum;
 use portcullis_common::event::Action;
-use portcullis_policy::model::{Problem, Severity};
+use portcullis_policy::model::Problem;
 use serde::{Deserialize, Serialize};
 
 /// How the program ends.
@@ -65,7 +65,7 @@ pub enum Format {
 }
 
 /// Allowed or denied, as JSON says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Allowed.
@@ -164,15 +164,7 @@ pub fn error(text: impl Display) {
 /// What is wrong with the input.
 pub fn problems(problems: &[Problem]) {
     for problem in problems {
-        say(severity(problem.severity), problem);
-    }
-}
-
-const fn severity(severity: Severity) -> &'static str {
-    match severity {
-        Severity::Note => "note",
-        Severity::Warning => "warning",
-        Severity::Error => "error",
+        say(problem.severity.name(), problem);
     }
 }
 

@@ -10,16 +10,17 @@ use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
 use portcullis_common::wire::{
     ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP,
-    MAX_ENDPOINT_ADDRS, MAX_ENDPOINTS,
+    MAX_ENDPOINT_ADDRS,
 };
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
-use portcullis_policy::compile::Compiler;
+use portcullis_policy::compile::{Compiler, Fitted, Held, NO_ROOM};
 use portcullis_policy::desired::{CounterName, Desired, EndpointRulesets, ip_addr};
 use portcullis_policy::diff::{MapOp, diff, released};
-use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
+use portcullis_policy::sizes::{Sizes, Table};
 
-use crate::attach::{Attacher, Bridges, Claim, Held, Hook, Interface, Network, Programs, State, plan};
+use crate::attach::{Attacher, Bridges, Claim, HeldPort, Hook, Interface, Network, Programs, State, plan};
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
@@ -49,7 +50,9 @@ pub struct Outcome {
     pub counters: BTreeMap<u32, CounterName>,
     /// What is wrong.
     pub problems: Vec<Problem>,
-    /// True if everything that was wanted is in force.
+    /// Whose policies have no room in the tables, and what is in force there instead.
+    pub held: Vec<Held>,
+    /// True if everything else that was wanted is in force.
     pub complete: bool,
 }
 
@@ -59,6 +62,7 @@ struct Compiled {
     cluster: Arc<Cluster>,
     pods: BTreeSet<ObjectKey>,
     problems: Vec<Problem>,
+    held: Vec<Held>,
 }
 
 /// Keeps the node's enforcement.
@@ -82,14 +86,21 @@ pub struct Reconciler {
     /// What the tables were compiled from, and what was wrong with it.
     compiled: Option<Compiled>,
     flows: u32,
+    mode: Mode,
+    slots: u32,
     started: bool,
 }
 
 impl Reconciler {
     /// Opens the pins and takes over what is there.
-    pub fn open(pins: &Pins, hook: Hook, flows: u32) -> anyhow::Result<Self> {
-        let (kernel, mut ebpf) = Kernel::open(pins)?;
-        let mut compiler = Compiler::new(kernel.bank());
+    pub fn open(pins: &Pins, hook: Hook, flows: u32, mode: Mode, sizes: &Sizes) -> anyhow::Result<Self> {
+        let (mut kernel, mut ebpf) = Kernel::open(pins, sizes)?;
+        // To enforce does not wait for new tables: those of the last agent are whole. Audit waits for them.
+        if let Mode::Enforce = mode {
+            kernel.set_mode(mode)?;
+        }
+        let mut compiler = Compiler::with_sizes(kernel.bank(), sizes.clone());
+        let slots = sizes.of(Table::Endpoints);
         let names = CounterNames::open(&mut ebpf)?;
         for (counter, name) in names.all() {
             compiler.restore_counter(name.clone(), *counter);
@@ -105,11 +116,13 @@ impl Reconciler {
             goal: written.clone(),
             written,
             endpoints: BTreeMap::new(),
-            free: (0..MAX_ENDPOINTS).collect(),
+            free: (0..slots).collect(),
             retired: Vec::new(),
             quarantined: BTreeMap::new(),
             compiled: None,
             flows,
+            mode,
+            slots,
             started: false,
         })
     }
@@ -130,26 +143,12 @@ impl Reconciler {
         if !self.started {
             adopted = self.adopt(&wanted)?;
         }
-        self.drop_unwanted(&wanted)?;
-        self.quarantine(&quarantined)?;
-
-        let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
-        let rulesets = if let Ok(problems) = &compiled {
-            outcome.problems.extend_from_slice(problems);
-            self.written.endpoints.clone()
-        } else {
-            let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
-            for op in released(&self.written, owned).before {
-                self.write(&op)?;
-            }
-            BTreeMap::new()
-        };
-        self.place(&wanted, &rulesets, &adopted)?;
-        self.attach(&wanted, &mut outcome)?;
-        if let Err(error) = compiled {
-            return Err(error.context("the last complete policies stay in force, new pods are closed"));
-        }
+        let enforced = self.enforce(cluster, &directory, &wanted, &quarantined, &adopted, &mut outcome);
+        // Whatever failed: an interface that is attached to and leads to no endpoint drops everything.
+        self.attach(&wanted, &quarantined, &mut outcome)?;
+        enforced?;
         if !self.started {
+            self.kernel.set_mode(self.mode)?;
             self.kernel.grace_period()?;
             self.kernel.clear_other_banks()?;
             self.started = true;
@@ -157,6 +156,47 @@ impl Reconciler {
         outcome.local = self.endpoints.iter().map(|(key, e)| (key.clone(), e.slot)).collect();
         outcome.counters.clone_from(&self.written.counters);
         Ok(outcome)
+    }
+
+    /// Brings tables and endpoints to what is wanted. What has no room leaves the pods that are there as they are, and
+    /// new ones closed.
+    fn enforce(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        directory: &Directory<'_>,
+        wanted: &BTreeMap<ObjectKey, EndpointConfig>,
+        quarantined: &BTreeMap<u32, Interface>,
+        adopted: &BTreeMap<ObjectKey, Enforced>,
+        outcome: &mut Outcome,
+    ) -> anyhow::Result<()> {
+        self.drop_unwanted(wanted)?;
+        // An interface can go from a pod to nobody in particular, and from there to a pod.
+        self.quarantine(quarantined)?;
+        let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
+        let (rulesets, released) = if compiled.is_ok() {
+            (self.written.endpoints.clone(), Ok(()))
+        } else {
+            (BTreeMap::new(), self.release(directory))
+        };
+        self.place(wanted, &rulesets, adopted, outcome)?;
+        released?;
+        compiled.map_err(|error| {
+            error.context("the last complete policies stay in force, new pods are closed")
+        })?;
+        if let Some(compiled) = &self.compiled {
+            outcome.problems.extend_from_slice(&compiled.problems);
+            outcome.held.clone_from(&compiled.held);
+        }
+        Ok(())
+    }
+
+    /// Addresses that no pod owns any more match nothing, though nothing else can be written.
+    fn release(&mut self, directory: &Directory<'_>) -> anyhow::Result<()> {
+        let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
+        for op in released(&self.written, owned).before {
+            self.write(&op)?;
+        }
+        Ok(())
     }
 
     /// Frees what the last change left behind. To be called when it is in force; takes some grace periods.
@@ -176,9 +216,13 @@ impl Reconciler {
             }
             self.compiler.sweep();
             let keys: Vec<ObjectKey> = self.endpoints.keys().cloned().collect();
-            self.compile_and_write(cluster, keys.iter())?;
+            let (problems, held) = self.compile_and_write(cluster, keys.iter())?;
             let rulesets = self.written.endpoints.clone();
             self.flip_changed(&rulesets)?;
+            // What had no room before the sweep may have some now.
+            if let Some(compiled) = &mut self.compiled {
+                (compiled.problems, compiled.held) = (problems, held);
+            }
         }
         Ok(())
     }
@@ -196,6 +240,11 @@ impl Reconciler {
     /// Events that were not sent, ever.
     pub fn lost_events(&self) -> anyhow::Result<u64> {
         Ok(self.kernel.lost_events()?)
+    }
+
+    /// Flows that were not made, ever, because their pod's table was full.
+    pub fn flows_refused(&self) -> anyhow::Result<u64> {
+        Ok(self.kernel.flows_refused()?)
     }
 
     /// Packets under a counter.
@@ -250,29 +299,32 @@ impl Reconciler {
     }
 
     /// Compiles and writes, unless the tables are what these pods need already.
-    fn compiled_for(
-        &mut self,
-        cluster: &Arc<Cluster>,
-        pods: BTreeSet<ObjectKey>,
-    ) -> anyhow::Result<Vec<Problem>> {
+    fn compiled_for(&mut self, cluster: &Arc<Cluster>, pods: BTreeSet<ObjectKey>) -> anyhow::Result<()> {
         if let Some(last) = &self.compiled
             && Arc::ptr_eq(&last.cluster, cluster)
             && last.pods == pods
         {
-            return Ok(last.problems.clone());
+            return Ok(());
         }
         self.compiled = None;
-        let problems = self.compile_and_write(cluster, &pods)?;
-        self.compiled = Some(Compiled { cluster: Arc::clone(cluster), pods, problems: problems.clone() });
-        Ok(problems)
+        let (problems, held) = self.compile_and_write(cluster, &pods)?;
+        self.compiled = Some(Compiled { cluster: Arc::clone(cluster), pods, problems, held });
+        Ok(())
     }
 
     fn compile_and_write<'a>(
         &mut self,
         cluster: &Cluster,
         keys: impl IntoIterator<Item = &'a ObjectKey>,
-    ) -> anyhow::Result<Vec<Problem>> {
-        let (desired, problems) = self.compiler.compile(cluster, keys)?;
+    ) -> anyhow::Result<(Vec<Problem>, Vec<Held>)> {
+        let in_force: BTreeMap<ObjectKey, EndpointRulesets> = self
+            .endpoints
+            .iter()
+            .map(|(key, e)| {
+                (key.clone(), EndpointRulesets { ingress: e.word.ingress, egress: e.word.egress })
+            })
+            .collect();
+        let Fitted { desired, problems, held } = self.compiler.compile_what_fits(cluster, keys, &in_force)?;
         for (counter, name) in &desired.counters {
             if self.names.name(*counter) != Some(name) {
                 self.kernel.zero_counter(*counter)?;
@@ -286,7 +338,7 @@ impl Reconciler {
         self.written.endpoints.clone_from(&desired.endpoints);
         self.written.counters.clone_from(&desired.counters);
         self.goal = desired;
-        Ok(problems)
+        Ok((problems, held))
     }
 
     fn write(&mut self, op: &MapOp) -> anyhow::Result<()> {
@@ -358,14 +410,16 @@ impl Reconciler {
             if self.quarantined.contains_key(&interface.index) {
                 continue;
             }
-            let Some(slot) = self.free.pop_first() else {
-                anyhow::bail!("all {MAX_ENDPOINTS} endpoints are in use: {} is closed", interface.name);
-            };
+            // Without an endpoint it cannot tell whose it is, and is closed all the same.
+            let Some(slot) = self.free.pop_first() else { return Ok(()) };
             let flags = ENDPOINT_USED | ENDPOINT_QUARANTINED;
             let config = EndpointConfig { flags, ..config_of(interface, &[]) };
             let closed = EndpointRulesets::CLOSED;
             let word = EndpointWord { ingress: closed.ingress, egress: closed.egress, generation: 1 };
-            self.kernel.add_endpoint(slot, config, word, self.flows)?;
+            if let Err(error) = self.kernel.add_endpoint(slot, config, word, self.flows) {
+                self.free.insert(slot);
+                return Err(error.into());
+            }
             self.quarantined.insert(interface.index, slot);
         }
         Ok(())
@@ -377,6 +431,7 @@ impl Reconciler {
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
         rulesets: &BTreeMap<ObjectKey, EndpointRulesets>,
         adopted: &BTreeMap<ObjectKey, Enforced>,
+        outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         for (key, enforced) in adopted {
             self.endpoints.insert(key.clone(), *enforced);
@@ -388,12 +443,31 @@ impl Reconciler {
             if self.endpoints.contains_key(key) {
                 continue;
             }
+            let mut closed = |message: String| {
+                outcome.complete = false;
+                outcome.problems.push(Problem {
+                    severity: Severity::Error,
+                    object: format!("Pod {key}"),
+                    field: String::new(),
+                    message: format!("{message}; its interface is closed"),
+                    location: None,
+                });
+            };
             let Some(slot) = self.free.pop_first() else {
-                anyhow::bail!("Pod {key}: all {MAX_ENDPOINTS} endpoints are in use: its interface is closed");
+                closed(format!(
+                    "{NO_ROOM} {table}: all {} are in use: start the agent with a larger --map-size {table}=N",
+                    self.slots,
+                    table = Table::Endpoints,
+                ));
+                continue;
             };
             let of = rulesets.get(key).copied().unwrap_or(EndpointRulesets::CLOSED);
             let word = EndpointWord { ingress: of.ingress, egress: of.egress, generation: 1 };
-            self.kernel.add_endpoint(slot, *config, word, self.flows)?;
+            if let Err(error) = self.kernel.add_endpoint(slot, *config, word, self.flows) {
+                self.free.insert(slot);
+                closed(format!("{error}: it will be tried again"));
+                continue;
+            }
             self.endpoints.insert(key.clone(), Enforced { slot, config: *config, word });
         }
         Ok(())
@@ -419,11 +493,12 @@ impl Reconciler {
     fn attach(
         &mut self,
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
+        quarantined: &BTreeMap<u32, Interface>,
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         let observed = self.attacher.observed()?;
         let mut interfaces: BTreeSet<u32> = wanted.values().map(|config| config.ifindex).collect();
-        interfaces.extend(self.quarantined.keys());
+        interfaces.extend(quarantined.keys());
         interfaces.extend(observed.iter().filter_map(|one| match one.state {
             State::Live { .. } => Some(one.slot.interface),
             State::Dead => None,
@@ -499,10 +574,10 @@ fn has_one_of(config: &EndpointConfig, addresses: &[IpAddr]) -> bool {
     config.addrs.iter().take(count).any(|own| addresses.contains(&ip_addr(own)))
 }
 
-fn held_by(config: &EndpointConfig) -> Held {
+fn held_by(config: &EndpointConfig) -> HeldPort {
     let [a, b, c, d, e, f, _, _] = config.mac;
     let station = (config.flags & ENDPOINT_MAC != 0).then_some([a, b, c, d, e, f]);
-    Held { port: config.ifindex, station }
+    HeldPort { port: config.ifindex, station }
 }
 
 fn pod_problem(pod: &str, message: String) -> Problem {
@@ -523,3 +598,7 @@ fn identity(uid: &str, key: &ObjectKey) -> u64 {
     }
     hash
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

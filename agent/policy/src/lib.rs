@@ -2,11 +2,19 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod change;
 pub mod compile;
 pub mod convert;
 pub mod desired;
 pub mod diff;
+pub mod findings;
 pub mod frame;
 pub mod manifest;
 pub mod model;
 pub mod select;
+pub mod sizes;
+#[cfg(test)]
+mod testing;
+pub mod turn;
+pub mod why;
+pub mod written;

@@ -90,6 +90,11 @@ pub struct Loaded {
     /// Paths of files whose text could not be read. Filled by [`load_sources`]; [`load`] sees only files
     /// that could be.
     pub unreadable_files: Vec<String>,
+    /// Paths of files that could be read, with an object in them that is left out though it may be a policy or a
+    /// pod: its namespace or kind cannot be read. Who keeps what files said last treats them as unreadable.
+    pub incomplete_files: Vec<String>,
+    /// Where objects stand, `FILE:LINE`, by their names in [`Problem::object`].
+    pub locations: BTreeMap<String, String>,
 }
 
 /// Reads the text of a file: YAML of many documents, or JSON values one after the other.
@@ -106,15 +111,24 @@ pub fn parse_file(file: &SourceFile<'_>) -> Result<ParsedFile, Problem> {
 #[must_use]
 pub fn load(files: &[ParsedFile], options: &Options) -> Loaded {
     let mut problems = Vec::new();
-    let Collected { objects, cluster_policies } = collect::collect(files, &mut problems);
+    let Collected { objects, cluster_policies, incomplete } = collect::collect(files, &mut problems);
     let mut cluster = Cluster::default();
     for ((kind, key), found) in &objects {
         convert_one(*kind, key, found, &mut cluster, &mut problems);
     }
+    let declared = |name: &str| objects.contains_key(&(Kind::Namespace, ObjectKey::new("", name)));
     workloads::expand(&objects, &mut cluster, &mut problems);
     addresses::assign(&mut cluster, options, &mut problems);
-    report_undeclared_namespaces(&cluster, &mut problems);
-    Loaded { cluster, problems, cluster_policies, unreadable_files: Vec::new() }
+    report_undeclared_namespaces(&cluster, declared, &mut problems);
+    let locations = objects.iter().map(|((kind, key), found)| found.place(*kind, key)).collect();
+    Loaded {
+        cluster,
+        problems,
+        cluster_policies,
+        unreadable_files: Vec::new(),
+        incomplete_files: incomplete.into_iter().collect(),
+        locations,
+    }
 }
 
 /// [`parse_file`] and [`load`] in one, for callers that keep nothing: what cannot be parsed is reported and
@@ -148,8 +162,9 @@ fn convert_one(
     let mut report = found.report(kind, key);
     match kind {
         Kind::Namespace => {
-            let namespace = convert::namespace(found.value, &key.name, &mut report);
-            cluster.namespaces.insert(key.name.clone(), namespace);
+            if let Some(namespace) = convert::namespace(found.value, &key.name, &mut report) {
+                cluster.namespaces.insert(key.name.clone(), namespace);
+            }
         }
         Kind::Node => {
             cluster.nodes.insert(key.name.clone(), convert::node(found.value, &mut report));
@@ -171,15 +186,20 @@ fn convert_one(
     problems.append(&mut report.into_problems());
 }
 
-/// S34: such a pod stays listed and is isolated both ways, for nobody knows its namespace's labels.
-fn report_undeclared_namespaces(cluster: &Cluster, problems: &mut Vec<Problem>) {
+/// S34: such a pod stays listed and is isolated both ways, for nobody knows its namespace's labels. A declared
+/// namespace whose labels cannot be read has its report already.
+fn report_undeclared_namespaces(
+    cluster: &Cluster,
+    declared: impl Fn(&str) -> bool,
+    problems: &mut Vec<Problem>,
+) {
     let mut undeclared: BTreeMap<&str, Vec<&ObjectKey>> = BTreeMap::new();
     for (key, pod) in &cluster.pods {
         if pod.is_live() && !cluster.namespaces.contains_key(&key.namespace) {
             undeclared.entry(&key.namespace).or_default().push(key);
         }
     }
-    for (namespace, pods) in undeclared {
+    for (namespace, pods) in undeclared.into_iter().filter(|(namespace, _)| !declared(namespace)) {
         let mut names: Vec<String> =
             pods.iter().take(NAMED_PODS).map(|key| convert::printable(&key.to_string())).collect();
         let more = pods.len().saturating_sub(NAMED_PODS);

@@ -117,11 +117,27 @@ impl PeerSelector {
             && match &self.base {
                 Base::AnyPod => owner.is_some(),
                 Base::Pods(namespaces, pods) => {
-                    owner.is_some_and(|facts| in_scope(namespaces, facts) && pods.matches(&facts.pod.labels))
+                    owner.is_some_and(|facts| in_scope(namespaces, facts) && selected(pods, facts.pod))
                 }
                 Base::Block(block) => block_holds(block, address),
             }
     }
+
+    /// True if the selector matches this pod whatever its addresses; never for a block.
+    #[must_use]
+    pub fn matches_pod(&self, facts: &PodFacts<'_>) -> bool {
+        self.named.as_ref().is_none_or(|port| declares(facts.pod, port))
+            && match &self.base {
+                Base::AnyPod => true,
+                Base::Pods(namespaces, pods) => in_scope(namespaces, facts) && selected(pods, facts.pod),
+                Base::Block(_) => false,
+            }
+    }
+}
+
+/// Without all of its labels nobody knows whether a selector means the pod.
+fn selected(selector: &Selector, pod: &Pod) -> bool {
+    pod.has_known_labels() && selector.matches(&pod.labels)
 }
 
 fn declares(pod: &Pod, port: &NamedPort) -> bool {

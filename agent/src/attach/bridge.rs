@@ -57,12 +57,12 @@ pub struct Claim {
     /// The addresses, of which one is enough to find the port.
     pub addresses: Vec<IpAddr>,
     /// What the same claimant has already.
-    pub held: Option<Held>,
+    pub held: Option<HeldPort>,
 }
 
 /// A port, and the MAC address behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Held {
+pub struct HeldPort {
     /// The port's interface index.
     pub port: u32,
     /// The MAC address that its frames bear; none if any may.
@@ -112,7 +112,7 @@ pub struct Bridges {
     /// Addresses that did not answer: how often they were asked, and when last.
     asked: BTreeMap<(u32, IpAddr), (u32, Instant)>,
     /// Where addresses were, from earlier. A port that carries nothing cannot answer any more.
-    known: BTreeMap<IpAddr, Held>,
+    known: BTreeMap<IpAddr, HeldPort>,
     /// Who was heard where when last looked.
     heard: BTreeSet<(u32, Mac, u32)>,
     quarantined: BTreeSet<u32>,
@@ -139,7 +139,7 @@ impl Bridges {
         self.asked.retain(|asked, _| decision.unanswered.contains_key(asked));
         self.heard = tables.heard();
         for (address, port) in &decision.placement.interfaces {
-            self.known.insert(*address, Held { port: port.index, station: port.station });
+            self.known.insert(*address, HeldPort { port: port.index, station: port.station });
         }
         self.quarantined = decision.placement.quarantined.keys().copied().collect();
         Ok(decision.placement)
@@ -217,9 +217,9 @@ struct Decision {
 /// What is known of a claim's place.
 enum Place {
     /// It keeps what it has, at this bridge.
-    Held(u32, Held),
+    Held(u32, HeldPort),
     /// It answers there, at this bridge.
-    Answers(u32, Held),
+    Answers(u32, HeldPort),
     /// No address is behind a bridge; or it answers at a port that is no veth, another machine's.
     Elsewhere,
     Unknown,
@@ -234,11 +234,11 @@ fn decide(network: &Network, tables: &Tables, claims: &[Claim], bridges: &Bridge
     let mut unclear: BTreeSet<u32> = BTreeSet::new();
     for (number, claim) in claims.iter().enumerate() {
         let behind: Vec<(u32, IpAddr)> = behind_bridges(network, claim).collect();
-        let heard: Vec<(u32, Held)> =
+        let heard: Vec<(u32, HeldPort)> =
             behind.iter().filter_map(|(bridge, a)| Some((*bridge, tables.answer(*bridge, *a)?))).collect();
         let urgency = match place_of(network, claim, &behind, &heard, bridges) {
             Place::Elsewhere => continue,
-            Place::Held(bridge, Held { port, station }) => {
+            Place::Held(bridge, HeldPort { port, station }) => {
                 owners.insert(port, (number, station));
                 if let Some((_, other)) = heard.iter().find(|(_, heard)| heard.port != port) {
                     let held = network.port(bridge, port).map(Interface::label).unwrap_or_default();
@@ -247,7 +247,7 @@ fn decide(network: &Network, tables: &Tables, claims: &[Claim], bridges: &Bridge
                 }
                 Urgency::Refresh
             }
-            Place::Answers(bridge, Held { port, station }) => {
+            Place::Answers(bridge, HeldPort { port, station }) => {
                 takers.entry(port).or_default().push((number, bridge, station));
                 Urgency::Refresh
             }
@@ -302,7 +302,7 @@ fn place_of(
     network: &Network,
     claim: &Claim,
     behind: &[(u32, IpAddr)],
-    heard: &[(u32, Held)],
+    heard: &[(u32, HeldPort)],
     bridges: &Bridges,
 ) -> Place {
     let is_port = |bridge: u32, port: u32| network.port(bridge, port).is_some();
@@ -312,7 +312,7 @@ fn place_of(
         let answer =
             heard.iter().find(|(_, heard)| heard.port == held.port).and_then(|(_, heard)| heard.station);
         let kept = held.station.filter(|_| !bridges.is_silent(behind));
-        return Place::Held(*bridge, Held { station: answer.or(kept), ..held });
+        return Place::Held(*bridge, HeldPort { station: answer.or(kept), ..held });
     }
     if let Some((bridge, heard)) = heard.iter().find(|(bridge, heard)| is_port(*bridge, heard.port)) {
         return Place::Answers(*bridge, *heard);
@@ -381,12 +381,12 @@ impl Tables {
     }
 
     /// At which port of the bridge an address answers, if at one.
-    fn answer(&self, bridge: u32, address: IpAddr) -> Option<Held> {
+    fn answer(&self, bridge: u32, address: IpAddr) -> Option<HeldPort> {
         let (state, mac) = self.neighbours.get(&(bridge, address))?;
         let mac = mac.filter(|_| state & ANSWERED != 0)?;
         let mut ports = self.stations.get(&(bridge, mac))?.iter();
         match (ports.next(), ports.next()) {
-            (Some(port), None) => Some(Held { port: *port, station: Some(mac) }),
+            (Some(port), None) => Some(HeldPort { port: *port, station: Some(mac) }),
             (_, _) => None,
         }
     }

@@ -71,7 +71,7 @@ fn claim(address: &str) -> Claim {
 }
 
 fn held(address: &str, port: u32, station: Mac) -> Claim {
-    Claim { held: Some(Held { port, station: Some(station) }), ..claim(address) }
+    Claim { held: Some(HeldPort { port, station: Some(station) }), ..claim(address) }
 }
 
 fn ports(decision: &Decision) -> Vec<(String, u32, Option<Mac>)> {
@@ -229,7 +229,7 @@ fn quarantine_lasts_until_the_port_is_somebodys_or_gone() {
 #[test]
 fn an_address_is_looked_for_where_it_was() {
     let mut bridges = Bridges::default();
-    bridges.known.insert(ip("10.1.0.2"), Held { port: A, station: Some(MAC_A) });
+    bridges.known.insert(ip("10.1.0.2"), HeldPort { port: A, station: Some(MAC_A) });
     let placed = decide(&network(), &Tables::default(), &[claim("10.1.0.2")], &bridges);
     assert_eq!(ports(&placed), [port("10.1.0.2", A, MAC_A)]);
     let placed = decide(&network_without(&[A]), &Tables::default(), &[claim("10.1.0.2")], &bridges);

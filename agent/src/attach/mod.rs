@@ -26,7 +26,7 @@ use nix::libc;
 use portcullis_common::event::Direction;
 use thiserror::Error;
 
-pub use bridge::{Bridges, Claim, Held, Placement, Trouble};
+pub use bridge::{Bridges, Claim, HeldPort, Placement, Trouble};
 pub use discover::{Interface, Lead, Network, Peer, Watch, watch};
 pub use exec::{Attacher, Cleanup, Programs, Report, cleanup};
 pub use plan::{

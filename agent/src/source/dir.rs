@@ -8,7 +8,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use portcullis_policy::convert::printable;
 use portcullis_policy::manifest::{self, Loaded, ManifestObject, Options, ParsedFile};
+use portcullis_policy::model::{Problem, Severity};
 use serde_json::{Value, json};
 
 use super::read::{ReadError, read_directory};
@@ -20,6 +22,7 @@ pub struct DirSource {
     memory: PathBuf,
     options: Options,
     last: BTreeMap<String, ParsedFile>,
+    never_read: Vec<String>,
 }
 
 impl DirSource {
@@ -27,7 +30,7 @@ impl DirSource {
     #[must_use]
     pub fn new(dir: PathBuf, memory: PathBuf, pod_cidrs: Vec<IpNet>) -> Self {
         let last = recall(&memory);
-        Self { dir, memory, options: Options { pod_cidrs }, last }
+        Self { dir, memory, options: Options { pod_cidrs }, last, never_read: Vec::new() }
     }
 
     /// Reads the directory. One that cannot be listed is an error, and whatever was read last stays.
@@ -40,9 +43,11 @@ impl DirSource {
                 files.insert(path.clone(), kept.clone());
             }
         }
-        let in_order: Vec<ParsedFile> = files.values().cloned().collect();
-        let mut loaded = manifest::load(&in_order, &self.options);
+        let mut loaded = self.load(&mut files);
+        let missing = reading.unreadable.iter().filter(|path| !files.contains_key(*path));
+        self.never_read = missing.chain(&loaded.incomplete_files).cloned().collect();
         loaded.problems.extend(reading.problems);
+        loaded.problems.extend(self.never_read.iter().map(|path| never_read(path)));
         loaded.unreadable_files.extend(reading.unreadable);
         if files != self.last {
             self.last = files;
@@ -54,6 +59,37 @@ impl DirSource {
             }
         }
         Ok(loaded)
+    }
+
+    /// Files of which no version could be read whole: nobody knows which pods their policies would isolate. A node
+    /// where there is one is not ready.
+    #[must_use]
+    pub fn never_read(&self) -> &[String] {
+        &self.never_read
+    }
+
+    /// Loads what the files say. One with an object that is nobody's (its namespace or kind cannot be read) is
+    /// replaced by what it said last, for that object may have been a policy; what is wrong with it stays told.
+    fn load(&self, files: &mut BTreeMap<String, ParsedFile>) -> Loaded {
+        let load = |files: &BTreeMap<String, ParsedFile>| {
+            let in_order: Vec<ParsedFile> = files.values().cloned().collect();
+            manifest::load(&in_order, &self.options)
+        };
+        let written = load(files);
+        let incomplete = written.incomplete_files.iter().filter_map(|path| self.last.get(path));
+        let kept: Vec<ParsedFile> =
+            incomplete.filter(|last| files.get(&last.path) != Some(*last)).cloned().collect();
+        if kept.is_empty() {
+            return written;
+        }
+        files.extend(kept.into_iter().map(|file| (file.path.clone(), file)));
+        let mut loaded = load(files);
+        let mut problems = written.problems;
+        let more: Vec<Problem> =
+            loaded.problems.into_iter().filter(|problem| !problems.contains(problem)).collect();
+        problems.extend(more);
+        loaded.problems = problems;
+        loaded
     }
 
     /// Something that changes when the directory does: paths, sizes and times. `None` if it cannot be listed.
@@ -103,6 +139,19 @@ fn collect(dir: &Path, depth: u32, seen: &mut Signature) -> std::io::Result<()> 
     Ok(())
 }
 
+fn never_read(path: &str) -> Problem {
+    let path = printable(path);
+    Problem {
+        severity: Severity::Error,
+        object: path.clone(),
+        field: String::new(),
+        message: "has not been read whole since this agent first saw it: policies in it do not isolate, and the node \
+                  is not ready; mend the file"
+            .to_owned(),
+        location: Some(path),
+    }
+}
+
 fn remember(memory: &Path, files: &BTreeMap<String, ParsedFile>) -> std::io::Result<()> {
     let text: Vec<Value> = files
         .values()
@@ -146,27 +195,79 @@ fn recall(memory: &Path) -> BTreeMap<String, ParsedFile> {
 
 #[cfg(test)]
 mod tests {
+    use portcullis_policy::model::ObjectKey;
+
     use super::*;
+    use crate::scratch::Scratch;
+
+    const POLICY: &str = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: x}\nspec: {podSelector: {}}\n";
+
+    fn source(base: &Scratch) -> DirSource {
+        DirSource::new(base.path().join("source"), base.path().join("memory.json"), Vec::new())
+    }
+
+    fn tells(loaded: &Loaded, words: &str) -> bool {
+        loaded.problems.iter().any(|p| p.severity == Severity::Error && p.to_string().contains(words))
+    }
 
     #[test]
     fn a_broken_file_says_what_it_said_last_also_after_a_restart() {
-        let base = std::env::temp_dir().join(format!("portcullis-dir-{}", std::process::id()));
-        let (dir, memory) = (base.join("source"), base.join("memory.json"));
-        fs::create_dir_all(&dir).unwrap();
-        let policy = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: a, namespace: x}\nspec: {podSelector: {}}\n";
-        fs::write(dir.join("a.yaml"), policy).unwrap();
-        let source = || DirSource::new(dir.clone(), memory.clone(), Vec::new());
-
-        let mut first = source();
+        let base = Scratch::new();
+        base.write("source/a.yaml", POLICY);
+        let mut first = source(&base);
         assert_eq!(first.read().unwrap().cluster.policies.len(), 1);
-        fs::write(dir.join("a.yaml"), "{{{").unwrap();
+        base.write("source/a.yaml", "{{{");
         assert_eq!(first.read().unwrap().cluster.policies.len(), 1);
-        let again = source().read().unwrap();
+        let mut second = source(&base);
+        let again = second.read().unwrap();
         assert_eq!(again.cluster.policies.len(), 1);
         assert_eq!(again.unreadable_files, ["a.yaml"]);
+        assert!(second.never_read().is_empty());
 
-        fs::remove_file(dir.join("a.yaml")).unwrap();
-        assert_eq!(source().read().unwrap().cluster.policies.len(), 0, "a removed file says nothing");
-        fs::remove_dir_all(&base).unwrap();
+        fs::remove_file(base.path().join("source/a.yaml")).unwrap();
+        assert_eq!(source(&base).read().unwrap().cluster.policies.len(), 0, "a removed file says nothing");
+    }
+
+    #[test]
+    fn a_policy_without_readable_namespace_or_kind_leaves_its_file_as_it_was() {
+        for (written, broken) in
+            [("namespace: x", "namespace: [x]"), ("kind: NetworkPolicy", "kind: networkpolicy")]
+        {
+            let base = Scratch::new();
+            base.write("source/a.yaml", POLICY);
+            let mut agent = source(&base);
+            agent.read().unwrap();
+            base.write("source/a.yaml", &POLICY.replace(written, broken));
+            for _ in 0..2 {
+                let loaded = agent.read().unwrap();
+                assert!(loaded.cluster.policies.contains_key(&ObjectKey::new("x", "a")), "{broken}");
+                assert!(tells(&loaded, "a.yaml:1"), "{:#?}", loaded.problems);
+                assert!(agent.never_read().is_empty());
+            }
+            base.write("source/a.yaml", POLICY);
+            assert!(agent.read().unwrap().problems.is_empty(), "mended");
+        }
+    }
+
+    #[test]
+    fn a_file_that_was_never_read_whole_is_told_until_it_is() {
+        for broken in ["{{{", &POLICY.replace("namespace: x", "namespace: [x]")] {
+            let base = Scratch::new();
+            base.write("source/a.yaml", broken);
+            base.write("source/b.yaml", "{apiVersion: v1, kind: Namespace, metadata: {name: x}}");
+            // A restart does not make it read.
+            for mut agent in [source(&base), source(&base)] {
+                for _ in 0..2 {
+                    let loaded = agent.read().unwrap();
+                    assert!(loaded.cluster.namespaces.contains_key("x"), "the rest is used");
+                    assert!(tells(&loaded, "has not been read whole"), "{:#?}", loaded.problems);
+                    assert_eq!(agent.never_read(), ["a.yaml"]);
+                }
+            }
+            base.write("source/a.yaml", POLICY);
+            let mut agent = source(&base);
+            assert!(agent.read().unwrap().problems.is_empty());
+            assert!(agent.never_read().is_empty());
+        }
     }
 }

@@ -2,8 +2,11 @@
 
 pub mod ask;
 pub mod cleanup;
+pub mod completions;
 pub mod ends;
 pub mod explain;
+pub mod lint;
+pub mod man;
 pub mod matrix;
 pub mod observe;
 pub mod offline;
@@ -20,6 +23,7 @@ use crate::api::Request;
 use crate::api::client::{self, ClientError};
 use crate::bpf::probe::Private;
 use crate::output::{self, Colour, Exit, Format};
+use crate::source::read::ReadError;
 use crate::world::{AskKernel, World};
 use ask::{AskError, ExplainRequest, Judge, MatrixRequest, Reply};
 use offline::{OfflineError, offline};
@@ -36,15 +40,31 @@ pub enum Failure {
     /// The socket.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// `--mode audit`.
-    #[error("--mode audit is not supported by this version yet: leave it out, or use --mode enforce")]
-    Audit,
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
     /// Not everything of ours could be found or taken.
     #[error("cleanup: {0}: run as root on the node, with the --run-dir and --bpffs of the agent")]
     Cleanup(String),
+    /// The directory to be checked.
+    #[error(transparent)]
+    Lint(ReadError),
+    /// `man` was asked for the page of no verb.
+    #[error("no verb is called `{verb}`: name one of {known}")]
+    UnknownVerb {
+        /// As asked.
+        verb: String,
+        /// All of them.
+        known: String,
+    },
+    /// Manual pages.
+    #[error("write manual pages to {}: {cause}: name a directory that may be written to with --out", dir.display())]
+    WritePages {
+        /// Where.
+        dir: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
     /// Signals, threads.
     #[error("{0}")]
     System(io::Error),
@@ -61,8 +81,13 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::Audit => Exit::Usage,
-            Self::Agent(_) | Self::Cleanup(_) | Self::System(_) | Self::Output(_) => Exit::Unfit,
+            Self::UnknownVerb { .. } => Exit::Usage,
+            Self::Lint(_)
+            | Self::WritePages { .. }
+            | Self::Agent(_)
+            | Self::Cleanup(_)
+            | Self::System(_)
+            | Self::Output(_) => Exit::Unfit,
         }
     }
 }

@@ -7,19 +7,26 @@ use serde_json::Value;
 
 use super::cidr::address;
 use super::labels::labels;
+use super::mode::mode;
 use super::report::{Path, Report, quoted};
 use super::value::{Object, entry, field, list, object, text, wrong_type};
-use crate::model::{Labels, Namespace, Node, Service};
+use crate::model::{Labels, LabelsRead, Namespace, Node, Service};
 
 /// The label that every Namespace carries, with its own name (S15).
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
 
 const LEFT_OUT: &str = "the address is left out";
 
-/// Reads a Namespace. What its manifest says of [`METADATA_NAME`] does not count (T13).
+/// Reads a Namespace, `None` if its labels cannot be read: it then counts as undeclared (S34), for with some of
+/// its labels it could match what it must not. What its manifest says of [`METADATA_NAME`] does not count (T13).
 #[must_use]
-pub fn namespace(value: &Value, name: &str, report: &mut Report) -> Namespace {
-    let mut labels = metadata_labels(value, report);
+pub fn namespace(value: &Value, name: &str, report: &mut Report) -> Option<Namespace> {
+    let means = "the namespace counts as undeclared and its pods are isolated both ways";
+    let (mut labels, read) = metadata_labels(value, report, means);
+    match read {
+        LabelsRead::Whole => {}
+        LabelsRead::Unreadable => return None,
+    }
     if let Some(claimed) = labels.insert(METADATA_NAME.to_owned(), name.to_owned())
         && claimed != name
     {
@@ -33,13 +40,13 @@ pub fn namespace(value: &Value, name: &str, report: &mut Report) -> Namespace {
             ),
         );
     }
-    Namespace { labels }
+    Some(Namespace { labels, mode: mode(value, report) })
 }
 
 /// Reads a Node. Host names in its addresses are no addresses and pass silently.
 #[must_use]
 pub fn node(value: &Value, report: &mut Report) -> Node {
-    let labels = metadata_labels(value, report);
+    let (labels, _) = metadata_labels(value, report, "the label counts as absent");
     let empty = Object::new();
     let fields = value.as_object().unwrap_or(&empty);
     let status = object(fields, "status", Path::ROOT, report, "it counts as empty").is().unwrap_or(&empty);
@@ -110,9 +117,9 @@ fn service_address(value: &Value, path: Path<'_>, report: &mut Report) -> Option
     read
 }
 
-fn metadata_labels(value: &Value, report: &mut Report) -> Labels {
+fn metadata_labels(value: &Value, report: &mut Report, else_what: &str) -> (Labels, LabelsRead) {
     match value.get("metadata") {
-        Some(Value::Object(metadata)) => labels(metadata, Path::ROOT.field("metadata"), report),
-        Some(_) | None => Labels::new(),
+        Some(Value::Object(metadata)) => labels(metadata, Path::ROOT.field("metadata"), report, else_what),
+        Some(_) | None => (Labels::new(), LabelsRead::Whole),
     }
 }

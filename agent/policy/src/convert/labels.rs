@@ -3,17 +3,26 @@
 use serde_json::Value;
 
 use super::report::{Path, Report, quoted};
-use super::value::{Object, object, what_is, wrong_type};
-use crate::model::Labels;
+use super::value::{Object, Read, object, what_is, wrong_type};
+use crate::model::{Labels, LabelsRead};
 
-/// Reads `labels` of a `metadata`; `path` leads to the metadata. Values that are not strings are no labels in
-/// Kubernetes: a number or boolean counts as its text, with a warning, anything else is left out.
-pub(crate) fn labels(metadata: &Object, path: Path<'_>, report: &mut Report) -> Labels {
-    let Some(entries) = object(metadata, "labels", path, report, "it counts as having no labels").is() else {
-        return Labels::new();
+/// Reads `labels` of a `metadata`; `path` leads to the metadata, `else_what` says what follows from labels that
+/// cannot be read. Values that are not strings are no labels in Kubernetes: a number or boolean counts as its
+/// text, with a warning; a list or mapping says nothing, and then nobody knows what selects the object.
+pub(crate) fn labels(
+    metadata: &Object,
+    path: Path<'_>,
+    report: &mut Report,
+    else_what: &str,
+) -> (Labels, LabelsRead) {
+    let entries = match object(metadata, "labels", path, report, else_what) {
+        Read::Absent => return (Labels::new(), LabelsRead::Whole),
+        Read::WrongType => return (Labels::new(), LabelsRead::Unreadable),
+        Read::Is(entries) => entries,
     };
     let path = path.field("labels");
     let mut labels = Labels::new();
+    let mut read = LabelsRead::Whole;
     for (key, value) in entries {
         let text = match value {
             Value::String(text) => text.clone(),
@@ -31,11 +40,12 @@ pub(crate) fn labels(metadata: &Object, path: Path<'_>, report: &mut Report) -> 
                 continue;
             }
             Value::Array(_) | Value::Object(_) => {
-                wrong_type(value, "a string", path.field(key), report, "the label is left out");
+                wrong_type(value, "a string", path.field(key), report, else_what);
+                read = LabelsRead::Unreadable;
                 continue;
             }
         };
         labels.insert(key.clone(), text);
     }
-    labels
+    (labels, read)
 }

@@ -11,9 +11,11 @@ use super::labels::labels;
 use super::ports::{port_number, protocol};
 use super::report::{Path, Report, quoted};
 use super::value::{Object, Read, entry, field, list, object, text, what_is, wrong_type};
-use crate::model::{Labels, ObjectKey, Phase, Pod, PodNetwork};
+use crate::model::{Labels, LabelsRead, ObjectKey, Phase, Pod, PodNetwork};
 
 const NO_PORT: &str = "the port is left out";
+/// What follows from labels that cannot be read.
+const CLOSED: &str = "the pod is isolated both ways and no selector matches it";
 
 /// Reads a Pod. It has the addresses that its status shows, if any.
 #[must_use]
@@ -36,16 +38,17 @@ pub fn pod(value: &Value, key: &ObjectKey, report: &mut Report) -> Pod {
 pub(crate) fn from_template(template: &Object, key: &ObjectKey, path: Path<'_>, report: &mut Report) -> Pod {
     let no_fields = Object::new();
     let means = "it counts as empty";
-    let labels = match field(template, "metadata") {
-        Some(Value::Object(metadata)) => labels(metadata, path.field("metadata"), report),
-        // A wrong type has been reported with the name that is missing for it.
-        Some(_) | None => Labels::new(),
+    let (labels, labels_read) = match object(template, "metadata", path, report, CLOSED) {
+        Read::Is(metadata) => labels(metadata, path.field("metadata"), report, CLOSED),
+        Read::Absent => (Labels::new(), LabelsRead::Whole),
+        Read::WrongType => (Labels::new(), LabelsRead::Unreadable),
     };
     let spec = object(template, "spec", path, report, means).is().unwrap_or(&no_fields);
     let spec_path = path.field("spec");
     let mut pod = Pod {
         uid: format!("manifest:{key}"),
         labels,
+        labels_read,
         addresses: Vec::new(),
         node: text(spec, "nodeName", spec_path, report, "the pod counts as unscheduled")
             .is()

@@ -6,7 +6,7 @@ use std::fmt;
 use serde_json::Value;
 
 use super::ParsedFile;
-use crate::convert::{Object, Path, Report, field, what_is};
+use crate::convert::{Object, Path, Report, field, printable, what_is};
 use crate::model::{ObjectKey, Problem, Severity};
 
 /// The namespace of an object that names none.
@@ -18,6 +18,16 @@ const FOREIGN_POLICY_GROUPS: [&str; 3] = ["projectcalico.org", "crd.projectcalic
 
 /// What the version that is understood of NetworkPolicy is called.
 const NETWORK_POLICY_VERSION: &str = "networking.k8s.io/v1";
+
+/// The kinds of the network-policy-api.
+const CLUSTER_POLICIES: [&str; 3] =
+    ["ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"];
+
+/// The most letters that make one kind another's misspelling.
+const NEAR_EDITS: usize = 2;
+
+/// The shortest kind that is looked for by its letters.
+const NEAR_LENGTH: usize = 9;
 
 /// The kinds that this module reads. Cluster-scoped ones have an empty namespace in their key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,6 +81,23 @@ impl Workload {
 }
 
 impl Kind {
+    const ALL: [Self; 11] = {
+        let [a, b, c, d, e, f] = Workload::ALL;
+        [
+            Self::Namespace,
+            Self::Node,
+            Self::Pod,
+            Self::Service,
+            Self::NetworkPolicy,
+            Self::Workload(a),
+            Self::Workload(b),
+            Self::Workload(c),
+            Self::Workload(d),
+            Self::Workload(e),
+            Self::Workload(f),
+        ]
+    };
+
     /// The kind that a manifest means, `None` if it is none of ours. An absent apiVersion is taken for the
     /// right one.
     fn of(kind: &str, group: Option<&str>) -> Option<Self> {
@@ -135,21 +162,29 @@ impl Found<'_> {
     pub(super) fn report(&self, kind: Kind, key: &ObjectKey) -> Report {
         Report::new(&object_name(kind, key), Some(&self.location))
     }
+
+    /// Its name and place, as problems show them.
+    pub(super) fn place(&self, kind: Kind, key: &ObjectKey) -> (String, String) {
+        (printable(&object_name(kind, key)), printable(&self.location))
+    }
 }
 
 /// The objects of a directory, each once.
 pub(super) type Objects<'a> = BTreeMap<(Kind, ObjectKey), Found<'a>>;
 
 /// What a directory holds.
+#[derive(Default)]
 pub(super) struct Collected<'a> {
     pub(super) objects: Objects<'a>,
     pub(super) cluster_policies: Vec<String>,
+    /// Files with an object that is left out though it may be a policy or a pod.
+    pub(super) incomplete: BTreeSet<String>,
 }
 
 /// Collects the objects of files in their order; of two of the same kind, namespace and name the later wins.
 pub(super) fn collect<'a>(files: &'a [ParsedFile], problems: &mut Vec<Problem>) -> Collected<'a> {
     let mut collector = Collector {
-        collected: Collected { objects: BTreeMap::new(), cluster_policies: Vec::new() },
+        collected: Collected::default(),
         unnamed: BTreeMap::new(),
         noted: BTreeSet::new(),
         problems,
@@ -245,9 +280,7 @@ impl<'a> Collector<'a, '_> {
         if is_cluster_policy(kind, group) {
             let name = field(fields, "metadata").and_then(|m| m.get("name")).and_then(Value::as_str);
             let name = name.unwrap_or("(no name)");
-            self.collected
-                .cluster_policies
-                .push(crate::convert::printable(&format!("{name} ({})", at.location())));
+            self.collected.cluster_policies.push(printable(&format!("{name} ({})", at.location())));
             return;
         }
         let Some(kind) = Kind::of(kind, group) else {
@@ -279,11 +312,27 @@ impl<'a> Collector<'a, '_> {
         self.collected.objects.insert((kind, key), found);
     }
 
-    /// The object's key; `None` if it counts for nothing without a name.
+    /// The object's key; `None` if it counts for nothing without a name, or has no readable namespace.
     fn key(&mut self, kind: Kind, fields: &Object, at: At<'_>) -> Option<ObjectKey> {
         let no_metadata = Object::new();
-        let metadata = fields.get("metadata").and_then(Value::as_object).unwrap_or(&no_metadata);
+        let metadata_path = Path::ROOT.field("metadata");
+        let metadata = match field(fields, "metadata") {
+            None => &no_metadata,
+            Some(Value::Object(metadata)) => metadata,
+            Some(other) => {
+                self.left_out(other, "a mapping", kind, metadata_path, at);
+                return None;
+            }
+        };
         let namespace = if kind.is_namespaced() {
+            match field(metadata, "namespace") {
+                // In `default` it would close pods that it does not mean, and open those that it does.
+                Some(other @ (Value::Array(_) | Value::Object(_))) => {
+                    self.left_out(other, "a string", kind, metadata_path.field("namespace"), at);
+                    return None;
+                }
+                Some(_) | None => {}
+            }
             self.identifier(metadata, "namespace", kind, at).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
         } else {
             String::new()
@@ -291,7 +340,6 @@ impl<'a> Collector<'a, '_> {
         if let Some(name) = self.identifier(metadata, "name", kind, at) {
             return Some(ObjectKey { namespace, name });
         }
-        let metadata_path = Path::ROOT.field("metadata");
         if !kind.counts_without_name() {
             let message = "is missing; the object is skipped, give it a name";
             self.report(at, kind.name(), metadata_path.field("name"), Severity::Error, message);
@@ -304,6 +352,18 @@ impl<'a> Collector<'a, '_> {
         let message = format!("is missing; the object counts as {name}, give it a name");
         self.report(at, kind.name(), metadata_path.field("name"), Severity::Error, &message);
         Some(ObjectKey { namespace, name })
+    }
+
+    /// Reports an object of which nobody knows which one it is. It is treated like an unreadable file: what its
+    /// file said last counts, where that is known.
+    fn left_out(&mut self, value: &Value, wanted: &str, kind: Kind, path: Path<'_>, at: At<'_>) {
+        let message = format!(
+            "is {} and must be {wanted}: nobody knows which object this is, so it is left out, and an agent keeps \
+             what the whole file said last; write {wanted}",
+            what_is(value)
+        );
+        self.collected.incomplete.insert(at.file.to_owned());
+        self.report(at, kind.name(), path, Severity::Error, &message);
     }
 
     /// A name or namespace; one that was written as a number or boolean counts as its text.
@@ -332,6 +392,9 @@ impl<'a> Collector<'a, '_> {
             return;
         }
         let full = api_version.map_or_else(|| kind.to_owned(), |version| format!("{kind} of {version}"));
+        if let Some(meant) = near_miss(kind, group) {
+            return self.misspelt(&full, meant, at);
+        }
         if !self.noted.insert(full.clone()) {
             return;
         }
@@ -344,6 +407,18 @@ impl<'a> Collector<'a, '_> {
         }
     }
 
+    /// A policy that nobody reads opens what it should isolate, so an agent keeps what its file said last.
+    fn misspelt(&mut self, full: &str, meant: &str, at: At<'_>) {
+        let what_follows = if is_policy(meant) {
+            self.collected.incomplete.insert(at.file.to_owned());
+            "the policy is not read, and an agent keeps what the whole file said last"
+        } else {
+            "the object is skipped"
+        };
+        let message = format!("is no kind of Kubernetes: {what_follows}; write {meant} if that is meant");
+        self.report(at, full, Path::ROOT.field("kind"), Severity::Error, &message);
+    }
+
     fn report(&mut self, at: At<'_>, object: &str, path: Path<'_>, severity: Severity, message: &str) {
         let mut report = at.report(object);
         report.push(severity, path, message);
@@ -351,10 +426,51 @@ impl<'a> Collector<'a, '_> {
     }
 }
 
+/// The kind of ours that somebody may have meant who wrote another, in this group.
+fn near_miss(kind: &str, group: Option<&str>) -> Option<&'static str> {
+    let ours = Kind::ALL.into_iter().map(Kind::name).filter(|name| Kind::of(name, group).is_some());
+    let cluster = CLUSTER_POLICIES.into_iter().filter(|name| is_cluster_policy(name, group));
+    ours.chain(cluster).find(|name| is_near(kind, name))
+}
+
+/// Whether one word is the other misspelt: in another case, in plural, or, where it is long enough that real
+/// kinds do not lie that close, with up to [`NEAR_EDITS`] letters wrong.
+fn is_near(written: &str, name: &str) -> bool {
+    let (written, name) = (written.to_ascii_lowercase(), name.to_ascii_lowercase());
+    let plural = name.strip_suffix('y').map_or_else(|| format!("{name}s"), |stem| format!("{stem}ies"));
+    if written == name || written == plural {
+        return true;
+    }
+    name.len() >= NEAR_LENGTH && written.len() <= name.len() + NEAR_EDITS && {
+        edits(written.as_bytes(), name.as_bytes()) <= NEAR_EDITS
+    }
+}
+
+/// The Levenshtein distance of two short words.
+fn edits(one: &[u8], other: &[u8]) -> usize {
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (above, a) in (1..).zip(one) {
+        let mut diagonal = row.first().copied().unwrap_or_default();
+        let mut left = above;
+        if let Some(first) = row.first_mut() {
+            *first = above;
+        }
+        for (place, b) in row.iter_mut().skip(1).zip(other) {
+            let replaced = diagonal + usize::from(a != b);
+            diagonal = *place;
+            *place = replaced.min(diagonal + 1).min(left + 1);
+            left = *place;
+        }
+    }
+    row.last().copied().unwrap_or_default()
+}
+
+fn is_policy(kind: &str) -> bool {
+    kind == Kind::NetworkPolicy.name() || CLUSTER_POLICIES.contains(&kind)
+}
+
 fn is_cluster_policy(kind: &str, group: Option<&str>) -> bool {
-    let is_kind =
-        ["ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"].contains(&kind);
-    is_kind && group.is_none_or(|group| group == "policy.networking.k8s.io")
+    CLUSTER_POLICIES.contains(&kind) && group.is_none_or(|group| group == "policy.networking.k8s.io")
 }
 
 fn object_name(kind: Kind, key: &ObjectKey) -> String {

@@ -1,6 +1,7 @@
 //! Tests of whole directories. Given files, when they are loaded, then the cluster holds what they mean.
 
 mod addresses;
+mod closing;
 mod collecting;
 mod seeds;
 mod text;

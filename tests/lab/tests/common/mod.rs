@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use portcullis_lab::netns::Netns;
-use portcullis_policy::model::{Cluster, ObjectKey, Phase, Pod, PodNetwork, Protocol};
+use portcullis_policy::model::{Cluster, LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Protocol};
 
 /// False, with a word, where the test cannot run; in CI that is a failure.
 pub(crate) fn is_root(test: &str) -> bool {
@@ -23,6 +23,7 @@ pub(crate) fn pod(addresses: &[&str]) -> Pod {
     Pod {
         uid: String::new(),
         labels: BTreeMap::new(),
+        labels_read: LabelsRead::Whole,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
         node: None,
         network: PodNetwork::Own,

@@ -12,7 +12,7 @@ fn s15_a_namespace_always_carries_its_name() {
         [json!({}), json!({"metadata": {"labels": {(METADATA_NAME): "real"}}}), json!({"metadata": 5})]
     {
         let mut report = Report::new("Namespace real", None);
-        let namespace = namespace(&object, "real", &mut report);
+        let namespace = namespace(&object, "real", &mut report).expect("its labels can be read");
         assert_eq!(namespace.labels[METADATA_NAME], "real");
         assert_fine(&report.into_problems());
     }
@@ -22,11 +22,21 @@ fn s15_a_namespace_always_carries_its_name() {
 fn t13_a_namespace_cannot_claim_another_name() {
     let mut report = Report::new("Namespace real", None);
     let object = json!({"metadata": {"labels": {(METADATA_NAME): "kube-system", "a": "b"}}});
-    let namespace = namespace(&object, "real", &mut report);
+    let namespace = namespace(&object, "real", &mut report).expect("its labels can be read");
     assert_eq!(namespace.labels[METADATA_NAME], "real");
     assert_eq!(namespace.labels["a"], "b");
     let field = format!("metadata.labels.{METADATA_NAME}");
     assert_problem(&report.into_problems(), Severity::Warning, &field, "not the namespace's name");
+}
+
+#[test]
+fn s34_a_namespace_whose_labels_cannot_be_read_is_none() {
+    for labels in [json!("x"), json!([]), json!({"team": ["a"]})] {
+        let mut report = Report::new("Namespace n", None);
+        assert_eq!(namespace(&json!({"metadata": {"labels": labels}}), "n", &mut report), None);
+        let problems = report.into_problems();
+        assert!(problems.iter().any(|p| p.message.contains("undeclared")), "{problems:#?}");
+    }
 }
 
 #[test]

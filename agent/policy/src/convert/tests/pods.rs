@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{assert_error, assert_fine, assert_problem};
 use crate::convert::{Report, pod};
-use crate::model::{ObjectKey, Phase, Pod, PodNetwork, Problem, Protocol, Severity};
+use crate::model::{LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Problem, Protocol, Severity};
 
 fn read(object: &Value) -> (Pod, Vec<Problem>) {
     let mut report = Report::new("Pod ns/p", None);
@@ -166,15 +166,28 @@ fn container_ports_that_cannot_be_read_are_left_out() {
 
 #[test]
 fn labels_that_are_no_strings_compare_as_their_text() {
-    let (pod, problems) =
-        read(&json!({"metadata": {"labels": {"b": true, "n": 1.5, "z": null, "l": [], "s": "on"}}}));
+    let (pod, problems) = read(&json!({"metadata": {"labels": {"b": true, "n": 1.5, "z": null, "s": "on"}}}));
     let labels: Vec<_> = pod.labels.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(labels, [("b", "true"), ("n", "1.5"), ("s", "on")]);
     assert_problem(&problems, Severity::Warning, "metadata.labels.b", "compares as \"true\"");
     assert_problem(&problems, Severity::Warning, "metadata.labels.n", "compares as \"1.5\"");
     assert_problem(&problems, Severity::Warning, "metadata.labels.z", "absent");
-    assert_error(&problems, "metadata.labels.l", "left out");
-    let (pod, problems) = read(&json!({"metadata": {"labels": "x"}}));
-    assert!(pod.labels.is_empty());
-    assert_error(&problems, "metadata.labels", "no labels");
+    assert_eq!(pod.labels_read, LabelsRead::Whole);
+}
+
+#[test]
+fn labels_that_cannot_be_read_close_the_pod() {
+    for (metadata, field) in [
+        (json!({"labels": "x"}), "metadata.labels"),
+        (json!({"labels": [{"app": "web"}]}), "metadata.labels"),
+        (json!({"labels": {"app": "web", "l": []}}), "metadata.labels.l"),
+        (json!({"labels": {"app": {"x": "y"}}}), "metadata.labels.app"),
+        (json!("x"), "metadata"),
+    ] {
+        let (pod, problems) = read(&json!({"metadata": metadata}));
+        assert_eq!(pod.labels_read, LabelsRead::Unreadable, "{metadata}");
+        assert_error(&problems, field, "isolated both ways");
+    }
+    let (pod, _) = read(&json!({"metadata": {"labels": null}}));
+    assert_eq!(pod.labels_read, LabelsRead::Whole);
 }

@@ -167,9 +167,82 @@ fn names_of_a_wrong_type_count_as_their_text() {
     let loaded = load_yaml("apiVersion: v1\nkind: Pod\nmetadata: {name: 5, namespace: true}");
     assert_eq!(pod_names(&loaded), ["true/5"]);
     assert_problem(&loaded, Severity::Warning, "Pod", "metadata.namespace");
-    let loaded = load_yaml("apiVersion: v1\nkind: Pod\nmetadata: {name: a, namespace: [x]}");
-    assert_eq!(pod_names(&loaded), ["default/a"]);
-    assert_problem(&loaded, Severity::Error, "Pod", "metadata.namespace");
+}
+
+#[test]
+fn an_object_without_a_readable_namespace_is_nowhere() {
+    for (metadata, field) in [
+        ("{name: a, namespace: [x]}", "metadata.namespace"),
+        ("{name: a, namespace: {x: y}}", "metadata.namespace"),
+        ("[x]", "metadata"),
+        ("x", "metadata"),
+    ] {
+        for (version, kind) in
+            [("v1", "Pod"), ("networking.k8s.io/v1", "NetworkPolicy"), ("apps/v1", "Deployment")]
+        {
+            let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {metadata}\nspec: {{}}\n");
+            let loaded = load_yaml(&text);
+            assert_eq!(loaded.cluster, crate::model::Cluster::default(), "{kind} {metadata}");
+            let problem = assert_problem(&loaded, Severity::Error, kind, "left out");
+            assert_eq!((problem.field.as_str(), problem.location.as_deref()), (field, Some("f.yaml:1")));
+            assert_eq!(loaded.incomplete_files, ["f.yaml"]);
+        }
+    }
+}
+
+#[test]
+fn a_misspelt_kind_is_an_error_with_the_kind_that_is_meant() {
+    let cases = [
+        ("networking.k8s.io/v1", "NetworkPolcy", "NetworkPolicy"),
+        ("networking.k8s.io/v1", "networkpolicy", "NetworkPolicy"),
+        ("networking.k8s.io/v1", "NetworkPolicies", "NetworkPolicy"),
+        ("extensions/v1beta1", "Networkpolicy", "NetworkPolicy"),
+        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolcy", "ClusterNetworkPolicy"),
+        ("v1", "pod", "Pod"),
+        ("v1", "Namespaces", "Namespace"),
+        ("v1", "Namespcae", "Namespace"),
+        ("apps/v1", "Deploymnet", "Deployment"),
+        ("batch/v1", "Cronjob", "CronJob"),
+    ];
+    for (version, kind, meant) in cases {
+        let loaded = load_yaml(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"));
+        let object = format!("{kind} of {version}");
+        assert_problem(&loaded, Severity::Error, &object, &format!("write {meant} if"));
+        assert_eq!(!loaded.incomplete_files.is_empty(), meant.ends_with("Policy"), "{kind}");
+    }
+}
+
+#[test]
+fn real_kinds_beside_ours_are_no_misspellings() {
+    let cases = [
+        ("v1", "Secret"),
+        ("v1", "ServiceAccount"),
+        ("v1", "PodTemplate"),
+        ("v1", "Binding"),
+        ("networking.k8s.io/v1", "Ingress"),
+        ("apps/v1", "ControllerRevision"),
+        ("cilium.io/v2", "CiliumNetworkPolicy"),
+        ("projectcalico.org/v3", "GlobalNetworkPolicy"),
+        ("projectcalico.org/v3", "networkpolicy"),
+        ("example.com/v1", "Deploymnet"),
+        ("karpenter.sh/v1", "NodePool"),
+    ];
+    for (version, kind) in cases {
+        let loaded = load_yaml(&format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: a}}\n"));
+        assert_problem(&loaded, Severity::Note, &format!("{kind} of {version}"), "skipped");
+        assert!(loaded.incomplete_files.is_empty(), "{kind}");
+    }
+}
+
+#[test]
+fn s34_a_namespace_with_unreadable_labels_is_undeclared_and_reported_once() {
+    let loaded = load_yaml(
+        "apiVersion: v1\nkind: Namespace\nmetadata: {name: x, labels: [a]}\n---\n\
+         apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: x}\n",
+    );
+    assert!(loaded.cluster.namespaces.is_empty());
+    assert_problem(&loaded, Severity::Error, "Namespace x", "counts as undeclared");
+    assert_eq!(loaded.problems.len(), 1);
 }
 
 #[test]

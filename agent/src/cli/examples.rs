@@ -1,0 +1,56 @@
+//! What each verb's `--help` ends with: commands as somebody would type them.
+
+use crate::verbs;
+
+pub(super) const AGENT: &str = "\
+Examples:
+  portcullis agent --source manifests/
+  portcullis agent --source manifests/ --hook clsact --node-name worker-1
+  portcullis agent --config /etc/portcullis/agent.yaml --print-config";
+
+pub(super) const EXPLAIN: &str = "\
+Examples:
+  portcullis explain shop/web-0 shop/db-0 TCP/5432
+  portcullis explain world shop/web-0 TCP/443 -o json
+  portcullis explain -n shop web-0 db-0 TCP/5432 --source manifests/";
+
+pub(super) const MATRIX: &str = "\
+Examples:
+  portcullis matrix TCP/80 UDP/53
+  portcullis matrix --source manifests/ -o json
+  portcullis matrix TCP/443 --kernel --family ipv6";
+
+pub(super) const OBSERVE: &str = "\
+Examples:
+  portcullis observe
+  portcullis observe -o json --count 100";
+
+pub(super) const PREFLIGHT: &str = "\
+Examples:
+  portcullis preflight
+  portcullis preflight --hook tcx --bpffs /sys/fs/bpf -o json";
+
+pub(super) const LINT: &str = "\
+Examples:
+  portcullis policies lint manifests/
+  portcullis policies lint manifests/ -o json";
+
+pub(super) const CLEANUP: &str = "\
+Examples:
+  portcullis cleanup
+  portcullis cleanup --run-dir /run/portcullis --bpffs /sys/fs/bpf";
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  portcullis completions bash > /usr/share/bash-completion/completions/portcullis
+  portcullis completions zsh > /usr/share/zsh/site-functions/_portcullis";
+
+pub(super) const MAN: &str = "\
+Examples:
+  portcullis man explain | man -l -
+  portcullis man --out /usr/local/share/man/man1";
+
+/// With every reason that a verdict can have.
+pub(super) fn explain() -> String {
+    format!("{EXPLAIN}\n\n{}", verbs::explain::reasons_help())
+}
