@@ -561,8 +561,8 @@ fn config_of(interface: &Interface, addresses: &[IpAddr]) -> EndpointConfig {
     let mut config = endpoint_config(addresses);
     config.ifindex = interface.index;
     config.link = if interface.arphrd == ARPHRD_ETHER { LINK_ETHERNET } else { LINK_IP };
-    if let Some([a, b, c, d, e, f]) = interface.station {
-        config.mac = [a, b, c, d, e, f, 0, 0];
+    if let (Some(station), Some(place)) = (interface.station, config.mac.first_chunk_mut()) {
+        *place = station;
         config.flags |= ENDPOINT_MAC;
     }
     config
@@ -575,8 +575,7 @@ fn has_one_of(config: &EndpointConfig, addresses: &[IpAddr]) -> bool {
 }
 
 fn held_by(config: &EndpointConfig) -> HeldPort {
-    let [a, b, c, d, e, f, _, _] = config.mac;
-    let station = (config.flags & ENDPOINT_MAC != 0).then_some([a, b, c, d, e, f]);
+    let station = config.mac.first_chunk().copied().filter(|_| config.flags & ENDPOINT_MAC != 0);
     HeldPort { port: config.ifindex, station }
 }
 

@@ -20,8 +20,9 @@ pub enum Origin {
     Forwarded,
     /// The pod's own interface: a packet of the pod, or one that came back to it.
     OwnInterface,
-    /// The pod's own interface, with a MAC address that is not the pod's.
-    ForeignStation,
+    /// Another station than the pod, where its MAC address is known: from its interface a frame that bears another
+    /// one, towards it a frame that is for another one.
+    OtherStation,
     /// The node itself: no device, and a socket (without the socket it can be forged).
     OwnNode,
 }
@@ -241,8 +242,11 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
     if config.flags & ENDPOINT_USED == 0 {
         return Verdict::deny(Reason::UnknownEndpoint);
     }
-    if let Origin::ForeignStation = at.origin {
-        return Verdict::deny(Reason::SpoofedSource);
+    if let Origin::OtherStation = at.origin {
+        return match at.direction {
+            Direction::Egress => Verdict::deny(Reason::SpoofedSource),
+            Direction::Ingress => Verdict { news: News::None, ..Verdict::deny(Reason::OtherStation) },
+        };
     }
     if config.flags & ENDPOINT_QUARANTINED != 0 {
         return quarantined(packet.shape, at.direction);
@@ -393,7 +397,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
                     return Verdict::allow(Reason::SelfTraffic);
                 }
-                (Direction::Ingress, Origin::Forwarded | Origin::OwnNode | Origin::ForeignStation) => {}
+                (Direction::Ingress, Origin::Forwarded | Origin::OwnNode | Origin::OtherStation) => {}
             }
         }
         if let Shape::IcmpError = packet.shape {
@@ -419,7 +423,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             // Multicast and broadcast towards the pod: judged one by one.
             None => match self.at.origin {
                 Origin::OwnNode => Verdict::allow(Reason::OwnNode),
-                Origin::Forwarded | Origin::OwnInterface | Origin::ForeignStation => {
+                Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation => {
                     self.classified(packet, remote).verdict()
                 }
             },
@@ -589,7 +593,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 work.entry.tag |= FLOW_OPENED_INGRESS | FLOW_OWN_NODE;
                 Packed::new(Verdict::allow(Reason::OwnNode))
             }
-            (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface | Origin::ForeignStation) => {
+            (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation) => {
                 work.entry.tag |= FLOW_OPENED_INGRESS;
                 self.classified(&work.packet, &key.remote)
             }

@@ -128,8 +128,7 @@ pub fn link_of(slot: u32) -> u32 {
 #[inline(always)]
 pub fn mac_of(slot: u32) -> Option<[u8; 6]> {
     let config = ENDPOINT_CFG.get(slot).filter(|config| config.flags & ENDPOINT_MAC != 0)?;
-    let [a, b, c, d, e, f, _, _] = config.mac;
-    Some([a, b, c, d, e, f])
+    config.mac.first_chunk().copied()
 }
 
 /// This CPU's place to work. Programs at TC run with softirqs off: none interrupts another on a CPU.

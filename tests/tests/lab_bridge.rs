@@ -13,7 +13,10 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use aya::maps::{Map, MapData, PerCpuArray};
+use nix::sys::signal::Signal;
 use portcullis_agent::bpf::Pins;
+use portcullis_common::event::{Direction, Outcome, Reason, verdict_cell};
 use portcullis_lab::netns::Netns;
 use portcullis_lab::{Ask, Client, Cni, Family, Hook, Probe, ProbeOptions, Target};
 use portcullis_policy::model::{ObjectKey, Protocol};
@@ -167,6 +170,36 @@ fn what_the_bridge_forgets_it_hears_again() {
         assert_eq!(heard_at(&life, &server), [port.clone()].into());
     }
     assert_eq!(cells(&life), ENFORCED);
+}
+
+/// Packets that were dropped because the bridge had copied them to a port that they were not for.
+fn strays(life: &Life) -> u64 {
+    let pin = Pins::new(life.lab.bpffs()).maps().join("verdicts");
+    let map = Map::from_map_data(MapData::from_pin(pin).unwrap()).unwrap();
+    let verdicts = PerCpuArray::<_, [u64; 2]>::try_from(map).unwrap();
+    let cell = verdict_cell(Direction::Ingress, Outcome::Deny, Reason::OtherStation);
+    verdicts.get(&cell, 0).unwrap().iter().map(|[packets, _]| packets).sum()
+}
+
+#[test]
+fn what_a_bridge_floods_reaches_nobody_else() {
+    if !is_root("a lab") {
+        return;
+    }
+    let mut life = bridged();
+    life.start_and_wait();
+    let arrives = |life: &Life| {
+        let probe = [to_server("friend", Protocol::Udp)];
+        life.lab.probe(&probe, &ProbeOptions::default()).unwrap()[0].cell()
+    };
+    assert_eq!(arrives(&life), '.', "from here on the friend knows the server's MAC address");
+    // Nobody makes the bridge hear the server again before the packet; enforcement goes on without the agent.
+    life.lab.kill(Signal::SIGKILL).unwrap();
+    let (server, port) = (mac(&life, "server"), device(&life, "server"));
+    let before = strays(&life);
+    run(life.lab.node(), &format!("bridge fdb del {server} dev {port} master"));
+    assert_eq!(arrives(&life), '.');
+    assert_eq!(strays(&life) - before, 2, "one at the stranger's port, one back at the friend's");
 }
 
 /// T6: a pod that sends with another's MAC address draws none of its traffic away.

@@ -219,7 +219,8 @@ fn to_deny(
             | Reason::ExtensionHeader
             | Reason::UnrelatedError
             | Reason::TablesUnreadable
-            | Reason::UnknownEndpoint => {}
+            | Reason::UnknownEndpoint
+            | Reason::OtherStation => {}
         }
     }
     best.map(|proposal| proposal.edits).ok_or(why)

@@ -14,7 +14,7 @@ use nix::libc;
 use tokio::net::UnixDatagram;
 
 use super::AttachError;
-use super::bridge::{Mac, News};
+use super::neighbours::{Mac, News};
 use super::netlink::{Attributes, Netlink, Request, bytes_at, listen, text, u16_at, u32_at};
 
 /// `struct ifinfomsg` and `struct rtmsg`.
@@ -233,8 +233,8 @@ impl Ways {
         }
         let longest = IpNet::from(address).prefix_len();
         let prefix = |length| IpNet::new(address, length).ok().map(|net| net.trunc());
-        let nets = self.lengths.range(..=longest).rev().filter_map(|length| prefix(*length));
-        nets.filter_map(|net| self.best.get(&net)).next().and_then(|(_, bridge)| *bridge)
+        let mut nets = self.lengths.range(..=longest).rev().filter_map(|length| prefix(*length));
+        nets.find_map(|net| self.best.get(&net)).and_then(|(_, bridge)| *bridge)
     }
 }
 

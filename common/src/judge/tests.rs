@@ -298,8 +298,12 @@ fn a_frame_with_another_mac_address_is_forged_whatever_it_carries() {
     for frame in
         [ethernet(0x0800, &ip(TCP, FROM_POD, &tcp(80, 4000, TCP_SYN))), arp(POD4), ethernet(0x88cc, &[0; 46])]
     {
-        let judged = world.judge_frame(Link::Ethernet, Direction::Egress, Origin::ForeignStation, &frame);
+        let judged = world.judge_frame(Link::Ethernet, Direction::Egress, Origin::OtherStation, &frame);
         denies(judged, Reason::SpoofedSource);
+        // What a bridge floods is not for this pod, and no news.
+        let judged = world.judge_frame(Link::Ethernet, Direction::Ingress, Origin::OtherStation, &frame);
+        denies(judged, Reason::OtherStation);
+        assert_eq!(judged.news, News::None);
     }
     assert_eq!(world.flow_count(), 0);
 }
