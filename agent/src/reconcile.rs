@@ -280,9 +280,9 @@ impl Reconciler {
         }
         let placement = self.bridges.place(&network, &claims)?;
         interfaces.extend(placement.interfaces);
+        let name = |number: usize| keys.get(number).map_or_else(String::new, ToString::to_string);
         for (number, trouble) in &placement.troubles {
-            let name = keys.get(*number).map_or_else(String::new, ToString::to_string);
-            problems.push(pod_problem(&name, trouble.to_string()));
+            problems.push(pod_problem(&name(*number), trouble.tell(name)));
         }
         Ok((interfaces, placement.quarantined))
     }

@@ -21,8 +21,9 @@ use portcullis_lab::netns::Netns;
 use portcullis_lab::{Ask, Client, Cni, Family, Hook, Probe, ProbeOptions, Target};
 use portcullis_policy::model::{ObjectKey, Protocol};
 use portcullis_tests::lifecycle::{Life, PORT, to_server};
-use portcullis_tests::live::Rig;
+use portcullis_tests::live::{Live, Rig, State};
 use portcullis_tests::privilege::is_root;
+use serde_json::json;
 
 /// How long the agent may take to see what netlink tells, on a loaded machine.
 const SOON: Duration = Duration::from_secs(5);
@@ -163,7 +164,8 @@ fn what_the_bridge_forgets_it_hears_again() {
     life.start_and_wait();
     let (server, port) = (mac(&life, "server"), device(&life, "server"));
     for round in 0..5 {
-        wait_until("the server is heard", || !heard_at(&life, &server).is_empty());
+        // The agent has seen the last round's end.
+        sleep(Duration::from_millis(200));
         run(life.lab.node(), &format!("bridge fdb del {server} dev {port} master"));
         let took = wait_until("the server is heard again", || !heard_at(&life, &server).is_empty());
         println!("round {round}: heard again after {took:?}");
@@ -244,6 +246,70 @@ fn a_forged_neighbour_delays_and_opens_nothing() {
     assert_eq!(cells(&life).chars().nth(1), Some('X'), "the stranger reached the server");
     let took = wait_until("the policy is in force", || cells(&life) == ENFORCED);
     println!("in force after {took:?}");
+}
+
+/// While it is not clear who is at which port nothing passes but what can make it clear, over a restart too.
+#[test]
+fn what_stays_unclear_stays_closed() {
+    if !is_root("a lab") {
+        return;
+    }
+    let mut life = bridged();
+    // Set by an administrator: the agent leaves it as it is.
+    let lie = format!("{FRIEND} lladdr {} dev cni0 nud permanent", mac(&life, "server"));
+    run(life.lab.node(), &format!("ip neigh replace {lie}"));
+    life.start_and_wait();
+    assert_eq!(cells(&life), "XXXXX");
+    let log = fs::read_to_string(life.lab.agent_log()).unwrap();
+    assert!(log.contains("Pod life/friend status.podIPs: answers at pcl"), "{log}");
+    life.lab.kill(Signal::SIGKILL).unwrap();
+    // What was closed by the first agent can tell the second whose it is.
+    run(life.lab.node(), &format!("ip neigh del {FRIEND} dev cni0"));
+    for name in ["server", "friend"] {
+        run(
+            life.lab.node(),
+            &format!("bridge fdb del {} dev {} master", mac(&life, name), device(&life, name)),
+        );
+    }
+    life.start_and_wait();
+    wait_until("the policy is in force", || cells(&life) == ENFORCED);
+}
+
+/// The kernel resets what comes to a closed port by a packet without a socket, in IPv6: it passes as an answer.
+#[test]
+fn a_reset_that_the_kernel_makes_is_an_answer() {
+    if !is_root("a lab") {
+        return;
+    }
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "life", "name": "caller"},
+        "spec": {"containers": [{"name": "c"}]},
+        "status": {"podIPs": [{"ip": "10.77.0.9"}, {"ip": "fd77::9"}]},
+    });
+    let closed = json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "life", "name": "caller"},
+        "spec": {
+            "podSelector": {}, "policyTypes": ["Ingress", "Egress"],
+            "egress": [{"ports": [{"port": 9}]}],
+        },
+    });
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "life"}});
+    let state = State::of_objects(&[namespace, pod, closed]);
+    let live = Live::up(&state, Vec::new(), Rig { hook: Hook::Auto, cni: Cni::Bridge });
+    let probe = |family, port| Probe {
+        from: Client::Pod(ObjectKey::new("life", "caller")),
+        to: Target::Node(family),
+        ask: Ask::Port(Protocol::Tcp, port),
+    };
+    let probes: Vec<Probe> =
+        [Family::Ipv4, Family::Ipv6].into_iter().flat_map(|f| [probe(f, 9), probe(f, 10)]).collect();
+    let outcomes = live.lab().probe(&probes, &ProbeOptions::default()).unwrap();
+    assert_eq!(
+        outcomes.iter().map(portcullis_lab::Outcome::cell).collect::<String>(),
+        ".X.X",
+        "{outcomes:?}"
+    );
 }
 
 /// Another veth pair, another MAC address, the same pod and address.

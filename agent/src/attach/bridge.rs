@@ -8,7 +8,6 @@
 //! frames can be forged: an address keeps the port that it was given for as long as port and claim live.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::thread::sleep;
@@ -64,6 +63,30 @@ pub enum Trouble {
         /// The other claim.
         with: usize,
     },
+}
+
+impl Trouble {
+    /// What is wrong and what to do, where claims are those of pods with these names.
+    pub fn tell(&self, name: impl Fn(usize) -> String) -> String {
+        let look = "look for a pod that forges ARP or MAC addresses, and drop NET_RAW from it";
+        match self {
+            Self::Moved { held, answers } => {
+                format!("answers at {answers}, and {held} is still there: it stays at {held}; {look}")
+            }
+            Self::Taken { port, by } => {
+                let by = name(*by);
+                format!(
+                    "answers at {port}, which is Pod {by}'s: it is not found, and ports of nobody are closed; {look}"
+                )
+            }
+            Self::Shared { port, with } => {
+                let with = name(*with);
+                format!(
+                    "answers at {port}, and so does Pod {with}: neither is found, and ports of nobody are closed; {look}"
+                )
+            }
+        }
+    }
 }
 
 /// Which ports lead to what is claimed.
@@ -310,18 +333,6 @@ impl Interface {
 
     fn behind_bridge(&self, station: Option<Mac>) -> Self {
         Self { lead: Lead::Bridge, station, ..self.clone() }
-    }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Moved { held, answers } => {
-                write!(f, "answers at {answers} too, and {held} is still there: it stays at {held}")
-            }
-            Self::Taken { port, .. } => write!(f, "answers at {port}, which is another pod's"),
-            Self::Shared { port, .. } => write!(f, "answers at {port}, as another pod does"),
-        }
     }
 }
 
