@@ -442,7 +442,7 @@ impl Agent {
                 .with_context(|| self.ready.display().to_string())?;
         }
         // What could not be placed may find what settling frees.
-        self.reconciler.settle(&self.cluster)?;
+        self.reconciler.settle()?;
         anyhow::ensure!(complete, "not every pod could be placed and attached to");
         Ok(())
     }

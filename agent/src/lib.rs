@@ -15,5 +15,6 @@ mod refused;
 #[cfg(test)]
 mod scratch;
 pub mod source;
+pub mod tables;
 pub mod verbs;
 pub mod world;

@@ -256,8 +256,8 @@ fn what_stays_unclear_stays_closed() {
     }
     let mut life = bridged();
     // Set by an administrator: the agent leaves it as it is.
-    let lie = format!("{FRIEND} lladdr {} dev cni0 nud permanent", mac(&life, "server"));
-    run(life.lab.node(), &format!("ip neigh replace {lie}"));
+    let forged = format!("{FRIEND} lladdr {} dev cni0 nud permanent", mac(&life, "server"));
+    run(life.lab.node(), &format!("ip neigh replace {forged}"));
     life.start_and_wait();
     assert_eq!(cells(&life), "XXXXX");
     let log = fs::read_to_string(life.lab.agent_log()).unwrap();
