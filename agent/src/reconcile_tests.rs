@@ -92,14 +92,20 @@ fn pods(names: &[&str]) -> Vec<Value> {
     [namespace].into_iter().chain(pods).collect()
 }
 
+/// A policy whose number of rules differs with the port too, so that every table does.
 fn policy(port: u16, block: &str) -> Value {
+    let rule = |port| {
+        let pods = json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["b", "c"]}]});
+        json!({
+            "from": [{"ipBlock": {"cidr": block}}, {"podSelector": pods}],
+            "ports": [{"port": port}],
+        })
+    };
+    let rules: Vec<Value> = (80..=port).map(rule).collect();
     json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
         "metadata": {"namespace": "shop", "name": "p"},
-        "spec": {"podSelector": {}, "ingress": [{
-            "from": [{"ipBlock": {"cidr": block}}, {"podSelector": {"matchLabels": {"app": "b"}}}],
-            "ports": [{"port": port}],
-        }]},
+        "spec": {"podSelector": {}, "ingress": rules},
     })
 }
 
@@ -109,7 +115,7 @@ fn t17_a_write_that_fails_leaves_what_is_in_force_and_closes_new_pods_until_it_s
         return;
     }
     Node::run(|node| {
-        let state = |names: &[&str], port, block| {
+        let state = |names: &[&str], port, block: &str| {
             let mut manifests = pods(names);
             manifests.push(policy(port, block));
             cluster(&manifests)
