@@ -181,7 +181,7 @@ impl Show {
             .filter(shown)
             .map(|entry| {
                 let mut line = String::new();
-                self.write(&mut line, "", &self.named(entry));
+                put(&mut line, "", &self.named(entry));
                 line
             })
             .collect();
@@ -235,51 +235,51 @@ impl Show {
         let value = self.named(&Value::Fields(fields));
         Value::Fields(vec![("cpu".to_owned(), Value::Text("CPU".to_owned())), ("value".to_owned(), value)])
     }
+}
 
-    fn write(&self, out: &mut String, indent: &str, value: &Value) {
-        match value {
-            Value::Number(number) => write!(out, "{number}").expect("text can be written"),
-            Value::Text(word) => out.push_str(word),
-            Value::Bool(value) => write!(out, "{value}").expect("text can be written"),
-            Value::List(list) if list.iter().all(|one| one.number().is_some()) => {
-                let used = list.iter().rposition(|one| !one.is_zero()).map_or(0, |last| last + 1);
-                // What fills up names; addresses are shown whole.
-                let cut = if list.len() > 16 { (used + 1).min(list.len()) } else { list.len() };
-                let mut words: Vec<String> =
-                    list.iter().take(cut).filter_map(Value::number).map(|n| n.to_string()).collect();
-                if cut < list.len() {
-                    words.push("...".to_owned());
-                }
-                write!(out, "[{}]", words.join(",")).expect("text can be written");
+fn put(out: &mut String, indent: &str, value: &Value) {
+    match value {
+        Value::Number(number) => write!(out, "{number}").expect("text can be written"),
+        Value::Text(word) => out.push_str(word),
+        Value::Bool(value) => write!(out, "{value}").expect("text can be written"),
+        Value::List(list) if list.iter().all(|one| one.number().is_some()) => {
+            let used = list.iter().rposition(|one| !one.is_zero()).map_or(0, |last| last + 1);
+            // What fills up names; addresses are shown whole.
+            let cut = if list.len() > 16 { (used + 1).min(list.len()) } else { list.len() };
+            let mut words: Vec<String> =
+                list.iter().take(cut).filter_map(Value::number).map(|n| n.to_string()).collect();
+            if cut < list.len() {
+                words.push("...".to_owned());
             }
-            Value::List(list) => {
-                out.push_str("[ ");
-                for (index, one) in list.iter().enumerate() {
-                    if index > 0 {
-                        write!(out, ",\n  {indent}  ").expect("text can be written");
+            write!(out, "[{}]", words.join(",")).expect("text can be written");
+        }
+        Value::List(list) => {
+            out.push_str("[ ");
+            for (index, one) in list.iter().enumerate() {
+                if index > 0 {
+                    write!(out, ",\n  {indent}  ").expect("text can be written");
+                }
+                put(out, &format!("{indent}  "), one);
+            }
+            out.push_str(" ]");
+        }
+        Value::Fields(fields) => {
+            out.push_str("{ ");
+            for (index, (name, one)) in fields.iter().enumerate() {
+                if index > 0 {
+                    let breaks = matches!(name.as_str(), "value" | "addrs" | "name" | "policy_kind")
+                        && matches!(one, Value::Fields(_) | Value::List(_) | Value::Number(_))
+                        && long(fields);
+                    if breaks {
+                        write!(out, ",\n  {indent}").expect("text can be written");
+                    } else {
+                        out.push_str(", ");
                     }
-                    self.write(out, &format!("{indent}  "), one);
                 }
-                out.push_str(" ]");
+                write!(out, "\"{name}\": ").expect("text can be written");
+                put(out, indent, one);
             }
-            Value::Fields(fields) => {
-                out.push_str("{ ");
-                for (index, (name, one)) in fields.iter().enumerate() {
-                    if index > 0 {
-                        let breaks = matches!(name.as_str(), "value" | "addrs" | "name" | "policy_kind")
-                            && matches!(one, Value::Fields(_) | Value::List(_) | Value::Number(_))
-                            && long(fields);
-                        if breaks {
-                            write!(out, ",\n  {indent}").expect("text can be written");
-                        } else {
-                            out.push_str(", ");
-                        }
-                    }
-                    write!(out, "\"{name}\": ").expect("text can be written");
-                    self.write(out, indent, one);
-                }
-                out.push_str(" }");
-            }
+            out.push_str(" }");
         }
     }
 }

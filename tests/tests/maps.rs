@@ -84,7 +84,7 @@ impl Document {
         let fence = after + self.text[after..].find("```").unwrap();
         let start = fence + self.text[fence..].find('\n').unwrap() + 1;
         let end = start + self.text[start..].find("```").unwrap();
-        let wanted: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        let wanted: String = lines.iter().flat_map(|line| [line.as_str(), "\n"]).collect();
         if self.text[start..end] != wanted {
             if std::env::var_os("PORTCULLIS_BLESS").is_none() {
                 wrong.push(format!("{mark} shows\n{}but the dump is\n{wanted}", &self.text[start..end]));
@@ -156,7 +156,9 @@ fn described(map: &[&str]) -> (String, Listed) {
 fn inner(path: &str) -> BTreeMap<u64, String> {
     let byte = |value: &Value| match value {
         Value::Text(hex) => u8::from_str_radix(hex.trim_start_matches("0x"), 16).unwrap(),
-        other => panic!("{other:?}"),
+        other @ (Value::Number(_) | Value::Bool(_) | Value::List(_) | Value::Fields(_)) => {
+            panic!("{other:?}")
+        }
     };
     let number = |value: &Value| {
         let bytes: Vec<u8> = value.list().iter().map(byte).collect();
@@ -210,15 +212,12 @@ fn the_document_lists_the_maps_as_they_are_and_its_dumps_are_theirs() {
     for (name, (ids, table)) in &inner_maps {
         let (found_name, mut found) = described(&["id", ids.values().next().unwrap()]);
         assert_eq!(found_name, *name);
-        (found.entries, found.option) = match table {
-            Table::Endpoints => {
-                assert_eq!(found.entries, FLOWS);
-                (portcullis_common::wire::DEFAULT_FLOWS.to_string(), "--flows-per-endpoint".to_owned())
-            }
-            _ => {
-                assert_eq!(found.entries, sizes.of(*table).to_string());
-                (table.default_size().to_string(), table.name().to_owned())
-            }
+        (found.entries, found.option) = if *table == Table::Endpoints {
+            assert_eq!(found.entries, FLOWS);
+            (portcullis_common::wire::DEFAULT_FLOWS.to_string(), "--flows-per-endpoint".to_owned())
+        } else {
+            assert_eq!(found.entries, sizes.of(*table).to_string());
+            (table.default_size().to_string(), table.name().to_owned())
         };
         assert_eq!(listed.remove(*name), Some(found), "{name}");
     }

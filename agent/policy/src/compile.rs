@@ -709,10 +709,10 @@ fn policies_of(rules: &[RuleContent]) -> String {
             RuleSource::UndeclaredNamespace(name) => format!("undeclared Namespace {name}"),
         })
         .collect();
-    let named: Vec<&str> = names.iter().take(NAMED_POLICIES).map(String::as_str).collect();
+    let first: Vec<&str> = names.iter().take(NAMED_POLICIES).map(String::as_str).collect();
     match names.len().saturating_sub(NAMED_POLICIES) {
-        0 => named.join(", "),
-        more => format!("{} and {more} more", named.join(", ")),
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
     }
 }
 
