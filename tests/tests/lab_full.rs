@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::UdpSocket;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -163,6 +164,12 @@ fn full(table: &str, size: &str, too_much: &Value) {
     node.denied("shop/other", "shop/web");
     node.denied("shop/client", "shop/late");
     assert_eq!(node.lab.applied(), Some(1), "{table}: the change is not in force");
+    // What the objects say and what is in force differ, and that is no defect.
+    let mut explain = Command::new(agent());
+    explain.args(["explain", "shop/client", "shop/late", &format!("UDP/{PORT}"), "--run-dir"]);
+    let output = explain.arg(node.lab.run_dir()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("kernel   -") && !text.contains("DISAGREES"), "{table}: {text}");
 
     // No restart: only the load shrinks.
     let mut objects = base();
