@@ -34,9 +34,8 @@ struct Tally {
 fn sizes(rng: &mut SplitMix64) -> Sizes {
     let some = |table: Table, rng: &mut SplitMix64| {
         let most = match table {
-            Table::Peers => 24,
             Table::Prefixes => 12,
-            Table::Counters => 24,
+            Table::Peers | Table::Counters => 24,
             Table::Rulesets | Table::Rules | Table::Rows | Table::PortRanges | Table::PeerRows => 120,
             Table::Endpoints | Table::Events => return None,
         };
