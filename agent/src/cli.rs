@@ -19,6 +19,7 @@ use crate::attach::HookChoice;
 use crate::config;
 use crate::daemon;
 use crate::output::{self, Colour, Exit, Format};
+use crate::preflight::{self, Regard};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
 use crate::verbs::observe::{Lines, observe};
 use crate::verbs::offline::{OfflineError, offline};
@@ -43,6 +44,9 @@ enum Verb {
     /// Enforce the policies of a directory on this node's pods
     #[command(after_help = examples::AGENT)]
     Agent(AgentArgs),
+    /// Say whether this node is fit, and who else is on it
+    #[command(after_help = examples::PREFLIGHT)]
+    Preflight(PreflightArgs),
     /// Say whether one flow is allowed, and which rule decides
     #[command(after_help = examples::EXPLAIN, after_long_help = examples::explain())]
     Explain(ExplainArgs),
@@ -156,12 +160,27 @@ struct AgentArgs {
     /// Where programs hang
     #[arg(long, env = "PORTCULLIS_HOOK", default_value = "auto")]
     hook: HookChoice,
+    /// Start beside programs that send packets around ours, too
+    #[arg(long, env = "PORTCULLIS_FORCE")]
+    force: bool,
     #[command(flatten)]
     node: NodeArgs,
     /// Size of a pod's table of flows
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,
+}
+
+#[derive(Debug, Args)]
+struct PreflightArgs {
+    /// Where programs would hang
+    #[arg(long, env = "PORTCULLIS_HOOK", default_value = "auto")]
+    hook: HookChoice,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
 }
 
 #[derive(Debug, Args)]
@@ -275,6 +294,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let colour = Colour::choose(cli.no_color);
     match cli.verb {
         Verb::Agent(args) => agent(args),
+        Verb::Preflight(args) => {
+            preflight::run(args.hook, &args.bpffs.bpffs, Face { format: args.output, colour })
+        }
         Verb::Explain(args) => {
             let face = Face { format: args.ask.output, colour };
             let request = ExplainRequest {
@@ -327,6 +349,8 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
     // Somebody who embeds this may have set one.
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
     let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+    let regard = if args.force { Regard::Force } else { Regard::Refuse };
+    preflight::admit(args.hook, &args.bpffs.bpffs, regard).map_err(Failure::Agent)?;
     let options = daemon::Options {
         source: args.source,
         run_dir: args.run_dir.run_dir,

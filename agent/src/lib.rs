@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod output;
+pub mod preflight;
 pub mod reconcile;
 #[cfg(test)]
 mod scratch;

@@ -4,6 +4,7 @@ pub mod attached;
 pub mod compare;
 pub mod device;
 pub mod flow;
+pub mod foreign;
 pub mod kernel;
 pub mod lifecycle;
 pub mod live;

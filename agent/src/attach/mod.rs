@@ -10,9 +10,11 @@
 mod clsact;
 pub mod discover;
 pub mod exec;
+pub mod foreign;
 mod netlink;
 pub mod plan;
 mod tcx;
+pub mod trial;
 
 use std::error::Error;
 use std::io;

@@ -6,6 +6,7 @@ pub mod events;
 pub mod kernel;
 pub mod load;
 pub mod probe;
+pub mod programs;
 mod sys;
 mod wire;
 
