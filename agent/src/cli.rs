@@ -375,4 +375,33 @@ mod tests {
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn every_example_of_help_can_be_typed() {
+        let all = [
+            examples::AGENT,
+            examples::CLEANUP,
+            examples::COMPLETIONS,
+            examples::EXPLAIN,
+            examples::LINT,
+            examples::MAN,
+            examples::MATRIX,
+            examples::OBSERVE,
+            examples::PREFLIGHT,
+        ];
+        for line in all.iter().flat_map(|text| text.lines().skip(1)) {
+            // What the shell does with the output is its own.
+            let command = line.split(['>', '|']).next().unwrap_or_default();
+            let words: Vec<&str> = command.split_whitespace().collect();
+            // A file may give what the command line leaves out.
+            let command =
+                Cli::command().mut_subcommand("agent", |agent| agent.mut_args(|arg| arg.required(false)));
+            let read = command.try_get_matches_from(words);
+            assert!(
+                read.is_ok(),
+                "{line}: {}",
+                read.err().map(|error| error.to_string()).unwrap_or_default()
+            );
+        }
+    }
 }

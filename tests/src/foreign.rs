@@ -1,9 +1,11 @@
-//! Programs of somebody else: made by hand, under a name of choice, attached by links that go with their owner.
+//! What others leave on a node: programs made by hand, under a name of choice, attached by links that go with their
+//! owner; chains of a packet filter.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use nix::libc;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, send, socket};
 
 /// `BPF_PROG_LOAD` and `BPF_LINK_CREATE` of `enum bpf_cmd`.
 const PROG_LOAD: libc::c_long = 5;
@@ -112,6 +114,52 @@ pub fn attach(name: &str, body: Body, at: At, interface: u32) -> io::Result<Atta
         rest: [0; 4],
     };
     Ok(Attached { _link: bpf(LINK_CREATE, &link)? })
+}
+
+/// `NFNL_MSG_BATCH_BEGIN` and `_END` (`linux/netfilter/nfnetlink.h`), and requests of subsystem 10, `nf_tables`
+/// (`linux/netfilter/nf_tables.h`): a new table, a new chain.
+const BATCH_BEGIN: u16 = 16;
+const BATCH_END: u16 = 17;
+const NEW_TABLE: u16 = 10 << 8;
+const NEW_CHAIN: u16 = 10 << 8 | 3;
+/// `NFPROTO_IPV4`.
+const IPV4: u8 = 2;
+
+/// Makes a table and a chain of `nf_tables` in the calling thread's network namespace, as iptables and others do.
+pub fn make_chain(table: &str, chain: &str) -> io::Result<()> {
+    let attribute = |kind: u16, text: &str| {
+        let value = [text.as_bytes(), b"\0"].concat();
+        let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+        let mut bytes = [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &value].concat();
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    };
+    let request = |kind: u16, family: u8, resource: u16, attributes: &[u8]| {
+        let length = u32::try_from(20 + attributes.len()).unwrap_or(u32::MAX);
+        // NLM_F_REQUEST and NLM_F_CREATE; then the sequence, the port, and `struct nfgenmsg`.
+        let flags = 0x401u16;
+        [&length.to_ne_bytes()[..], &kind.to_ne_bytes(), &flags.to_ne_bytes(), &[0; 8], &[family, 0]]
+            .concat()
+            .into_iter()
+            .chain(resource.to_be_bytes())
+            .chain(attributes.iter().copied())
+            .collect::<Vec<u8>>()
+    };
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    )?;
+    let batch = [
+        request(BATCH_BEGIN, 0, 10, &[]),
+        request(NEW_TABLE, IPV4, 0, &attribute(1, table)),
+        request(NEW_CHAIN, IPV4, 0, &[attribute(1, table), attribute(3, chain)].concat()),
+        request(BATCH_END, 0, 10, &[]),
+    ]
+    .concat();
+    send(socket.as_raw_fd(), &batch, MsgFlags::empty())?;
+    Ok(())
 }
 
 fn instruction(code: u8, register: u8, value: i32) -> [u8; 8] {

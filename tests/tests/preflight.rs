@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::thread;
 
 use portcullis_tests::device::{Veth, own_namespace};
-use portcullis_tests::foreign::{At, Body, attach};
+use portcullis_tests::foreign::{At, Body, attach, make_chain};
 use portcullis_tests::lifecycle::agent;
 use portcullis_tests::privilege::is_root;
 use serde_json::Value;
@@ -136,5 +136,12 @@ fn the_dns_cache_and_an_engines_interface_are_found() {
         assert_eq!(checks("auto", "dns")[0].0, "warning");
         let engines = checks("auto", "engines");
         assert!(engines[0].0 == "warning" && engines[0].1.contains("Calico"), "{engines:?}");
+        make_chain("filter", "KUBE-ROUTER-FORWARD").unwrap();
+        let engines = checks("auto", "engines");
+        assert_eq!(engines.len(), 2, "{engines:?}");
+        assert!(
+            engines[1].1.contains("kube-router") && engines[1].1.contains("filter/KUBE-ROUTER-FORWARD"),
+            "{engines:?}"
+        );
     });
 }

@@ -21,7 +21,7 @@ const IFADDRMSG: usize = 8;
 const INFO_KIND: u16 = 1;
 const XDP: u16 = 43;
 const XDP_IDS: [u16; 4] = [4, 5, 6, 7];
-/// `struct nfgenmsg`; the subsystem of nf_tables (`linux/netfilter/nfnetlink.h`), its request for chains and what an
+/// `struct nfgenmsg`; the subsystem of `nf_tables` (`linux/netfilter/nfnetlink.h`), its request for chains and what an
 /// answer holds (`linux/netfilter/nf_tables.h`).
 const NFGENMSG: usize = 4;
 const GET_CHAIN: u16 = 10 << 8 | 4;
@@ -149,8 +149,8 @@ pub fn foreign(devices: &[Device], links_dir: &Path) -> Result<Vec<Foreign>, Att
     Ok(found)
 }
 
-/// The chains of nf_tables in this network namespace as `TABLE/CHAIN`: those that iptables makes by it too. Empty on
-/// a kernel without it. To be called where nf_tables is there already, for asking may load it.
+/// The chains of `nf_tables` in this network namespace as `TABLE/CHAIN`: those that iptables makes by it too. Empty on
+/// a kernel without it. To be called where `nf_tables` is there already, for asking may load it.
 pub fn chains() -> Result<BTreeSet<String>, AttachError> {
     let request = Request::new(GET_CHAIN, 0, &[0; NFGENMSG]);
     let answer = Netlink::open_netfilter().and_then(|mut netlink| netlink.dump(&request));

@@ -31,7 +31,7 @@ pub enum Trial {
 pub fn trial(hook: Hook, program: &mut SchedClassifier) -> Trial {
     let tried = thread::scope(|scope| {
         let worker = thread::Builder::new().spawn_scoped(scope, || inside(hook, program));
-        worker.map(|worker| worker.join())
+        worker.map(thread::ScopedJoinHandle::join)
     });
     match tried {
         Ok(Ok(trial)) => trial,

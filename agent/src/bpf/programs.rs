@@ -24,7 +24,7 @@ const TAIL_CALL: u8 = 0xf0;
 const TAIL_CALL_ID: i32 = 12;
 /// What a helper's call in a dump is counted from.
 const CALL_BASE: &str = "__bpf_call_base";
-/// A function that is there where nf_tables is, built in or loaded.
+/// A function that is there where `nf_tables` is, built in or loaded.
 const NF_TABLES: &str = "nf_tables_newchain";
 
 /// A hook of an interface that takes several programs, by its number in `enum bpf_attach_type`.
@@ -105,7 +105,7 @@ pub struct Program {
     pub calls: Calls,
 }
 
-/// What is looked for in `/proc/kallsyms`: addresses of helpers, and whether nf_tables is there.
+/// What is looked for in `/proc/kallsyms`: addresses of helpers, and whether `nf_tables` is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Symbols {
     base: Option<u64>,
@@ -228,7 +228,7 @@ impl Symbols {
         Ok(found)
     }
 
-    /// Whether nf_tables is in the running kernel.
+    /// Whether `nf_tables` is in the running kernel.
     #[must_use]
     pub const fn has_nf_tables(&self) -> bool {
         self.nf_tables
@@ -323,7 +323,9 @@ mod tests {
 
     fn symbols() -> Symbols {
         let mut symbols = Symbols::default();
-        TABLE.iter().for_each(|line| symbols.take(line));
+        for line in TABLE {
+            symbols.take(line);
+        }
         symbols
     }
 

@@ -144,7 +144,7 @@ fn look_at(bpffs: &Path) -> Bpffs {
 }
 
 /// Where cgroup v2 is mounted, by `/proc/self/mountinfo`: the mount point is its fifth field, and the type stands
-/// behind a lone hyphen (proc_pid_mountinfo(5)).
+/// behind a lone hyphen (`proc_pid_mountinfo(5)`).
 fn cgroup2(mounts: &str) -> Option<PathBuf> {
     mounts.lines().find_map(|line| {
         let (before, after) = line.split_once(" - ")?;

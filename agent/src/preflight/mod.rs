@@ -6,6 +6,7 @@ pub mod facts;
 pub mod judge;
 pub mod neighbours;
 
+use std::fmt::Write as _;
 use std::path::Path;
 
 use portcullis_policy::convert::printable;
@@ -188,12 +189,13 @@ fn links(bpffs: &Path) -> std::path::PathBuf {
 fn table(result: &Preflight, colour: Colour) -> String {
     let width = result.checks.iter().map(|check| check.name.len()).max().unwrap_or_default();
     let indent = " ".repeat(width + 4);
+    // Writing to a string cannot fail.
     let mut text = String::new();
     for check in &result.checks {
         let sign = check.state.painted(colour);
-        text += &format!("{sign} {:width$}  {}\n", check.name, check.finding);
+        let _ = writeln!(text, "{sign} {:width$}  {}", check.name, check.finding);
         if let Some(remedy) = &check.remedy {
-            text += &format!("{indent}{remedy}\n");
+            let _ = writeln!(text, "{indent}{remedy}");
         }
     }
     text += if result.fit { "fit\n" } else { "not fit\n" };

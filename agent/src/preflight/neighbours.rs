@@ -1,5 +1,5 @@
 //! Who else is on the node: programs and filters on the interfaces of this network namespace, other engines of
-//! NetworkPolicy, NodeLocal DNSCache. Facts of the kernel only: what processes run says less.
+//! NetworkPolicy, the node-local DNS cache. Facts of the kernel only: what processes run says less.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::attach::foreign::{Foreign, addresses, chains, devices, foreign};
 use crate::bpf::programs::{Program, Symbols, program};
 
-/// The address that NodeLocal DNSCache listens on by default, and the device that holds it (its manifest in
+/// The address that the node-local DNS cache listens on by default, and the device that holds it (its manifest in
 /// `cluster/addons/dns/nodelocaldns` of Kubernetes).
 pub const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 const NODE_LOCAL_DNS_DEVICE: &str = "nodelocaldns";
@@ -76,7 +76,7 @@ pub struct Neighbours {
     pub programs: BTreeMap<u32, Program>,
     /// Other engines, and what gave each away.
     pub engines: BTreeMap<&'static str, BTreeSet<String>>,
-    /// What gave NodeLocal DNSCache away.
+    /// What gave the node-local DNS cache away.
     pub node_local_dns: Option<String>,
 }
 
