@@ -17,7 +17,7 @@ use crate::bpf::Pins;
 use crate::bpf::load::kernel_release;
 use crate::output::{self, Colour, Exit};
 use crate::verbs::{Face, Failure};
-use neighbours::Neighbours;
+use neighbours::{Neighbours, Thoroughness};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -127,7 +127,7 @@ impl Preflight {
 #[must_use]
 pub fn preflight(choice: HookChoice, bpffs: &Path) -> Preflight {
     let facts = facts::Facts::gather(bpffs);
-    let neighbours = Neighbours::gather(bpffs);
+    let neighbours = Neighbours::gather(bpffs, Thoroughness::Full);
     let hook = facts.release.as_ref().ok().and_then(|release| choice.resolve(*release).ok());
     let mut checks = judge::node(&facts, choice);
     match neighbours {
@@ -162,7 +162,7 @@ pub enum Regard {
 pub fn admit(choice: HookChoice, bpffs: &Path, regard: Regard) -> Result<(), String> {
     // What is wrong with the kernel or the rights is told by whoever needs them next.
     let Ok(hook) = kernel_release().and_then(|release| Ok(choice.resolve(release)?)) else { return Ok(()) };
-    let neighbours = match Neighbours::gather(bpffs) {
+    let neighbours = match Neighbours::gather(bpffs, Thoroughness::Start) {
         Ok(neighbours) => neighbours,
         Err(why) => {
             tracing::warn!("who else is on this node's interfaces cannot be seen: {why}");

@@ -67,6 +67,15 @@ const ENGINES: [Engine; 7] = [
     },
 ];
 
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thoroughness {
+    /// What a starting agent waits for: programs, interfaces, pins.
+    Start,
+    /// Chains of the packet filter too.
+    Full,
+}
+
 /// Everybody who was found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Neighbours {
@@ -82,16 +91,23 @@ pub struct Neighbours {
 
 impl Neighbours {
     /// Looks at the network namespace of the calling thread.
-    pub fn gather(bpffs: &Path) -> Result<Self, String> {
+    pub fn gather(bpffs: &Path, thoroughness: Thoroughness) -> Result<Self, String> {
         let devices = devices().map_err(|error| error.to_string())?;
         let foreign = foreign(&devices, &super::links(bpffs)).map_err(|error| error.to_string())?;
-        let symbols = Symbols::read().unwrap_or_default();
-        let programs: BTreeMap<u32, Program> =
-            foreign.iter().filter_map(|one| one.program).map(|id| (id, program(id, &symbols))).collect();
+        let ids: BTreeSet<u32> = foreign.iter().filter_map(|one| one.program).collect();
+        // A table of some 100,000 lines.
+        let symbols = match thoroughness {
+            Thoroughness::Start if ids.is_empty() => Symbols::default(),
+            Thoroughness::Start | Thoroughness::Full => Symbols::read().unwrap_or_default(),
+        };
+        let programs = ids.into_iter().map(|id| (id, program(id, &symbols))).collect();
         let mut found = Self { foreign, programs, ..Self::default() };
         let names: Vec<String> = devices.iter().map(|device| device.name.clone()).collect();
         // Asking a kernel without nf_tables could load it.
-        let chains = if symbols.has_nf_tables() { chains().unwrap_or_default() } else { BTreeSet::new() };
+        let chains = match thoroughness {
+            Thoroughness::Full if symbols.has_nf_tables() => chains().unwrap_or_default(),
+            Thoroughness::Full | Thoroughness::Start => BTreeSet::new(),
+        };
         found.tell_engines(&names, &pins(bpffs), &chains);
         found.node_local_dns = match addresses() {
             Ok(addresses) if addresses.contains(&NODE_LOCAL_DNS) => Some(format!("address {NODE_LOCAL_DNS}")),
