@@ -56,6 +56,29 @@ fn an_empty_namespace_has_no_neighbours_and_both_hooks() {
 }
 
 #[test]
+fn a_node_with_a_bpffs_is_fit() {
+    if !is_root("mounting a bpffs") {
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("portcullis-preflight-bpffs-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let look = |prepare: &str| {
+        let words = format!("{prepare} \"$1\" && exec \"$0\" preflight --bpffs \"$1\"");
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--propagation", "private", "sh", "-c", &words]);
+        let output = command.arg(agent()).arg(&dir).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (status, said) = look("mount -t bpf bpf");
+    assert!(status == Some(0) && said.contains("✓ bpffs") && said.ends_with("\nfit\n"), "{said}");
+    let (status, said) = look("mount -t bpf -o ro bpf");
+    assert!(status == Some(3) && said.contains("✗ bpffs") && said.ends_with("\nnot fit\n"), "{said}");
+    let (status, said) = look("mount -t tmpfs tmpfs");
+    assert!(status == Some(3) && said.contains("mount -t bpf bpf"), "{said}");
+    std::fs::remove_dir(&dir).unwrap();
+}
+
+#[test]
 fn programs_of_others_are_told_by_name_place_and_what_they_call() {
     if !is_root("programs in network namespaces") {
         return;
