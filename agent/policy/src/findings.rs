@@ -392,10 +392,9 @@ fn no_dns<'a>(specs: impl Iterator<Item = &'a DirectionSpec>) -> BTreeSet<Protoc
                 Ports::Only(entries) => {
                     for entry in entries {
                         let reaches = match &entry.port {
-                            PortSpec::All => true,
-                            PortSpec::Range(from, to) => (*from..=*to).contains(&DNS),
                             // What a name stands for is the destination's to say.
-                            PortSpec::Named(_) => true,
+                            PortSpec::All | PortSpec::Named(_) => true,
+                            PortSpec::Range(from, to) => (*from..=*to).contains(&DNS),
                         };
                         if reaches {
                             missing.remove(&entry.protocol);
