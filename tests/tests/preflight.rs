@@ -109,6 +109,38 @@ fn programs_of_others_are_told_by_name_place_and_what_they_call() {
 }
 
 #[test]
+fn a_containers_capabilities_are_enough() {
+    if !is_root("dropping capabilities") {
+        return;
+    }
+    in_namespace(|veth| {
+        let _other = attach("somebodys", Body::Nothing, At::TcxIngress, veth.index).unwrap();
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-all,+bpf,+net_admin,+perfmon"]).arg(agent());
+        let output = command.args(["preflight", "-o", "json"]).output().unwrap();
+        let all: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let check = |name: &str| {
+            let found = all["checks"].as_array().unwrap().iter().find(|check| check["name"] == name).unwrap();
+            (found["state"].as_str().unwrap(), found["finding"].as_str().unwrap())
+        };
+        for name in ["capabilities", "seccomp", "programs"] {
+            assert_eq!(check(name).0, "ok", "{name}: {}", check(name).1);
+        }
+        assert!(
+            check("hook").0 == "note" && check("hook").1.contains("CAP_SYS_ADMIN"),
+            "{:?}",
+            check("hook")
+        );
+        // Who it is and what it does only SYS_ADMIN may ask; that it is there is told.
+        assert!(
+            check("foreign").0 == "warning" && check("foreign").1.contains("pod0"),
+            "{:?}",
+            check("foreign")
+        );
+    });
+}
+
+#[test]
 fn what_redirects_around_us_is_refused_unless_forced() {
     if !is_root("programs in network namespaces") {
         return;

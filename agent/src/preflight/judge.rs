@@ -1,8 +1,8 @@
 //! From facts to checks. Pure.
 
+use super::Check;
 use super::facts::{BPF, Bpffs, Facts, NET_ADMIN, PERFMON, SYS_ADMIN, SYS_RESOURCE, Seccomp};
 use super::neighbours::{NODE_LOCAL_DNS, Neighbours};
-use super::{Check, State};
 use crate::attach::foreign::{Foreign, Place};
 use crate::attach::trial::Trial;
 use crate::attach::{Hook, HookChoice, KernelRelease};
@@ -247,8 +247,12 @@ fn program(found: &Neighbours, one: &Foreign, hook: Hook) -> Check {
         );
     }
     match blind {
-        Some(why) => Check::note(name, format!("{what}; {why}")),
-        None => Check::new(name, State::Note, what),
+        Some(why) => Check::warning(
+            name,
+            format!("{what} may redirect: {why}"),
+            "make sure that it does not call bpf_redirect_peer",
+        ),
+        None => Check::note(name, what),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::super::State;
 use super::*;
 use crate::bpf::programs::Program;
 
@@ -116,7 +117,7 @@ fn an_engines_program_that_cannot_be_read_is_refused_by_its_name() {
         ("cil_from_netdev", State::Failed),
         ("cali_tc_preamble", State::Failed),
         ("calico_from_wl", State::Failed),
-        ("mine", State::Note),
+        ("mine", State::Warning),
     ] {
         assert_eq!(
             only(&on_eth0(Place::TcxIngress, Some(name), unreadable()), Hook::Tcx).state,

@@ -14,6 +14,9 @@ use crate::bpf::programs::{Program, Symbols, program};
 pub const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
 const NODE_LOCAL_DNS_DEVICE: &str = "nodelocaldns";
 
+/// Where a bpffs is mounted by habit.
+const BPFFS: &str = "/sys/fs/bpf";
+
 /// Where engines keep pins, below a bpffs.
 const PIN_DIRS: [&str; 3] = ["", "globals", "tc/globals"];
 
@@ -163,16 +166,15 @@ impl Neighbours {
     }
 }
 
-/// Names below a bpffs where engines pin.
+/// Names where engines pin: in our bpffs, and in the usual one.
 fn pins(bpffs: &Path) -> Vec<String> {
-    let mut found = Vec::new();
-    for dir in PIN_DIRS {
-        let Ok(entries) = fs::read_dir(bpffs.join(dir)) else { continue };
+    let mut found = BTreeSet::new();
+    for dir in [bpffs, Path::new(BPFFS)].into_iter().flat_map(|root| PIN_DIRS.map(|dir| root.join(dir))) {
+        let Ok(entries) = fs::read_dir(dir) else { continue };
         let paths = entries.flatten().map(|entry| entry.path());
         found.extend(paths.map(|path| path.to_string_lossy().into_owned()));
     }
-    found.sort();
-    found
+    found.into_iter().collect()
 }
 
 fn is_pin(pin: &str, engine: &Engine) -> bool {
