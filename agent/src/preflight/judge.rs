@@ -225,6 +225,17 @@ fn program(found: &Neighbours, one: &Foreign, hook: Hook) -> Check {
             remedy(Some(engine)),
         );
     }
+    // Without rights a program has no name, and must be taken for the worst that is known to be here.
+    let suspect = if found.name_of(one).is_none() { found.suspect() } else { None };
+    if let (Some(engine), Some(why)) = (suspect, &blind) {
+        return Check::failed(
+            name,
+            format!(
+                "{what} may be {engine}'s, which is on this node and may redirect around us: {around} ({why})"
+            ),
+            remedy(Some(engine)),
+        );
+    }
     if let Some(function) = calls_any(&[Redirect::Xdp]) {
         return Check::warning(
             name,

@@ -132,6 +132,18 @@ fn an_engines_program_that_cannot_be_read_is_refused_by_its_name() {
 }
 
 #[test]
+fn a_program_without_a_name_is_taken_for_an_engines_that_is_here() {
+    for (engine, state) in
+        [("Cilium", State::Failed), ("Calico", State::Failed), ("kube-router", State::Warning)]
+    {
+        let mut found = on_eth0(Place::TcxIngress, None, Calls::Unreadable("no rights".to_owned()));
+        found.engines = BTreeMap::from([(engine, BTreeSet::from(["interface x".to_owned()]))]);
+        let checks = neighbours(&found, Hook::Tcx);
+        assert_eq!((checks[0].state, &*checks[0].name), (state, "foreign"), "{engine}");
+    }
+}
+
+#[test]
 fn other_redirects_and_what_runs_before_us_are_warnings() {
     for redirect in [Redirect::Plain, Redirect::Neigh, Redirect::Clone] {
         let found = on_eth0(Place::TcEgress, Some("mine"), calls(&[redirect], TailCalls::None));

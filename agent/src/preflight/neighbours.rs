@@ -140,6 +140,15 @@ impl Neighbours {
         })
     }
 
+    /// An engine on this node whose programs may redirect: whose a program without a name may be.
+    #[must_use]
+    pub fn suspect(&self) -> Option<&'static str> {
+        let redirects = |name: &&'static str| {
+            ENGINES.iter().any(|engine| engine.name == *name && !engine.programs.is_empty())
+        };
+        self.engines.keys().copied().find(redirects)
+    }
+
     fn tell_engines(&mut self, devices: &[String], pins: &[String], chains: &BTreeSet<String>) {
         let mut engines: BTreeMap<&'static str, BTreeSet<String>> = BTreeMap::new();
         for one in &self.foreign {
