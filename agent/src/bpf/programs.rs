@@ -45,7 +45,7 @@ pub enum MultiHook {
 pub enum Redirect {
     /// `bpf_redirect_peer`: straight into the other end of a pair, past every hook of the host's end.
     Peer,
-    /// `bpf_redirect` at XDP: straight to a device, past its TC hooks.
+    /// `bpf_redirect` or `bpf_redirect_map` at XDP: straight to a device, past its TC hooks.
     Xdp,
     /// `bpf_redirect` at TC.
     Plain,
@@ -55,10 +55,21 @@ pub enum Redirect {
     Clone,
 }
 
-impl Redirect {
-    const ALL: [Self; 5] = [Self::Peer, Self::Xdp, Self::Plain, Self::Neigh, Self::Clone];
+/// The kernel's functions that redirect. A redirect by a map of devices is one of the map's own, since Linux 5.13
+/// called straight (`do_misc_fixups` of `kernel/bpf/verifier.c`).
+const FUNCTIONS: [(&str, Redirect); 8] = [
+    ("bpf_redirect_peer", Redirect::Peer),
+    ("bpf_xdp_redirect", Redirect::Xdp),
+    ("bpf_xdp_redirect_map", Redirect::Xdp),
+    ("dev_map_redirect", Redirect::Xdp),
+    ("dev_hash_map_redirect", Redirect::Xdp),
+    ("bpf_redirect", Redirect::Plain),
+    ("bpf_redirect_neigh", Redirect::Neigh),
+    ("bpf_clone_redirect", Redirect::Clone),
+];
 
-    /// The kernel function's name.
+impl Redirect {
+    /// The helper's name in the kernel.
     #[must_use]
     pub const fn function(self) -> &'static str {
         match self {
@@ -157,7 +168,8 @@ pub fn at_hook(interface: u32, hook: MultiHook) -> io::Result<Vec<u32>> {
         reserved: 0,
     };
     match bpf(BPF_PROG_QUERY, &mut attr) {
-        // EINVAL: no such hook in this kernel. ENXIO: the device is no netkit. ENOENT, ENODEV: nothing there.
+        // EINVAL: no such hook in this kernel. ENXIO: the device is no netkit; EACCES: it is the pair's other end.
+        // ENOENT, ENODEV: nothing there.
         Err(error)
             if matches!(
                 error.raw_os_error(),
@@ -247,8 +259,7 @@ impl Symbols {
         };
         if name == CALL_BASE {
             self.base = Some(address);
-        } else if let Some(redirect) = Redirect::ALL.into_iter().find(|redirect| redirect.function() == name)
-        {
+        } else if let Some((_, redirect)) = FUNCTIONS.into_iter().find(|(function, _)| *function == name) {
             self.redirects.push((address, redirect));
         }
     }
@@ -313,7 +324,8 @@ fn text(name: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    const TABLE: [&str; 5] = [
+    const TABLE: [&str; 6] = [
+        "ffffffff81000500 t dev_map_redirect",
         "ffffffff81000100 T __bpf_call_base",
         "ffffffff81000180 T bpf_redirect_peer",
         "ffffffff81000080 T bpf_redirect",
@@ -344,6 +356,8 @@ mod tests {
         assert_eq!(symbols().calls(&one), read(&[Redirect::Peer], TailCalls::None));
         let before = [call(CALL, 0, -0x80), call(CALL, 0, 0x10), exit.clone()].concat();
         assert_eq!(symbols().calls(&before), read(&[Redirect::Plain], TailCalls::None));
+        let map = [call(CALL, 0, 0x400), exit.clone()].concat();
+        assert_eq!(symbols().calls(&map), read(&[Redirect::Xdp], TailCalls::None));
         // Of our own functions (source register 1) and of the kernel's by BTF (2) the value means something else.
         let others = [call(CALL, 1, 0x80), call(CALL, 2, 0x80), exit].concat();
         assert_eq!(symbols().calls(&others), read(&[], TailCalls::None));
