@@ -11,6 +11,8 @@ use clap_complete::Shell;
 use ipnet::IpNet;
 use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
+use portcullis_policy::model;
+use portcullis_policy::sizes::TableSize;
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::EnvFilter;
@@ -21,7 +23,7 @@ use crate::daemon;
 use crate::output::{self, Colour, Exit, Format};
 use crate::preflight::{self, Regard};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
-use crate::verbs::observe::{Lines, observe};
+use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::{OfflineError, offline};
 use crate::verbs::{self, Face, Failure, From};
 
@@ -53,7 +55,7 @@ enum Verb {
     /// Show which pod reaches which
     #[command(after_help = examples::MATRIX)]
     Matrix(MatrixArgs),
-    /// Show verdicts as they fall
+    /// Show verdicts that fell, and with -f as they fall
     #[command(after_help = examples::OBSERVE)]
     Observe(ObserveArgs),
     /// Check policies
@@ -108,7 +110,7 @@ struct ManArgs {
 enum Mode {
     /// Drop what is denied
     Enforce,
-    /// Judge, count and report, and drop nothing (not supported yet)
+    /// Judge, count and report everything, and drop nothing
     Audit,
 }
 
@@ -169,6 +171,10 @@ struct AgentArgs {
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,
+    /// Size of a table, repeatable or with commas: endpoints, peers, prefixes, peer-rows, rules, rulesets, rows,
+    /// port-ranges, counters, events (bytes); docs/maps.md says what they hold
+    #[arg(long = "map-size", value_name = "NAME=N", env = "PORTCULLIS_MAP_SIZES", value_delimiter = ',')]
+    map_sizes: Vec<TableSize>,
 }
 
 #[derive(Debug, Args)]
@@ -252,9 +258,10 @@ struct ObserveArgs {
     /// Format of the lines
     #[arg(short, long, default_value = "table")]
     output: LineFormat,
-    /// End after this many verdicts
-    #[arg(long, value_name = "N")]
-    count: Option<u64>,
+    #[command(flatten)]
+    when: WhenArgs,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 #[derive(Debug, Args)]
@@ -322,7 +329,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
                 LineFormat::Table => Lines::Text(colour),
                 LineFormat::Json => Lines::Json,
             };
-            observe(&args.run_dir.run_dir, lines, args.count)
+            observe(&args.run_dir.run_dir, lines, args.when, args.filter)
         }
         Verb::Policies(PoliciesVerb::Lint(args)) => {
             let face = Face { format: args.output, colour };
@@ -336,10 +343,6 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
 }
 
 fn agent(args: AgentArgs) -> Result<Exit, Failure> {
-    match args.mode {
-        Mode::Enforce => {}
-        Mode::Audit => return Err(Failure::Audit),
-    }
     if args.source.as_os_str() == OsStr::new("kube") {
         return Err(OfflineError::Kube.into());
     }
@@ -359,6 +362,11 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
         flows_per_endpoint: args.flows_per_endpoint,
+        mode: match args.mode {
+            Mode::Enforce => model::Mode::Enforce,
+            Mode::Audit => model::Mode::Audit,
+        },
+        sizes: args.map_sizes.into_iter().collect(),
     };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Failure::System)?;

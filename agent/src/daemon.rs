@@ -4,33 +4,35 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use ipnet::IpNet;
-use nix::time::{ClockId, clock_gettime};
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
-use portcullis_common::event::Event;
 use portcullis_policy::compile::Compiler;
-use portcullis_policy::desired::{CounterName, ip_addr};
+use portcullis_policy::desired::CounterName;
 use portcullis_policy::manifest::Loaded;
-use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
+use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{self, Backend, Observed, ObservedVerdict, observed};
+use crate::api::{self, Backend};
 use crate::attach::{self, HookChoice};
 use crate::bpf::Pins;
 use crate::bpf::events::Events;
 use crate::bpf::load::kernel_release;
 use crate::bpf::probe::Asker;
+use crate::clock::monotonic;
+use crate::observe::Recorder;
+use crate::observe::names::{Moment, Named, Owners};
 use crate::reconcile::{Outcome, Reconciler};
+use crate::refused::RefusedFlows;
 use crate::source::dir::{DirSource, Signature};
 use crate::world::{AskKernel, KernelAnswer, World};
 
@@ -42,8 +44,6 @@ const RESTLESS: Duration = Duration::from_millis(600);
 const AUDIT: Duration = Duration::from_secs(1);
 /// How often expired flows are removed.
 const EXPIRE: Duration = Duration::from_secs(30);
-/// Verdicts that a slow observer may lag behind; what is over is counted as lost.
-const OBSERVER_LAG: usize = 16_384;
 /// File in the run directory that says how many changes are in force.
 const READY: &str = "ready";
 /// File in the run directory with what the manifests said last.
@@ -66,6 +66,10 @@ pub struct Options {
     pub pod_cidrs: Vec<IpNet>,
     /// Size of an endpoint's flow table.
     pub flows_per_endpoint: u32,
+    /// Whether what is denied is dropped.
+    pub mode: Mode,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
 }
 
 /// What is in force, for those who ask.
@@ -75,8 +79,8 @@ struct Snapshot {
     problems: Vec<Problem>,
     node: Option<String>,
     local: BTreeMap<ObjectKey, u32>,
-    slots: BTreeMap<u32, ObjectKey>,
-    owners: BTreeMap<IpAddr, ObjectKey>,
+    /// Pods whose policies have no room in the tables: they have other rulesets than the objects say.
+    held: BTreeSet<ObjectKey>,
     counters: BTreeMap<u32, CounterName>,
     /// Compiled for all pods when somebody asks.
     world: OnceLock<Arc<World>>,
@@ -86,7 +90,9 @@ struct Snapshot {
 struct Shared {
     snapshot: RwLock<Arc<Snapshot>>,
     asker: Asker,
-    observers: broadcast::Sender<Arc<Observed>>,
+    node: Option<String>,
+    recorder: Recorder,
+    mode: Mode,
 }
 
 impl Shared {
@@ -94,26 +100,38 @@ impl Shared {
         Arc::clone(&self.snapshot.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn publish(&self, snapshot: Snapshot) {
+    /// This is in force; `began` is when the change to it began, by the monotonic clock. Owners are published
+    /// only where they changed: the audit comes here every second.
+    fn publish(&self, snapshot: Snapshot, began: u64) {
+        let last = self.snapshot();
+        let same = Arc::ptr_eq(&last.cluster, &snapshot.cluster)
+            && last.local == snapshot.local
+            && last.counters == snapshot.counters;
+        if !same {
+            let moment = Moment { began, ended: monotonic() };
+            self.recorder.names.publish(owners(&snapshot), moment);
+        }
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
     }
+}
 
-    fn observe(&self, event: &Event) {
-        if self.observers.receiver_count() == 0 {
-            return;
-        }
-        let snapshot = self.snapshot();
-        let context = observed::Context {
-            time: wall_time(event.time),
-            pod: snapshot.slots.get(&event.slot),
-            peer: snapshot.owners.get(&ip_addr(&event.remote)),
-            decided_by: snapshot.counters.get(&event.counter),
-            node: snapshot.node.as_deref(),
-        };
-        if let Some(verdict) = ObservedVerdict::new(event, context) {
-            // Nobody may be listening any more.
-            let _ = self.observers.send(Arc::new(Observed::Verdict(Box::new(verdict))));
-        }
+/// Who owns what, for the names of verdicts.
+fn owners(snapshot: &Snapshot) -> Owners {
+    let directory = Directory::new(&snapshot.cluster);
+    let pods: BTreeMap<&ObjectKey, Arc<Named>> = directory
+        .pods
+        .iter()
+        .map(|(key, facts)| (*key, Arc::new(Named { key: (*key).clone(), labels: facts.pod.labels.clone() })))
+        .collect();
+    let named = |key: &ObjectKey| pods.get(key).cloned();
+    Owners {
+        slots: snapshot.local.iter().filter_map(|(key, slot)| Some((*slot, named(key)?))).collect(),
+        addresses: directory
+            .owners
+            .iter()
+            .filter_map(|(address, key)| Some((*address, named(key)?)))
+            .collect(),
+        counters: snapshot.counters.iter().map(|(n, name)| (*n, Arc::new(name.clone()))).collect(),
     }
 }
 
@@ -134,7 +152,8 @@ impl Backend for Shared {
                 }
             };
             let local = Some(snapshot.local.keys().cloned().collect());
-            Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), local })
+            let audit = matches!(self.mode, Mode::Audit);
+            Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), audit, local })
         });
         Arc::clone(world)
     }
@@ -143,14 +162,19 @@ impl Backend for Shared {
         Some(self)
     }
 
-    fn subscribe(&self) -> broadcast::Receiver<Arc<Observed>> {
-        self.observers.subscribe()
+    fn node(&self) -> Option<String> {
+        self.node.clone()
+    }
+
+    fn recorder(&self) -> &Recorder {
+        &self.recorder
     }
 }
 
 impl AskKernel for Shared {
     fn ask(&self, question: &portcullis_policy::answer::Question) -> anyhow::Result<Option<KernelAnswer>> {
-        match self.snapshot().local.get(&question.pod) {
+        let snapshot = self.snapshot();
+        match snapshot.local.get(&question.pod).filter(|_| !snapshot.held.contains(&question.pod)) {
             None => Ok(None),
             Some(slot) => {
                 self.asker.run(*slot, question.direction, question.origin, &question.frame).map(Some)
@@ -167,13 +191,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let hook = options.hook.resolve(kernel_release()?)?;
     let pins = Pins::new(&options.bpffs);
     pins.prepare(&options.bpffs)?;
-    let mut reconciler = Reconciler::open(&pins, hook, options.flows_per_endpoint)?;
+    let mut reconciler =
+        Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
+    // What earlier agents lost is nothing that this one's observers miss.
+    let lost = reconciler.lost_events()?;
+    let refused = RefusedFlows::new(reconciler.flows_refused()?);
     let mut events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
     let shared = Arc::new(Shared {
         snapshot: RwLock::default(),
-        asker: Asker::beside(&pins)?,
-        observers: broadcast::channel(OBSERVER_LAG).0,
+        asker: Asker::beside(&pins, &options.sizes)?,
+        node: options.node_name.clone(),
+        recorder: Recorder::default(),
+        mode: options.mode,
     });
     let mut wakes = wakes(&options.source)?;
     let pod_cidrs = if options.pod_cidrs.is_empty() {
@@ -189,7 +219,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node: options.node_name.clone(),
         ready,
         applied: 0,
-        lost: 0,
+        lost,
+        refused,
         cluster: Arc::default(),
         problems: Problems::default(),
         pending: true,
@@ -202,13 +233,17 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     tokio::spawn(api::server::serve(listener, shared.clone()));
     tokio::spawn(async move {
         loop {
-            if let Err(error) = events.read(|event| shared.observe(&event)).await {
+            if let Err(error) = events.read(|event| shared.recorder.record(event)).await {
                 tracing::error!("reading events: {error}: `observe` is silent from here on");
                 return;
             }
         }
     });
-    tracing::info!("enforcing {} by {hook:?}", options.source.display());
+    let doing = match options.mode {
+        Mode::Enforce => "enforcing",
+        Mode::Audit => "auditing, nothing is dropped:",
+    };
+    tracing::info!("{doing} {} by {hook:?}", options.source.display());
     agent.serve(&mut wakes).await
 }
 
@@ -227,6 +262,7 @@ struct Agent {
     ready: PathBuf,
     applied: u64,
     lost: u64,
+    refused: RefusedFlows,
     /// What the directory said when it could last be used.
     cluster: Arc<Cluster>,
     problems: Problems,
@@ -246,13 +282,19 @@ struct Problems {
     outcome: Vec<Problem>,
     /// Why the last one did not.
     failure: Vec<Problem>,
+    /// What packets met.
+    traffic: Vec<Problem>,
     /// Those that were logged.
     said: Vec<Problem>,
 }
 
 impl Problems {
     fn all(&self) -> Vec<Problem> {
-        [&self.source, &self.objects, &self.outcome, &self.failure].into_iter().flatten().cloned().collect()
+        [&self.source, &self.objects, &self.outcome, &self.failure, &self.traffic]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect()
     }
 
     /// Logs those that were not there before.
@@ -375,19 +417,22 @@ impl Agent {
                 self.problems.failure = vec![node_problem(format!("{error:#}: it will be tried again"))];
             }
         }
+        self.watch_flows();
         self.problems.say();
         self.tell_losses();
     }
 
     fn reconcile(&mut self) -> anyhow::Result<()> {
+        let began = monotonic();
         let outcome = self.reconciler.reconcile(&self.cluster)?;
-        let complete = outcome.complete;
+        let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
         let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
-        self.shared.publish(snapshot);
-        anyhow::ensure!(complete, "not every interface could be attached to");
+        self.shared.publish(snapshot, began);
         // With a file that nobody could read nobody knows what should be in force.
-        if self.pending && self.source.never_read().is_empty() {
+        let known = self.source.never_read().is_empty();
+        // A change that has no room somewhere is not in force; settling may make room.
+        if self.pending && complete && has_room && known {
             self.pending = false;
             self.applied += 1;
             let text = format!("{{\"applied\": {}}}\n", self.applied);
@@ -396,17 +441,25 @@ impl Agent {
                 .and_then(|()| fs::rename(&beside, &self.ready))
                 .with_context(|| self.ready.display().to_string())?;
         }
-        self.reconciler.settle(&self.cluster)
+        // What could not be placed may find what settling frees.
+        self.reconciler.settle(&self.cluster)?;
+        anyhow::ensure!(complete, "not every pod could be placed and attached to");
+        Ok(())
+    }
+
+    fn watch_flows(&mut self) {
+        if let Ok(total) = self.reconciler.flows_refused()
+            && let Some(problems) = self.refused.look(total, Instant::now().into_std())
+        {
+            self.problems.traffic = problems;
+        }
     }
 
     fn tell_losses(&mut self) {
         let lost = self.reconciler.lost_events().unwrap_or(self.lost);
         let new = lost.saturating_sub(self.lost);
         self.lost = lost;
-        if new > 0 {
-            // Nobody may be listening.
-            let _ = self.shared.observers.send(Arc::new(Observed::Lost { lost: new }));
-        }
+        self.shared.recorder.lose(new);
     }
 }
 
@@ -416,16 +469,12 @@ fn snapshot(
     node: Option<String>,
     outcome: Outcome,
 ) -> Snapshot {
-    let directory = Directory::new(&cluster);
-    let owners = directory.owners.iter().map(|(address, key)| (*address, (*key).clone())).collect();
-    drop(directory);
     Snapshot {
         cluster,
         problems,
         node,
-        slots: outcome.local.iter().map(|(key, slot)| (*slot, key.clone())).collect(),
+        held: outcome.held.into_iter().map(|one| one.pod).collect(),
         local: outcome.local,
-        owners,
         counters: outcome.counters,
         world: OnceLock::new(),
     }
@@ -494,12 +543,6 @@ fn follow_logs(reconciler: &mut Reconciler) {
         Ok(Err(_)) => tracing::warn!("the programs' log cannot be watched"),
         Err(error) => tracing::warn!("the programs' log: {error}"),
     }
-}
-
-/// When a moment of the monotonic clock was.
-fn wall_time(nanoseconds: u64) -> SystemTime {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    SystemTime::now() - now.saturating_sub(Duration::from_nanos(nanoseconds))
 }
 
 fn remove_if_there(path: &Path) -> anyhow::Result<()> {

@@ -5,11 +5,14 @@ pub mod api;
 pub mod attach;
 pub mod bpf;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod observe;
 pub mod output;
 pub mod preflight;
 pub mod reconcile;
+mod refused;
 #[cfg(test)]
 mod scratch;
 pub mod source;

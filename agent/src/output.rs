@@ -65,7 +65,7 @@ pub enum Format {
 }
 
 /// Allowed or denied, as JSON says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Allowed.

@@ -2,22 +2,22 @@
 //! time; every step that fails leaves what was in force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
-use portcullis_common::wire::{
-    EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS, MAX_ENDPOINTS,
-};
+use portcullis_common::wire::{EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS};
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
-use portcullis_policy::compile::Compiler;
+use portcullis_policy::compile::{Compiler, Fitted, Held, NO_ROOM};
 use portcullis_policy::desired::{CounterName, Desired, EndpointRulesets, ip_addr};
 use portcullis_policy::diff::{MapOp, diff, released};
-use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
+use portcullis_policy::sizes::{Sizes, Table};
 
-use crate::attach::{Attacher, Hook, Interface, Programs, State, discover, plan};
+use crate::attach::{Attacher, Bridges, Claim, Hook, Interface, Network, Programs, State, plan};
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
@@ -47,7 +47,9 @@ pub struct Outcome {
     pub counters: BTreeMap<u32, CounterName>,
     /// What is wrong.
     pub problems: Vec<Problem>,
-    /// True if everything that was wanted is in force.
+    /// Whose policies have no room in the tables, and what is in force there instead.
+    pub held: Vec<Held>,
+    /// True if everything else that was wanted is in force.
     pub complete: bool,
 }
 
@@ -57,6 +59,7 @@ struct Compiled {
     cluster: Arc<Cluster>,
     pods: BTreeSet<ObjectKey>,
     problems: Vec<Problem>,
+    held: Vec<Held>,
 }
 
 /// Keeps the node's enforcement.
@@ -66,6 +69,7 @@ pub struct Reconciler {
     ebpf: Ebpf,
     names: CounterNames,
     attacher: Attacher,
+    bridges: Bridges,
     compiler: Compiler,
     /// The tables as they are known to be.
     written: Desired,
@@ -77,14 +81,21 @@ pub struct Reconciler {
     /// What the tables were compiled from, and what was wrong with it.
     compiled: Option<Compiled>,
     flows: u32,
+    mode: Mode,
+    slots: u32,
     started: bool,
 }
 
 impl Reconciler {
     /// Opens the pins and takes over what is there.
-    pub fn open(pins: &Pins, hook: Hook, flows: u32) -> anyhow::Result<Self> {
-        let (kernel, mut ebpf) = Kernel::open(pins)?;
-        let mut compiler = Compiler::new(kernel.bank());
+    pub fn open(pins: &Pins, hook: Hook, flows: u32, mode: Mode, sizes: &Sizes) -> anyhow::Result<Self> {
+        let (mut kernel, mut ebpf) = Kernel::open(pins, sizes)?;
+        // To enforce does not wait for new tables: those of the last agent are whole. Audit waits for them.
+        if let Mode::Enforce = mode {
+            kernel.set_mode(mode)?;
+        }
+        let mut compiler = Compiler::with_sizes(kernel.bank(), sizes.clone());
+        let slots = sizes.of(Table::Endpoints);
         let names = CounterNames::open(&mut ebpf)?;
         for (counter, name) in names.all() {
             compiler.restore_counter(name.clone(), *counter);
@@ -95,14 +106,17 @@ impl Reconciler {
             ebpf,
             names,
             attacher: Attacher::new(hook, pins.links()),
+            bridges: Bridges::default(),
             compiler,
             goal: written.clone(),
             written,
             endpoints: BTreeMap::new(),
-            free: (0..MAX_ENDPOINTS).collect(),
+            free: (0..slots).collect(),
             retired: Vec::new(),
             compiled: None,
             flows,
+            mode,
+            slots,
             started: false,
         })
     }
@@ -116,32 +130,19 @@ impl Reconciler {
     /// new meanwhile are closed.
     pub fn reconcile(&mut self, cluster: &Arc<Cluster>) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome { complete: true, ..Outcome::default() };
-        let interfaces = discover::interfaces_blocking()?;
         let directory = Directory::new(cluster);
+        let interfaces = self.interfaces(&directory, &mut outcome.problems)?;
         let wanted = wanted(&directory, &interfaces, &mut outcome.problems);
         let mut adopted = BTreeMap::new();
         if !self.started {
             adopted = self.adopt(&wanted)?;
         }
-        self.drop_unwanted(&wanted)?;
-
-        let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
-        let rulesets = if let Ok(problems) = &compiled {
-            outcome.problems.extend_from_slice(problems);
-            self.written.endpoints.clone()
-        } else {
-            let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
-            for op in released(&self.written, owned).before {
-                self.write(&op)?;
-            }
-            BTreeMap::new()
-        };
-        self.place(&wanted, &rulesets, &adopted)?;
+        let enforced = self.enforce(cluster, &directory, &wanted, &adopted, &mut outcome);
+        // Whatever failed: an interface that is attached to and leads to no endpoint drops everything.
         self.attach(&wanted, &mut outcome)?;
-        if let Err(error) = compiled {
-            return Err(error.context("the last complete policies stay in force, new pods are closed"));
-        }
+        enforced?;
         if !self.started {
+            self.kernel.set_mode(self.mode)?;
             self.kernel.grace_period()?;
             self.kernel.clear_other_banks()?;
             self.started = true;
@@ -149,6 +150,44 @@ impl Reconciler {
         outcome.local = self.endpoints.iter().map(|(key, e)| (key.clone(), e.slot)).collect();
         outcome.counters.clone_from(&self.written.counters);
         Ok(outcome)
+    }
+
+    /// Brings tables and endpoints to what is wanted. What has no room leaves the pods that are there as they are, and
+    /// new ones closed.
+    fn enforce(
+        &mut self,
+        cluster: &Arc<Cluster>,
+        directory: &Directory<'_>,
+        wanted: &BTreeMap<ObjectKey, EndpointConfig>,
+        adopted: &BTreeMap<ObjectKey, Enforced>,
+        outcome: &mut Outcome,
+    ) -> anyhow::Result<()> {
+        self.drop_unwanted(wanted)?;
+        let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
+        let (rulesets, released) = if compiled.is_ok() {
+            (self.written.endpoints.clone(), Ok(()))
+        } else {
+            (BTreeMap::new(), self.release(directory))
+        };
+        self.place(wanted, &rulesets, adopted, outcome)?;
+        released?;
+        compiled.map_err(|error| {
+            error.context("the last complete policies stay in force, new pods are closed")
+        })?;
+        if let Some(compiled) = &self.compiled {
+            outcome.problems.extend_from_slice(&compiled.problems);
+            outcome.held.clone_from(&compiled.held);
+        }
+        Ok(())
+    }
+
+    /// Addresses that no pod owns any more match nothing, though nothing else can be written.
+    fn release(&mut self, directory: &Directory<'_>) -> anyhow::Result<()> {
+        let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
+        for op in released(&self.written, owned).before {
+            self.write(&op)?;
+        }
+        Ok(())
     }
 
     /// Frees what the last change left behind. To be called when it is in force; takes some grace periods.
@@ -168,9 +207,13 @@ impl Reconciler {
             }
             self.compiler.sweep();
             let keys: Vec<ObjectKey> = self.endpoints.keys().cloned().collect();
-            self.compile_and_write(cluster, keys.iter())?;
+            let (problems, held) = self.compile_and_write(cluster, keys.iter())?;
             let rulesets = self.written.endpoints.clone();
             self.flip_changed(&rulesets)?;
+            // What had no room before the sweep may have some now.
+            if let Some(compiled) = &mut self.compiled {
+                (compiled.problems, compiled.held) = (problems, held);
+            }
         }
         Ok(())
     }
@@ -190,35 +233,81 @@ impl Reconciler {
         Ok(self.kernel.lost_events()?)
     }
 
+    /// Flows that were not made, ever, because their pod's table was full.
+    pub fn flows_refused(&self) -> anyhow::Result<u64> {
+        Ok(self.kernel.flows_refused()?)
+    }
+
     /// Packets under a counter.
     pub fn hits(&self, counter: u32) -> anyhow::Result<u64> {
         Ok(self.kernel.rule_stats(counter)?.packets)
     }
 
-    /// Compiles and writes, unless the tables are what these pods need already.
-    fn compiled_for(
+    /// Which interface leads to which address: by routes to one address, and by ports of bridges.
+    fn interfaces(
         &mut self,
-        cluster: &Arc<Cluster>,
-        pods: BTreeSet<ObjectKey>,
-    ) -> anyhow::Result<Vec<Problem>> {
+        directory: &Directory<'_>,
+        problems: &mut Vec<Problem>,
+    ) -> anyhow::Result<BTreeMap<IpAddr, Interface>> {
+        let network = Network::look()?;
+        let mut interfaces = network.straight().clone();
+        let mut keys = Vec::new();
+        let mut claims = Vec::new();
+        if network.has_bridges() {
+            let held = self.held()?;
+            for (key, facts) in &directory.pods {
+                let held = held.get(&identity(&facts.pod.uid, key)).copied();
+                claims.push(Claim { addresses: owned_addresses(directory, key), held });
+                keys.push(*key);
+            }
+        }
+        let placement = self.bridges.place(&network, &claims)?;
+        interfaces.extend(placement.interfaces);
+        for (number, trouble) in &placement.troubles {
+            let name = keys.get(*number).map_or_else(String::new, ToString::to_string);
+            problems.push(pod_problem(&name, trouble.to_string()));
+        }
+        Ok(interfaces)
+    }
+
+    /// Which pod has which interface, by the pod's identity: at first what the last agent left.
+    fn held(&self) -> anyhow::Result<BTreeMap<u64, u32>> {
+        if self.started {
+            return Ok(self.endpoints.values().map(|e| (e.config.pod, e.config.ifindex)).collect());
+        }
+        let ifaces = self.kernel.found_ifaces();
+        let found = self.kernel.found_endpoints()?;
+        let held = found.iter().filter(|(slot, found)| ifaces.get(&found.config.ifindex) == Some(slot));
+        Ok(held.map(|(_, found)| (found.config.pod, found.config.ifindex)).collect())
+    }
+
+    /// Compiles and writes, unless the tables are what these pods need already.
+    fn compiled_for(&mut self, cluster: &Arc<Cluster>, pods: BTreeSet<ObjectKey>) -> anyhow::Result<()> {
         if let Some(last) = &self.compiled
             && Arc::ptr_eq(&last.cluster, cluster)
             && last.pods == pods
         {
-            return Ok(last.problems.clone());
+            return Ok(());
         }
         self.compiled = None;
-        let problems = self.compile_and_write(cluster, &pods)?;
-        self.compiled = Some(Compiled { cluster: Arc::clone(cluster), pods, problems: problems.clone() });
-        Ok(problems)
+        let (problems, held) = self.compile_and_write(cluster, &pods)?;
+        self.compiled = Some(Compiled { cluster: Arc::clone(cluster), pods, problems, held });
+        Ok(())
     }
 
     fn compile_and_write<'a>(
         &mut self,
         cluster: &Cluster,
         keys: impl IntoIterator<Item = &'a ObjectKey>,
-    ) -> anyhow::Result<Vec<Problem>> {
-        let (desired, problems) = self.compiler.compile(cluster, keys)?;
+    ) -> anyhow::Result<(Vec<Problem>, Vec<Held>)> {
+        let in_force: BTreeMap<ObjectKey, EndpointRulesets> = self
+            .endpoints
+            .iter()
+            .map(|(key, e)| {
+                (key.clone(), EndpointRulesets { ingress: e.word.ingress, egress: e.word.egress })
+            })
+            .collect();
+        let Fitted { desired, problems, held } = self.compiler.compile_what_fits(cluster, keys, &in_force)?;
         for (counter, name) in &desired.counters {
             if self.names.name(*counter) != Some(name) {
                 self.kernel.zero_counter(*counter)?;
@@ -232,7 +321,7 @@ impl Reconciler {
         self.written.endpoints.clone_from(&desired.endpoints);
         self.written.counters.clone_from(&desired.counters);
         self.goal = desired;
-        Ok(problems)
+        Ok((problems, held))
     }
 
     fn write(&mut self, op: &MapOp) -> anyhow::Result<()> {
@@ -293,6 +382,7 @@ impl Reconciler {
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
         rulesets: &BTreeMap<ObjectKey, EndpointRulesets>,
         adopted: &BTreeMap<ObjectKey, Enforced>,
+        outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         for (key, enforced) in adopted {
             self.endpoints.insert(key.clone(), *enforced);
@@ -304,12 +394,31 @@ impl Reconciler {
             if self.endpoints.contains_key(key) {
                 continue;
             }
+            let mut closed = |message: String| {
+                outcome.complete = false;
+                outcome.problems.push(Problem {
+                    severity: Severity::Error,
+                    object: format!("Pod {key}"),
+                    field: String::new(),
+                    message: format!("{message}; its interface is closed"),
+                    location: None,
+                });
+            };
             let Some(slot) = self.free.pop_first() else {
-                anyhow::bail!("Pod {key}: all {MAX_ENDPOINTS} endpoints are in use: its interface is closed");
+                closed(format!(
+                    "{NO_ROOM} {table}: all {} are in use: start the agent with a larger --map-size {table}=N",
+                    self.slots,
+                    table = Table::Endpoints,
+                ));
+                continue;
             };
             let of = rulesets.get(key).copied().unwrap_or(EndpointRulesets::CLOSED);
             let word = EndpointWord { ingress: of.ingress, egress: of.egress, generation: 1 };
-            self.kernel.add_endpoint(slot, *config, word, self.flows)?;
+            if let Err(error) = self.kernel.add_endpoint(slot, *config, word, self.flows) {
+                self.free.insert(slot);
+                closed(format!("{error}: it will be tried again"));
+                continue;
+            }
             self.endpoints.insert(key.clone(), Enforced { slot, config: *config, word });
         }
         Ok(())
@@ -368,27 +477,19 @@ impl Reconciler {
 /// namespace leads.
 fn wanted(
     directory: &Directory<'_>,
-    interfaces: &BTreeMap<std::net::IpAddr, Interface>,
+    interfaces: &BTreeMap<IpAddr, Interface>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<ObjectKey, EndpointConfig> {
     let mut wanted = BTreeMap::new();
     let mut taken: BTreeMap<u32, ObjectKey> = BTreeMap::new();
     for (key, facts) in &directory.pods {
         let addresses = owned_addresses(directory, key);
-        let Some(interface) =
-            addresses.iter().find_map(|address| interfaces.get(address)).filter(|i| is_pods(i))
-        else {
+        let mut led = addresses.iter().filter_map(|address| interfaces.get(address));
+        // A route to one address can also lead into a tunnel, which is no pod's.
+        let Some(interface) = led.find(|interface| interface.is_veth()) else {
             continue;
         };
-        let mut trouble = |message: String| {
-            problems.push(Problem {
-                severity: Severity::Error,
-                object: format!("Pod {key}"),
-                field: "status.podIPs".to_owned(),
-                message,
-                location: None,
-            });
-        };
+        let mut trouble = |message| problems.push(pod_problem(&key.to_string(), message));
         if let Some(other) = taken.insert(interface.index, (*key).clone()) {
             trouble(format!("{} leads to Pod {other} too: it is enforced as this pod", interface.name));
             wanted.remove(&other);
@@ -407,9 +508,14 @@ fn wanted(
     wanted
 }
 
-/// The node's end of a veth pair. A route to one address can also lead into a tunnel, which is no pod's.
-fn is_pods(interface: &Interface) -> bool {
-    interface.kind.as_deref() == Some("veth")
+fn pod_problem(pod: &str, message: String) -> Problem {
+    Problem {
+        severity: Severity::Error,
+        object: format!("Pod {pod}"),
+        field: "status.podIPs".to_owned(),
+        message,
+        location: None,
+    }
 }
 
 /// FNV-1a over UID and name.
@@ -420,3 +526,7 @@ fn identity(uid: &str, key: &ObjectKey) -> u64 {
     }
     hash
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

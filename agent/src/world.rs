@@ -20,6 +20,8 @@ pub struct World {
     pub problems: Vec<Problem>,
     /// This node's name, where it is known.
     pub node: Option<String>,
+    /// True if the node drops nothing.
+    pub audit: bool,
     /// The pods that the agent enforces; `None` offline, where every pod is judged.
     pub local: Option<BTreeSet<ObjectKey>>,
 }
@@ -27,8 +29,10 @@ pub struct World {
 /// What the loaded program says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KernelAnswer {
-    /// Allowed or denied.
+    /// Allowed or denied, as if everything were enforced.
     pub action: Action,
+    /// True if it is denied and would pass.
+    pub audited: bool,
     /// Why.
     pub reason: Reason,
     /// Number of the rule that decided in the asked tables, 0 for none.

@@ -233,8 +233,6 @@ fn what_this_version_does_not_have_is_said() {
         let kube = sandbox.run(&[verb, &["--source", "kube"]].concat());
         assert_fails(&kube, 2, &["not supported by this version", "name a directory"]);
     }
-    let audit = sandbox.run(&["agent", "--source", "good", "--mode", "audit"]);
-    assert_fails(&audit, 2, &["audit", "--mode enforce"]);
     sandbox.write(
         "cluster/deny.yaml",
         "{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: deny}}",

@@ -4,9 +4,9 @@
 use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
-    ACTION_ALLOW, ACTION_DENY, CLASS_NONE, CLASS_VIRTUAL, COUNTER_NONE, KIND_INVALID, KIND_ISOLATION,
-    MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_CLOSED, RULESET_EGRESS,
-    RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS, port_position,
+    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, CLASS_NONE, CLASS_VIRTUAL, COUNTER_NONE, KIND_INVALID,
+    KIND_ISOLATION, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_AUDIT,
+    RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS, port_position,
 };
 
 /// The policy tables, as they stand at this moment. A reader may see an element of a hash that is being
@@ -35,8 +35,10 @@ pub enum Decision {
     Open,
     /// A rule decided.
     Rule {
-        /// What it does.
+        /// What it says.
         action: Action,
+        /// True if the packet passes though it is denied.
+        audited: bool,
         /// Rule, isolation or invalid policies.
         reason: Reason,
         /// Its counter.
@@ -45,7 +47,10 @@ pub enum Decision {
     /// No rule matched and nothing isolates: open by default.
     Default,
     /// A virtual address: the verdict waits for translation.
-    Virtual,
+    Virtual {
+        /// True if the packet passes though it is denied.
+        audited: bool,
+    },
     /// The tables could not be read. Closes, and makes no state.
     Unreadable,
 }
@@ -61,7 +66,12 @@ pub fn classify<T: Tables>(tables: &T, ruleset: u32, remote: &Addr, protocol: u8
     }
     // Needs no tables: an endpoint that could not be programmed, or whose policies cannot be.
     if ruleset == RULESET_CLOSED {
-        return Decision::Rule { action: Action::Deny, reason: Reason::InvalidClosed, counter: COUNTER_NONE };
+        return Decision::Rule {
+            action: Action::Deny,
+            audited: false,
+            reason: Reason::InvalidClosed,
+            counter: COUNTER_NONE,
+        };
     }
     let position = port_position(protocol, port);
     let mut id = ruleset;
@@ -97,7 +107,7 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
     }
     let class = class_of(tables, ruleset.bank, remote)?;
     if class & CLASS_VIRTUAL != 0 && ruleset.flags & RULESET_EGRESS != 0 {
-        return Ok(Step::Decided(Decision::Virtual));
+        return Ok(Step::Decided(Decision::Virtual { audited: ruleset.flags & RULESET_AUDIT != 0 }));
     }
     let class = class & !CLASS_VIRTUAL;
     let peers = peer_rows(tables, id, class)?.unwrap_or(ruleset.any_row);
@@ -108,7 +118,7 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
     let rule = tables.rule(ruleset.rules_start.wrapping_add(first)).ok_or(Unreadable)?;
     let action = match rule.action {
         ACTION_ALLOW => Action::Allow,
-        ACTION_DENY => Action::Deny,
+        ACTION_DENY | ACTION_AUDIT => Action::Deny,
         _ => return Ok(Step::Passed(ruleset.pass_to)),
     };
     let reason = match rule.kind {
@@ -116,7 +126,8 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
         KIND_INVALID => Reason::InvalidClosed,
         _ => Reason::Rule,
     };
-    Ok(Step::Decided(Decision::Rule { action, reason, counter: rule.counter }))
+    let audited = rule.action == ACTION_AUDIT;
+    Ok(Step::Decided(Decision::Rule { action, audited, reason, counter: rule.counter }))
 }
 
 /// The class of an address: exact, then by longest prefix.

@@ -43,6 +43,39 @@ pub enum Action {
     Deny,
 }
 
+/// What came of a packet, in events and as the index of `verdicts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Outcome {
+    /// Allowed.
+    Allow,
+    /// Denied and dropped.
+    Deny,
+    /// Denied and passed: audit.
+    Audit,
+}
+
+impl Outcome {
+    /// All of them, in order of their numbers.
+    pub const ALL: [Self; 3] = [Self::Allow, Self::Deny, Self::Audit];
+
+    /// 0 allowed, 1 dropped, 2 denied and passed.
+    #[inline(always)]
+    #[must_use]
+    pub const fn index(self) -> u8 {
+        match self {
+            Self::Allow => 0,
+            Self::Deny => 1,
+            Self::Audit => 2,
+        }
+    }
+
+    /// The outcome of this number.
+    #[must_use]
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.index() == index)
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $value:literal, $action:ident, $text:literal;)*) => {
         /// Why a packet was allowed or denied.
@@ -132,18 +165,14 @@ reasons! {
 #[allow(clippy::cast_possible_truncation)]
 pub const REASONS: u32 = Reason::ALL.len() as u32;
 
-/// Entries of `verdicts`: by direction, verdict and reason.
-pub const VERDICT_CELLS: u32 = 4 * REASONS;
+/// Entries of `verdicts`: by direction, outcome and reason.
+pub const VERDICT_CELLS: u32 = 6 * REASONS;
 
 /// Index into `verdicts`.
 #[inline(always)]
 #[must_use]
-pub const fn verdict_cell(direction: Direction, action: Action, reason: Reason) -> u32 {
-    let action = match action {
-        Action::Allow => 0,
-        Action::Deny => 1,
-    };
-    (reason as u32) * 4 + (direction.index() as u32) * 2 + action
+pub const fn verdict_cell(direction: Direction, outcome: Outcome, reason: Reason) -> u32 {
+    (reason as u32) * 6 + (direction.index() as u32) * 3 + outcome.index() as u32
 }
 
 /// One verdict in the ring.
@@ -168,8 +197,8 @@ pub struct Event {
     pub protocol: u8,
     /// [`Direction::index`].
     pub direction: u8,
-    /// 0 allowed, 1 denied.
-    pub denied: u8,
+    /// [`Outcome::index`].
+    pub outcome: u8,
     /// Number of the [`Reason`].
     pub reason: u8,
     /// Bytes from the IP header.

@@ -4,12 +4,12 @@
 
 use crate::addr::Addr;
 use crate::classify::{Decision, Tables, classify};
-use crate::event::{Action, Direction, Reason};
+use crate::event::{Action, Direction, Outcome, Reason};
 use crate::flow::{STATE_OPENING, Side, expired, next_state};
 use crate::packet::{Bytes, Embedded, ICMP, ICMPV6, Packet, PacketView, SCTP, Shape, TCP, parse_embedded};
 use crate::wire::{
     COUNTER_NONE, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig, EndpointWord,
-    FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, RULESET_OPEN,
+    FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -51,6 +51,8 @@ pub trait Environment: Tables + Flows {
     fn epoch(&self, cell: u32) -> u32;
     /// The epoch of all prefixes.
     fn prefix_epoch(&self) -> u32;
+    /// True if the node drops nothing: `node_state.mode`.
+    fn is_audit(&self) -> bool;
     /// Seconds of the monotonic clock.
     fn now(&self) -> u32;
 }
@@ -67,8 +69,10 @@ pub enum News {
 /// What happens to a packet, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// Allowed or denied.
+    /// Allowed or denied, as if everything were enforced.
     pub action: Action,
+    /// True if it is denied and passes nevertheless: the node, or every policy that isolates, is in audit mode.
+    pub audited: bool,
     /// Why.
     pub reason: Reason,
     /// The rule that decided, or [`COUNTER_NONE`].
@@ -89,6 +93,8 @@ impl Packed {
     const NO_FLOW: u64 = 1 << 10;
     /// The packet may open one.
     const MAY_OPEN: u64 = 1 << 11;
+    /// Denied, and passes.
+    const AUDITED: u64 = 1 << 12;
 
     #[inline(always)]
     const fn new(verdict: Verdict) -> Self {
@@ -100,7 +106,14 @@ impl Packed {
             News::Event => Self::NEWS,
             News::None => 0,
         };
-        Self(verdict.reason as u64 | denied | news | ((verdict.counter as u64) << 32))
+        let audited = if verdict.audited { Self::AUDITED } else { 0 };
+        Self(verdict.reason as u64 | denied | news | audited | ((verdict.counter as u64) << 32))
+    }
+
+    /// True if the packet does not go on.
+    #[inline(always)]
+    const fn drops(self) -> bool {
+        self.0 & (Self::DENIED | Self::AUDITED) == Self::DENIED
     }
 
     #[inline(always)]
@@ -114,6 +127,7 @@ impl Packed {
     fn verdict(self) -> Verdict {
         Verdict {
             action: if self.0 & Self::DENIED == 0 { Action::Allow } else { Action::Deny },
+            audited: self.0 & Self::AUDITED != 0,
             reason: Reason::from_number(self.0 as u8).unwrap_or(Reason::TablesUnreadable),
             counter: self.counter(),
             news: if self.0 & Self::NEWS == 0 { News::None } else { News::Event },
@@ -124,26 +138,37 @@ impl Packed {
 impl Verdict {
     #[inline(always)]
     const fn allow(reason: Reason) -> Self {
-        Self { action: Action::Allow, reason, counter: COUNTER_NONE, news: News::None }
+        Self { action: Action::Allow, audited: false, reason, counter: COUNTER_NONE, news: News::None }
     }
 
     #[inline(always)]
     const fn deny(reason: Reason) -> Self {
-        Self { action: Action::Deny, reason, counter: COUNTER_NONE, news: News::Event }
+        Self { action: Action::Deny, audited: false, reason, counter: COUNTER_NONE, news: News::Event }
+    }
+
+    /// What comes of the packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn outcome(&self) -> Outcome {
+        match (self.action, self.audited) {
+            (Action::Allow, _) => Outcome::Allow,
+            (Action::Deny, false) => Outcome::Deny,
+            (Action::Deny, true) => Outcome::Audit,
+        }
     }
 
     #[inline(always)]
     const fn of(decision: Decision) -> Self {
         match decision {
             Decision::Open | Decision::Default => Self::allow(Reason::NotIsolated),
-            Decision::Rule { action, reason, counter } => {
+            Decision::Rule { action, audited, reason, counter } => {
                 let news = match action {
                     Action::Allow => News::None,
                     Action::Deny => News::Event,
                 };
-                Self { action, reason, counter, news }
+                Self { action, audited, reason, counter, news }
             }
-            Decision::Virtual => Self::deny(Reason::ServiceNotResolved),
+            Decision::Virtual { audited } => Self { audited, ..Self::deny(Reason::ServiceNotResolved) },
             Decision::Unreadable => Self::deny(Reason::TablesUnreadable),
         }
     }
@@ -191,6 +216,18 @@ impl Work {
 /// Judges a parsed frame at an endpoint.
 #[inline(always)]
 pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at: At) -> Verdict {
+    let mut verdict = judged(env, view, work, at);
+    // What no policy decides, as source binding: the node's mode alone lets it pass.
+    if let Action::Deny = verdict.action
+        && !verdict.audited
+    {
+        verdict.audited = env.is_audit();
+    }
+    verdict
+}
+
+#[inline(always)]
+fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at: At) -> Verdict {
     let packet = &work.packet;
     let Some(config) = env.config(at.slot) else {
         return Verdict::deny(Reason::UnknownEndpoint);
@@ -204,7 +241,7 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
     match packet.shape {
         Shape::BrokenIp => match at.direction {
             Direction::Egress => Verdict::deny(packet.error.reason()),
-            Direction::Ingress => unreadable(rulesets.ingress, packet.error.reason()),
+            Direction::Ingress => unreadable(env, rulesets.ingress, packet.error.reason()),
         },
         Shape::Arp => match at.direction {
             Direction::Ingress => Verdict::allow(Reason::Discovery),
@@ -212,7 +249,7 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
         },
         Shape::Other => match at.direction {
             Direction::Egress => Verdict::deny(Reason::NotIp),
-            Direction::Ingress => unreadable(rulesets.ingress, Reason::NotIp),
+            Direction::Ingress => unreadable(env, rulesets.ingress, Reason::NotIp),
         },
         Shape::Opening
         | Shape::Ongoing
@@ -228,12 +265,19 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
 
 /// What cannot be read: dropped where a policy isolates, passed and counted where none does.
 #[inline(always)]
-fn unreadable(ruleset: u16, reason: Reason) -> Verdict {
+fn unreadable<E: Environment>(env: &E, ruleset: u16, reason: Reason) -> Verdict {
     if u32::from(ruleset) == RULESET_OPEN {
         Verdict::allow(Reason::UnreadableOpen)
     } else {
-        Verdict::deny(reason)
+        isolated(env, ruleset, reason)
     }
+}
+
+/// Denied because the direction is isolated, where no rule was asked.
+#[inline(always)]
+fn isolated<E: Environment>(env: &E, ruleset: u16, reason: Reason) -> Verdict {
+    let audited = env.ruleset(ruleset.into()).is_some_and(|found| found.flags & RULESET_AUDIT != 0);
+    Verdict { audited, ..Verdict::deny(reason) }
 }
 
 /// ARP from a pod: its own address, or none (a probe, RFC 5227).
@@ -312,7 +356,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             return verdict;
         }
         if let Shape::Unreadable = packet.shape {
-            return unreadable(self.ruleset(self.at.direction), packet.error.reason());
+            return unreadable(self.env, self.ruleset(self.at.direction), packet.error.reason());
         }
         if own_index(self.config, remote).is_some() {
             match (self.at.direction, self.at.origin) {
@@ -475,6 +519,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if opening && matches!(side, Side::Responder) && matches!(packet.protocol, ICMP | ICMPV6) {
             return Packed(Packed::NO_FLOW);
         }
+        let mut told = Packed(0);
         if flags & FLOW_OWN_NODE != 0 {
             if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode) {
                 // The node's flow, from a device: judged as if there were none, and leaves none.
@@ -482,7 +527,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             }
         } else if held_stamp != stamp {
             let again = self.judged_again(key, opener);
-            if again.0 & Packed::DENIED != 0 {
+            if again.drops() {
                 // The flow is over; what can open one may open its own, which may be the other direction's.
                 if opening {
                     return none;
@@ -493,12 +538,14 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 };
             }
             self.env.renew(flow, stamp, tag | flags);
+            // Told once: the flow goes on.
+            told = again;
         }
         let next = next_state(key.protocol, state, side, packet.tcp_flags);
         if next != state || seen != now {
             self.env.touch(flow, now, next);
         }
-        Packed::new(Verdict::allow(Reason::Flow))
+        if told.0 & Packed::AUDITED != 0 { told } else { Packed::new(Verdict::allow(Reason::Flow)) }
     }
 
     /// Judges a packet that belongs to no flow, and makes one if it may.
@@ -516,7 +563,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             }
             (Direction::Egress, _) => self.classified(&work.packet, &key.remote),
         };
-        if verdict.0 & Packed::DENIED != 0 || held.0 & Packed::MAY_OPEN == 0 {
+        if verdict.drops() || held.0 & Packed::MAY_OPEN == 0 {
             return verdict;
         }
         work.entry.counter = verdict.counter();
@@ -594,8 +641,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if u32::from(self.ruleset(self.at.direction)) == RULESET_OPEN {
             return Verdict::allow(Reason::NotIsolated);
         }
+        let unrelated = isolated(self.env, self.ruleset(self.at.direction), Reason::UnrelatedError);
         if self.embedded(work) == EMBEDDED_NONE {
-            return Verdict::deny(Reason::UnrelatedError);
+            return unrelated;
         }
         let key = &work.key;
         match self.held(key, key.tag()) {
@@ -604,14 +652,10 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 let live = !expired(key.protocol, state, seen, self.env.now());
                 let current = flags & FLOW_OWN_NODE != 0
                     || stamp == self.stamp(&key.remote)
-                    || self.judged_again(key, opener(flags)).0 & Packed::DENIED == 0;
-                if live && current {
-                    Verdict::allow(Reason::RelatedError)
-                } else {
-                    Verdict::deny(Reason::UnrelatedError)
-                }
+                    || !self.judged_again(key, opener(flags)).drops();
+                if live && current { Verdict::allow(Reason::RelatedError) } else { unrelated }
             }
-            Held::None => Verdict::deny(Reason::UnrelatedError),
+            Held::None => unrelated,
             Held::Unreadable => Verdict::deny(Reason::TablesUnreadable),
         }
     }
@@ -624,8 +668,10 @@ const EMBEDDED_KEY: u32 = 1;
 
 /// One copy of the classification for its callers: in eBPF a function of its own.
 #[inline(never)]
-fn decide<T: Tables>(tables: &T, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
-    Packed::new(Verdict::of(classify(tables, u32::from(ruleset), remote, protocol, port)))
+fn decide<E: Environment>(env: &E, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
+    let verdict = Packed::new(Verdict::of(classify(env, u32::from(ruleset), remote, protocol, port)));
+    // After the tables, and after the stamp of a flow that this may open: a change of the mode meanwhile ages it.
+    if verdict.drops() && env.is_audit() { Packed(verdict.0 | Packed::AUDITED) } else { verdict }
 }
 
 #[cfg(test)]

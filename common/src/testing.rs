@@ -253,6 +253,7 @@ pub(crate) struct World {
     pub(crate) flows: RefCell<BTreeMap<FlowKey, FlowEntry>>,
     pub(crate) epochs: Cell<u32>,
     pub(crate) prefix_epoch: Cell<u32>,
+    pub(crate) audit: Cell<bool>,
     pub(crate) now: Cell<u32>,
 }
 
@@ -275,6 +276,7 @@ impl World {
             flows: RefCell::default(),
             epochs: Cell::new(0),
             prefix_epoch: Cell::new(0),
+            audit: Cell::new(false),
             now: Cell::new(1_000),
         }
     }
@@ -439,6 +441,10 @@ impl Environment for World {
 
     fn prefix_epoch(&self) -> u32 {
         self.prefix_epoch.get()
+    }
+
+    fn is_audit(&self) -> bool {
+        self.audit.get()
     }
 
     fn now(&self) -> u32 {

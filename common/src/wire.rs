@@ -59,10 +59,16 @@ pub const RULESET_CLOSED: u32 = 1;
 /// The ruleset judges traffic from a pod that a policy isolates, which may still be translated: virtual addresses
 /// are told apart.
 pub const RULESET_EGRESS: u32 = 1;
+/// Only policies in audit mode isolate: what is denied here passes.
+pub const RULESET_AUDIT: u32 = 2;
 /// Class 0: an address that no selector on this node matches.
 pub const CLASS_NONE: u32 = 0;
 /// Bit of a class that marks a Service's virtual address, whose verdict needs its translation. Denied for now.
 pub const CLASS_VIRTUAL: u32 = 1 << 31;
+/// Bit beside the reason in the answer of an asked load: the verdict is not enforced.
+pub const ANSWER_AUDITED: u32 = 1 << 8;
+/// Slot of events about an interface that leads to no endpoint.
+pub const NO_ENDPOINT: u32 = u32::MAX;
 /// Counter 0: no rule decided.
 pub const COUNTER_NONE: u32 = 0;
 
@@ -229,7 +235,7 @@ wire! {
     pub struct Rule {
         /// Index into `rule_stats`, and what attributes the verdict.
         pub counter: u32,
-        /// [`ACTION_ALLOW`], [`ACTION_DENY`] or [`ACTION_PASS`].
+        /// [`ACTION_ALLOW`], [`ACTION_DENY`], [`ACTION_PASS`] or [`ACTION_AUDIT`].
         pub action: u8,
         /// [`KIND_RULE`], [`KIND_ISOLATION`] or [`KIND_INVALID`].
         pub kind: u8,
@@ -246,6 +252,8 @@ pub const ACTION_ALLOW: u8 = 0;
 pub const ACTION_DENY: u8 = 1;
 /// The rest of the tier is skipped.
 pub const ACTION_PASS: u8 = 2;
+/// The packet is denied, and passes: only policies in audit mode isolate.
+pub const ACTION_AUDIT: u8 = 3;
 /// A rule of a policy.
 pub const KIND_RULE: u8 = 0;
 /// The deny that stands for isolation.
@@ -326,12 +334,18 @@ wire! {
 wire! {
     /// `node_state`, one entry.
     pub struct NodeState {
-        /// Grows with every swap of `prefixes`.
+        /// Grows with every swap of `prefixes`, and when `mode` changes.
         pub prefix_epoch: u32,
-        /// Zero.
-        pub reserved: u32,
+        /// [`MODE_ENFORCE`] or [`MODE_AUDIT`], written in one store with the epoch: the node switches at once, and
+        /// every flow is judged again.
+        pub mode: u32,
     }
 }
+
+/// What is denied is dropped.
+pub const MODE_ENFORCE: u32 = 0;
+/// What is denied passes, counted and told as audited.
+pub const MODE_AUDIT: u32 = 1;
 
 wire! {
     /// `cpu_state`, one entry for each CPU.

@@ -9,10 +9,10 @@ mod tables;
 
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use portcullis_common::event::{Action, Direction};
-use portcullis_common::judge::{At, Verdict, judge};
+use portcullis_common::event::{Action, Direction, Outcome, Reason};
+use portcullis_common::judge::{At, News, Verdict, judge};
 use portcullis_common::packet::{Link, Packet, parse};
-use portcullis_common::wire::LINK_IP;
+use portcullis_common::wire::{COUNTER_NONE, LINK_IP, NO_ENDPOINT};
 
 use skb::{Skb, Source};
 use tables::Maps;
@@ -43,7 +43,15 @@ pub fn empty(_: TcContext) -> i32 {
 #[inline(always)]
 fn run(skb: &Skb, direction: Direction) -> i32 {
     let Some(Source { slot, origin }) = skb.source(direction) else {
-        return report::unknown_endpoint(skb, direction, DROP);
+        let verdict = Verdict {
+            action: Action::Deny,
+            audited: tables::is_audit(),
+            reason: Reason::UnknownEndpoint,
+            counter: COUNTER_NONE,
+            news: News::Event,
+        };
+        report::report(skb, NO_ENDPOINT, direction, &Packet::OTHER, &verdict);
+        return code(&verdict);
     };
     let Some(work) = tables::scratch() else {
         return DROP;
@@ -61,9 +69,17 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
 
 #[inline(always)]
 fn code(verdict: &Verdict) -> i32 {
-    match verdict.action {
-        Action::Allow => PASS,
-        Action::Deny => DROP,
+    match verdict.outcome() {
+        Outcome::Allow => PASS,
+        Outcome::Deny => DROP,
+        // Who asks wants to know the verdict, and is told beside it that it is not enforced.
+        Outcome::Audit => {
+            if skb::is_probe() {
+                DROP
+            } else {
+                PASS
+            }
+        }
     }
 }
 

@@ -1,10 +1,10 @@
 //! Counting, events and the programs' own diagnostics. Knows verdicts; changes none.
 
 use aya_log_ebpf::warn;
-use portcullis_common::event::{Action, Direction, Event, Reason, verdict_cell};
+use portcullis_common::event::{Direction, Event, Reason, verdict_cell};
 use portcullis_common::judge::{News, Verdict};
 use portcullis_common::packet::{Packet, PacketView};
-use portcullis_common::wire::COUNTER_NONE;
+use portcullis_common::wire::{ANSWER_AUDITED, COUNTER_NONE};
 
 use crate::skb::{Skb, is_probe};
 use crate::tables;
@@ -19,11 +19,12 @@ const NANOSECONDS: u64 = 1_000_000_000;
 #[inline(always)]
 pub fn report(skb: &Skb, slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
     if is_probe() {
-        skb.answer(u32::from(verdict.reason as u8), verdict.counter);
+        let audited = if verdict.audited { ANSWER_AUDITED } else { 0 };
+        skb.answer(u32::from(verdict.reason as u8) | audited, verdict.counter);
         return;
     }
     let bytes = if packet.bytes == 0 { skb.len() } else { packet.bytes };
-    tables::count_verdict(verdict_cell(direction, verdict.action, verdict.reason), bytes);
+    tables::count_verdict(verdict_cell(direction, verdict.outcome(), verdict.reason), bytes);
     if verdict.counter != COUNTER_NONE {
         tables::count_rule(verdict.counter, bytes);
     }
@@ -35,13 +36,6 @@ pub fn report(skb: &Skb, slot: u32, direction: Direction, packet: &Packet, verdi
             unreadable_tables(skb, slot);
         }
     }
-}
-
-/// Drops, counts and says so: our program is on an interface that `ifaces` does not know.
-#[inline(always)]
-pub fn unknown_endpoint(skb: &Skb, direction: Direction, code: i32) -> i32 {
-    tables::count_verdict(verdict_cell(direction, Action::Deny, Reason::UnknownEndpoint), skb.len());
-    code
 }
 
 /// Counts a flow that found its endpoint's table full.
@@ -81,10 +75,7 @@ fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) ->
         slot,
         counter: verdict.counter,
         direction: direction.index(),
-        denied: match verdict.action {
-            Action::Allow => 0,
-            Action::Deny => 1,
-        },
+        outcome: verdict.outcome().index(),
         reason: verdict.reason as u8,
         bytes: packet.bytes,
         protocol: packet.protocol,

@@ -13,8 +13,8 @@ use portcullis_common::judge::{Environment, Flows, Work};
 use portcullis_common::wire::{
     BANKS, CounterKey, CpuState, DEFAULT_FLOWS, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord,
     FlowEntry, FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS, MAX_PEERS,
-    MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, NodeState, PeerRowKey, PeerRowWord,
-    PeerWord, PortRange, Row, Rule, Ruleset, Stats,
+    MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NodeState, PeerRowKey,
+    PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
 };
 
 use crate::skb::is_probe;
@@ -164,6 +164,12 @@ fn count(stats: *mut Stats, bytes: u32) {
     unsafe { (*stats).bytes += u64::from(bytes) };
 }
 
+/// True if the node drops nothing. In the asking load too it tells what would come of the packet.
+#[inline(always)]
+pub fn is_audit() -> bool {
+    NODE_STATE.get(0).is_some_and(|state| state.mode == MODE_AUDIT)
+}
+
 /// This CPU's state.
 #[inline(always)]
 pub fn cpu_state() -> Option<*mut CpuState> {
@@ -303,6 +309,11 @@ impl Environment for Maps {
     #[inline(always)]
     fn prefix_epoch(&self) -> u32 {
         NODE_STATE.get(0).map_or(0, |state| state.prefix_epoch)
+    }
+
+    #[inline(always)]
+    fn is_audit(&self) -> bool {
+        is_audit()
     }
 
     #[inline(always)]

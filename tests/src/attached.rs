@@ -11,7 +11,7 @@ use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
 use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
-use portcullis_common::event::{Action, Direction, Reason, verdict_cell};
+use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::wire::{DEFAULT_FLOWS, EndpointConfig, EndpointWord};
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::desired::{Desired, EndpointRulesets};
@@ -101,7 +101,11 @@ impl Attached {
 
     /// Packets under a verdict so far, all CPUs.
     pub fn packets(&self, direction: Direction, action: Action, reason: Reason) -> Result<u64> {
-        let values = self.verdicts.get(&verdict_cell(direction, action, reason), 0)?;
+        let outcome = match action {
+            Action::Allow => Outcome::Allow,
+            Action::Deny => Outcome::Deny,
+        };
+        let values = self.verdicts.get(&verdict_cell(direction, outcome, reason), 0)?;
         Ok(values.iter().map(|[packets, _]| packets).sum())
     }
 

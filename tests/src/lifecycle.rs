@@ -1,6 +1,7 @@
 //! An agent's life under traffic: killed, ended, started again, and given policies, while datagrams and held
 //! connections tell whether a denied one ever arrives and an allowed one is ever lost.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,8 @@ use portcullis_lab::{
     AgentSpec, Ask, Client, Family, Hook, Lab, LabOptions, Outcome, Probe, ProbeOptions, Target,
 };
 use portcullis_policy::model::{Cluster, ObjectKey, Protocol};
+
+use crate::live::Rig;
 
 /// The port that pods serve.
 pub const PORT: u16 = 5000;
@@ -57,6 +60,8 @@ spec:
 pub struct Life {
     /// The lab.
     pub lab: Lab,
+    /// Further arguments of agents that start from here on.
+    pub arguments: Vec<OsString>,
     dir: PathBuf,
     hook: Hook,
 }
@@ -64,19 +69,28 @@ pub struct Life {
 impl Life {
     /// Pods without a policy, and no agent.
     #[must_use]
-    pub fn new(hook: Hook) -> Self {
-        let dir =
-            std::env::temp_dir().join(format!("portcullis-life-{}-{}", std::process::id(), hook.name()));
+    pub fn new(rig: impl Into<Rig>) -> Self {
+        let Rig { hook, cni } = rig.into();
+        let dir = std::env::temp_dir().join(format!(
+            "portcullis-life-{}-{}-{cni}",
+            std::process::id(),
+            hook.name()
+        ));
         fs::create_dir_all(&dir).expect("a directory for manifests");
         fs::write(dir.join("pods.yaml"), PODS).expect("the pods are written");
-        let lab = Lab::up(&cluster(&dir), LabOptions::default()).expect("the lab comes up");
-        Self { lab, dir, hook }
+        let lab =
+            Lab::up(&cluster(&dir), LabOptions { cni, ..LabOptions::default() }).expect("the lab comes up");
+        Self { lab, arguments: Vec::new(), dir, hook }
     }
 
     /// Starts an agent.
     pub fn start(&mut self) {
-        let spec =
-            AgentSpec { binary: agent(), source: self.dir.clone(), hook: self.hook, arguments: Vec::new() };
+        let spec = AgentSpec {
+            binary: agent(),
+            source: self.dir.clone(),
+            hook: self.hook,
+            arguments: self.arguments.clone(),
+        };
         self.lab.start_agent(&spec).expect("the agent starts");
     }
 
@@ -88,16 +102,26 @@ impl Life {
 
     /// Writes the policy, without waiting.
     pub fn write_policy(&self) {
-        let beside = self.dir.join(".policy");
-        fs::write(&beside, POLICY).expect("the policy is written");
-        fs::rename(&beside, self.dir.join("policy.yaml")).expect("the policy is put in place");
+        self.write("policy.yaml", POLICY);
+    }
+
+    /// Writes a file of manifests, without waiting.
+    pub fn write(&self, name: &str, text: &str) {
+        let beside = self.dir.join(".beside");
+        fs::write(&beside, text).expect("the manifests are written");
+        fs::rename(&beside, self.dir.join(name)).expect("the manifests are put in place");
+    }
+
+    /// Writes a file of manifests and waits until it is in force.
+    pub fn apply(&mut self, name: &str, text: &str) {
+        let before = self.lab.applied().unwrap_or(0);
+        self.write(name, text);
+        self.lab.wait_applied(before + 1, PATIENCE).expect("the manifests are applied");
     }
 
     /// Writes the policy and waits until it is in force.
     pub fn apply_policy(&mut self) {
-        let before = self.lab.applied().unwrap_or(0);
-        self.write_policy();
-        self.lab.wait_applied(before + 1, PATIENCE).expect("the policy is applied");
+        self.apply("policy.yaml", POLICY);
     }
 
     /// New connections while something else happens: keeps trying until told to stop, and returns how many were

@@ -18,7 +18,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use nix::sys::signal::Signal;
 use portcullis_agent::bpf::Pins;
 use portcullis_agent::bpf::counters::Hits;
-use portcullis_lab::{AgentSpec, Hook, Lab, LabOptions};
+use portcullis_lab::{AgentSpec, Cni, Hook, Lab, LabOptions};
 use portcullis_policy::model::Cluster;
 use serde_json::{Value, json};
 
@@ -62,6 +62,36 @@ pub fn data() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data")
 }
 
+/// Where programs hang, and on what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rig {
+    /// The hook.
+    pub hook: Hook,
+    /// How pods hang on the node.
+    pub cni: Cni,
+}
+
+impl Rig {
+    /// For people.
+    #[must_use]
+    pub fn name(self) -> String {
+        format!("{}, {}", self.hook.name(), self.cni)
+    }
+}
+
+impl std::convert::From<Hook> for Rig {
+    /// In the shape that `PORTCULLIS_LAB_CNI` names, routed where it does not.
+    fn from(hook: Hook) -> Self {
+        Self { hook, cni: asked_cni().unwrap_or_default() }
+    }
+}
+
+/// What `PORTCULLIS_LAB_CNI` says.
+fn asked_cni() -> Option<Cni> {
+    let word = std::env::var("PORTCULLIS_LAB_CNI").ok()?;
+    Some(word.parse().unwrap_or_else(|error| panic!("PORTCULLIS_LAB_CNI: {error}")))
+}
+
 /// A lab, its agent, and the state that both were given last.
 #[derive(Debug)]
 pub struct Live {
@@ -83,7 +113,8 @@ impl Live {
     ///
     /// Where anything of it fails, as all here does.
     #[must_use]
-    pub fn up(state: &State, outside: Vec<IpAddr>, hook: Hook) -> Self {
+    pub fn up(state: &State, outside: Vec<IpAddr>, rig: impl Into<Rig>) -> Self {
+        let Rig { hook, cni } = rig.into();
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("portcullis-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let base = std::env::temp_dir().join(name);
@@ -91,7 +122,7 @@ impl Live {
         fs::create_dir_all(&source).expect("a directory for manifests");
         write(state, &source.join("now"));
         let cluster = read(&source);
-        let options = LabOptions { outside, ..LabOptions::default() };
+        let options = LabOptions { outside, cni, ..LabOptions::default() };
         let mut lab = Lab::up(&cluster, options).expect("the lab comes up");
         start(&mut lab, &base, hook);
         let hits = Hits::open(&Pins::new(lab.bpffs())).expect("the agent has pinned its counters");
@@ -103,14 +134,14 @@ impl Live {
         live: &'a mut Option<Self>,
         state: &State,
         outside: &[IpAddr],
-        hook: Hook,
+        rig: impl Into<Rig>,
     ) -> &'a mut Self {
         match live {
             Some(live) => {
                 live.apply(state);
                 live
             }
-            none @ None => none.insert(Self::up(state, outside.to_vec(), hook)),
+            none @ None => none.insert(Self::up(state, outside.to_vec(), rig)),
         }
     }
 
@@ -194,6 +225,35 @@ pub fn with_both_hooks(run: impl Fn(Hook, usize) -> Tally + Sync) -> Tally {
         let workers =
             [(Hook::Tcx, 0), (Hook::Clsact, 1)].map(|(hook, part)| scope.spawn(move || run(hook, part)));
         workers.map(|worker| worker.join().expect("a worker ends"))
+    });
+    let mut sum = Tally::default();
+    for tally in tallies {
+        sum += tally;
+    }
+    sum
+}
+
+/// As [`with_both_hooks`], in either shape of lab: what one hook does in the one, the other does in the other.
+/// `PORTCULLIS_LAB_CNI` leaves one shape.
+///
+/// # Panics
+///
+/// If one of them does.
+#[must_use]
+pub fn in_all_rigs(run: impl Fn(Rig, usize) -> Tally + Sync) -> Tally {
+    let run = &run;
+    let rigs = [
+        (Hook::Tcx, Cni::Routed, 0),
+        (Hook::Clsact, Cni::Routed, 1),
+        (Hook::Tcx, Cni::Bridge, 1),
+        (Hook::Clsact, Cni::Bridge, 0),
+    ];
+    let asked = asked_cni();
+    let tallies = thread::scope(|scope| {
+        let chosen = rigs.into_iter().filter(|(_, cni, _)| asked.is_none_or(|asked| asked == *cni));
+        let workers: Vec<_> =
+            chosen.map(|(hook, cni, part)| scope.spawn(move || run(Rig { hook, cni }, part))).collect();
+        workers.into_iter().map(|worker| worker.join().expect("a worker ends")).collect::<Vec<_>>()
     });
     let mut sum = Tally::default();
     for tally in tallies {

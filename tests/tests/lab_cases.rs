@@ -4,11 +4,10 @@
 
 use std::collections::BTreeSet;
 
-use portcullis_lab::Hook;
 use portcullis_oracle::Family;
 use portcullis_oracle::cyclonus::{self, Step};
 use portcullis_tests::live::agreement::Tally;
-use portcullis_tests::live::{Live, State, with_both_hooks};
+use portcullis_tests::live::{Live, Rig, State, in_all_rigs};
 use portcullis_tests::privilege::is_root;
 
 /// How many cases at least.
@@ -55,7 +54,7 @@ fn choose(cases: Vec<Case>) -> Vec<Case> {
     chosen.into_iter().map(|(_, case)| case).collect()
 }
 
-fn run(cases: &[&Case], hook: Hook) -> Tally {
+fn run(cases: &[&Case], rig: Rig) -> Tally {
     let mut tally = Tally::default();
     let mut live = None;
     for case in cases {
@@ -66,12 +65,12 @@ fn run(cases: &[&Case], hook: Hook) -> Tally {
                     step.id,
                     step.family,
                     step.step,
-                    hook.name(),
+                    rig.name(),
                     step.description
                 )
             };
             let state = State::of_objects(&step.manifests);
-            let live = Live::bring(&mut live, &state, &[], hook);
+            let live = Live::bring(&mut live, &state, &[], rig);
             tally += live.check_agreement(&step.into()).of(&what());
             if case.len() > 1 && step.step + 1 == case.len() {
                 live.start_cold();
@@ -99,9 +98,9 @@ fn cases_agree_in_a_lab_whose_agent_is_given_one_state_after_another() {
         return;
     }
     let cases = choose(all_cases());
-    let tally = with_both_hooks(|hook, part| {
+    let tally = in_all_rigs(|rig, part| {
         let cases: Vec<&Case> = cases.iter().skip(part).step_by(2).collect();
-        run(&cases, hook)
+        run(&cases, rig)
     });
     println!("{} cases: {tally}", cases.len());
     tally.assert_right();

@@ -11,7 +11,7 @@ use portcullis_oracle::{Traffic, generate};
 use portcullis_tests::compare::cluster_of;
 use portcullis_tests::live::agreement::Tally;
 use portcullis_tests::live::expected::Expected;
-use portcullis_tests::live::{Live, State, with_both_hooks};
+use portcullis_tests::live::{Live, Rig, State, in_all_rigs};
 use portcullis_tests::privilege::{is_root, number};
 use serde_json::{Value, json};
 
@@ -151,13 +151,13 @@ fn changes() -> Vec<(&'static str, Shop)> {
 /// What a state is, its objects, and what is asked.
 type Step = (String, Vec<Value>, Vec<Traffic>);
 
-fn run(steps: &[Step], hook: Hook) -> Tally {
+fn run(steps: &[Step], rig: Rig) -> Tally {
     let mut tally = Tally::default();
     let mut live = None;
     for (what, manifests, traffics) in steps {
         let expected = Expected::by_oracle(manifests, traffics);
-        let live = Live::bring(&mut live, &State::of_objects(manifests), &[], hook);
-        let what = format!("{what} ({})", hook.name());
+        let live = Live::bring(&mut live, &State::of_objects(manifests), &[], rig);
+        let what = format!("{what} ({})", rig.name());
         tally += live.check_agreement(&expected).of(&what);
         live.start_cold();
         tally += live.check_agreement(&expected).of(&format!("{what}, started cold"));
@@ -175,7 +175,7 @@ fn every_kind_of_change_converges() {
         .into_iter()
         .map(|(what, shop)| (what.to_owned(), shop.manifests(), traffics.to_vec()))
         .collect();
-    let tally = with_both_hooks(|hook, _| run(&steps, hook));
+    let tally = in_all_rigs(|rig, _| run(&steps, rig));
     println!("{tally}");
     tally.assert_right();
 }
@@ -187,7 +187,7 @@ fn random_clusters_follow_each_other() {
     }
     let (clusters, seed) = (number("PORTCULLIS_LAB_CLUSTERS", CLUSTERS), number("PORTCULLIS_LAB_SEED", SEED));
     println!("{clusters} clusters for each hook from seed {seed}");
-    let tally = with_both_hooks(|hook, part| {
+    let tally = in_all_rigs(|rig, part| {
         let suitable = (seed..).map(generate::cluster).filter(has_all_addresses);
         let steps: Vec<Step> = suitable
             .skip(part)
@@ -195,7 +195,7 @@ fn random_clusters_follow_each_other() {
             .zip(0..clusters)
             .map(|(c, _)| (format!("seed {}", c.seed), c.manifests, c.traffics))
             .collect();
-        run(&steps, hook)
+        run(&steps, rig)
     });
     println!("{tally}");
     tally.assert_right();

@@ -4,7 +4,7 @@
 use portcullis_lab::Hook;
 use portcullis_tests::live::agreement::Tally;
 use portcullis_tests::live::expected::{Expected, Seed};
-use portcullis_tests::live::{Live, with_both_hooks};
+use portcullis_tests::live::{Live, Rig, in_all_rigs};
 use portcullis_tests::privilege::is_root;
 
 /// All of them; a file beside them that is not here would not be tried.
@@ -20,13 +20,13 @@ const SEEDS: [&str; 9] = [
     "role-db",
 ];
 
-fn run(name: &str, hook: Hook) -> Tally {
+fn run(name: &str, rig: Rig) -> Tally {
     let mut tally = Tally::default();
     let seed = Seed::load(name);
     let mut live = None;
     for (number, step) in seed.steps.iter().enumerate() {
-        let live = Live::bring(&mut live, &step.state(), &seed.outside(), hook);
-        tally += live.check_agreement(&step.expected).of(&format!("{name} step {number} ({})", hook.name()));
+        let live = Live::bring(&mut live, &step.state(), &seed.outside(), rig);
+        tally += live.check_agreement(&step.expected).of(&format!("{name} step {number} ({})", rig.name()));
     }
     tally
 }
@@ -37,10 +37,10 @@ fn every_example_of_the_seeds_is_enforced_explained_and_counted() {
         return;
     }
     assert_eq!(Seed::names(), SEEDS.map(str::to_owned).into());
-    let tally = with_both_hooks(|hook, part| {
+    let tally = in_all_rigs(|rig, part| {
         let mut tally = Tally::default();
         for name in SEEDS.iter().skip(part).step_by(2) {
-            tally += run(name, hook);
+            tally += run(name, rig);
         }
         tally
     });

@@ -64,7 +64,7 @@ pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     }
     if args.keep {
         println!("\nThe lab stays until `cargo xtask demo --down`. Try:");
-        for verb in ["matrix", "observe"] {
+        for verb in ["matrix", "observe --follow"] {
             println!("  {} {verb} --run-dir {}", built.agent.display(), lab.run_dir().display());
         }
         println!("  edit {} and ask again", source.dir.display());

@@ -36,7 +36,7 @@ pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     let lab = Standing::up(&built, ID, &args.source, &args.args)?;
     sh::say("try, in another terminal:");
     sh::say(format_args!("  cargo xtask lab probe --source {}", args.source.display()));
-    for verb in ["matrix", "observe"] {
+    for verb in ["matrix", "observe --follow"] {
         sh::say(format_args!("  {} {verb} --run-dir {}", built.agent.display(), lab.run_dir().display()));
     }
     sh::say("here is what the agent logs; Ctrl-C takes all of it down");

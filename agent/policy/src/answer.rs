@@ -86,8 +86,10 @@ impl Party {
 /// The verdict of one direction, and what made it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirectionAnswer {
-    /// Allowed or denied.
+    /// Allowed or denied, as if everything were enforced.
     pub action: Action,
+    /// True if it is denied by policies in audit mode alone, and passes.
+    pub audited: bool,
     /// Why.
     pub reason: Reason,
     /// The rule or isolation that decided.
@@ -147,6 +149,18 @@ impl<'a> Answers<'a> {
             .map(|key| ((*key).clone(), endpoint_config(&owned_addresses(&directory, key))))
             .collect();
         Self { cluster, directory, desired, configs }
+    }
+
+    /// The objects that this answers about.
+    #[must_use]
+    pub fn cluster(&self) -> &'a Cluster {
+        self.cluster
+    }
+
+    /// Who owns which address.
+    #[must_use]
+    pub fn directory(&self) -> &Directory<'a> {
+        &self.directory
     }
 
     /// Live pods with a network of their own that own an address of the family, by namespace, then name.
@@ -236,6 +250,7 @@ impl<'a> Answers<'a> {
         };
         DirectionAnswer {
             action: verdict.action,
+            audited: verdict.audited,
             reason: verdict.reason,
             decided_by: self.desired.counters.get(&verdict.counter).cloned(),
             policies,
@@ -250,7 +265,7 @@ impl<'a> Answers<'a> {
         };
         isolating(self.cluster, pod, &facts.pod.labels, direction)
             .into_iter()
-            .map(|(policy, _, _)| policy.clone())
+            .map(|policy| policy.name.clone())
             .collect()
     }
 }
@@ -346,6 +361,9 @@ impl Environment for Offline<'_> {
     }
     fn prefix_epoch(&self) -> u32 {
         0
+    }
+    fn is_audit(&self) -> bool {
+        false
     }
     fn now(&self) -> u32 {
         0

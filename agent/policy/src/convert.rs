@@ -5,6 +5,7 @@
 mod cidr;
 mod cluster;
 mod labels;
+mod mode;
 mod peers;
 mod pod;
 mod policy;
@@ -17,6 +18,7 @@ mod tests;
 mod value;
 
 pub use cluster::{METADATA_NAME, namespace, node, service};
+pub use mode::MODE_ANNOTATION;
 pub(crate) use pod::from_template;
 pub use pod::pod;
 pub use policy::network_policy;

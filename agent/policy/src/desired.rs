@@ -98,6 +98,14 @@ impl EndpointRulesets {
             Direction::Egress => self.egress,
         }
     }
+
+    /// The ruleset of a direction, to be set.
+    pub fn of_mut(&mut self, direction: Direction) -> &mut u16 {
+        match direction {
+            Direction::Ingress => &mut self.ingress,
+            Direction::Egress => &mut self.egress,
+        }
+    }
 }
 
 /// The tables.

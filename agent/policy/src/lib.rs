@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod change;
 pub mod compile;
 pub mod convert;
 pub mod desired;
@@ -11,3 +12,9 @@ pub mod frame;
 pub mod manifest;
 pub mod model;
 pub mod select;
+pub mod sizes;
+#[cfg(test)]
+mod testing;
+pub mod turn;
+pub mod why;
+pub mod written;

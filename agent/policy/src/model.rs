@@ -48,12 +48,33 @@ pub struct Cluster {
     pub services: BTreeMap<ObjectKey, Service>,
 }
 
+impl Cluster {
+    /// The mode of a policy: its own, else its namespace's, else it is enforced.
+    #[must_use]
+    pub fn mode(&self, key: &ObjectKey, policy: &NetworkPolicy) -> Mode {
+        let of_namespace = || self.namespaces.get(&key.namespace).and_then(|namespace| namespace.mode);
+        policy.mode.or_else(of_namespace).unwrap_or_default()
+    }
+}
+
 /// A Namespace. Its labels always hold `kubernetes.io/metadata.name` (S15), and that one is never taken from
 /// the manifest (T13).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Namespace {
     /// Labels, with `kubernetes.io/metadata.name` set to the namespace's name.
     pub labels: Labels,
+    /// The mode of its policies that say none themselves.
+    pub mode: Option<Mode>,
+}
+
+/// What happens to what a policy denies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It is dropped.
+    #[default]
+    Enforce,
+    /// It passes, counted and told.
+    Audit,
 }
 
 /// A Node.
@@ -203,6 +224,8 @@ impl Pod {
 /// A NetworkPolicy, read and defaulted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPolicy {
+    /// What it says about its own mode; [`Cluster::mode`] tells which one it has.
+    pub mode: Option<Mode>,
     /// The pods of its own namespace that it selects.
     pub subject: Subject,
     /// What it says about ingress.
@@ -365,15 +388,21 @@ impl Selector {
     /// True if the labels meet every requirement.
     #[must_use]
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.requirements.iter().all(|r| {
-            let value = labels.get(&r.key);
-            match &r.operator {
-                Operator::In(values) => value.is_some_and(|v| values.contains(v)),
-                Operator::NotIn(values) => value.is_none_or(|v| !values.contains(v)),
-                Operator::Exists => value.is_some(),
-                Operator::DoesNotExist => value.is_none(),
-            }
-        })
+        self.requirements.iter().all(|requirement| requirement.matches(labels))
+    }
+}
+
+impl Requirement {
+    /// True if the labels meet it.
+    #[must_use]
+    pub fn matches(&self, labels: &Labels) -> bool {
+        let value = labels.get(&self.key);
+        match &self.operator {
+            Operator::In(values) => value.is_some_and(|v| values.contains(v)),
+            Operator::NotIn(values) => value.is_none_or(|v| !values.contains(v)),
+            Operator::Exists => value.is_some(),
+            Operator::DoesNotExist => value.is_none(),
+        }
     }
 }
 

@@ -122,6 +122,17 @@ impl PeerSelector {
                 Base::Block(block) => block_holds(block, address),
             }
     }
+
+    /// True if the selector matches this pod whatever its addresses; never for a block.
+    #[must_use]
+    pub fn matches_pod(&self, facts: &PodFacts<'_>) -> bool {
+        self.named.as_ref().is_none_or(|port| declares(facts.pod, port))
+            && match &self.base {
+                Base::AnyPod => true,
+                Base::Pods(namespaces, pods) => in_scope(namespaces, facts) && selected(pods, facts.pod),
+                Base::Block(_) => false,
+            }
+    }
 }
 
 /// Without all of its labels nobody knows whether a selector means the pod.

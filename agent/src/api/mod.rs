@@ -4,14 +4,18 @@
 
 pub mod client;
 pub mod observed;
+mod observing;
 pub mod server;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use observed::{Observed, ObservedVerdict, PodName};
+pub use observed::{Observed, ObservedVerdict, PodName, Told};
 use serde::{Deserialize, Serialize};
 
+use crate::observe::Recorder;
+use crate::observe::filter::Filter;
+use crate::observe::fold::Folding;
 use crate::verbs::ask::{ExplainRequest, MatrixRequest};
 use crate::world::{AskKernel, World};
 
@@ -32,8 +36,21 @@ pub enum Request {
     Explain(ExplainRequest),
     /// All pairs.
     Matrix(MatrixRequest),
-    /// Verdicts as they fall, until one side goes.
-    Observe,
+    /// Verdicts that fell, and those that fall until one side goes.
+    Observe(ObserveRequest),
+}
+
+/// What `observe` asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObserveRequest {
+    /// Which verdicts.
+    pub filter: Filter,
+    /// How many lines of those that fell.
+    pub last: u64,
+    /// Whether to go on with those that fall.
+    pub follow: bool,
+    /// Whether repeats become one line.
+    pub folding: Folding,
 }
 
 /// First answer to [`Request::Observe`]: from here on nothing is missed unsaid.
@@ -58,6 +75,8 @@ pub trait Backend {
     fn world(&self) -> Arc<World>;
     /// The loaded programs.
     fn kernel(&self) -> Option<&(dyn AskKernel + Sync)>;
-    /// Verdicts from now on.
-    fn subscribe(&self) -> tokio::sync::broadcast::Receiver<Arc<Observed>>;
+    /// The agent's node.
+    fn node(&self) -> Option<String>;
+    /// Verdicts.
+    fn recorder(&self) -> &Recorder;
 }

@@ -3,16 +3,30 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portcullis_common::event::{Direction, Event, Reason};
+use portcullis_common::event::{Direction, Outcome, Reason};
 use portcullis_policy::desired::{CounterName, ip_addr};
 use portcullis_policy::model::ObjectKey;
 use serde::{Deserialize, Serialize};
 
+use crate::observe::fold::Line;
 use crate::output::Verdict;
 use crate::verbs::explain::PolicyRef;
 
 /// TCP, UDP, SCTP: the protocols that have ports.
 const PORTED: [u8; 3] = [6, 17, 132];
+
+/// What the agent sends an observer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Told {
+    /// A line of `observe`.
+    Observed(Observed),
+    /// There is no more, as asked; without it the agent ended.
+    End {
+        /// True.
+        end: bool,
+    },
+}
 
 /// A line of `observe`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,10 +59,16 @@ impl From<&ObjectKey> for PodName {
 /// A verdict that fell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ObservedVerdict {
-    /// RFC 3339, UTC, nanoseconds.
+    /// Of the first packet: RFC 3339, UTC, nanoseconds.
     pub time: String,
-    /// Allowed or denied.
+    /// Of the last; the same for one alone.
+    pub last_time: String,
+    /// How many packets the line stands for.
+    pub count: u64,
+    /// Allowed or denied, as if everything were enforced.
     pub verdict: Verdict,
+    /// False if it was denied and passed: audit.
+    pub enforced: bool,
     /// `ingress` or `egress`, seen from the pod.
     pub direction: String,
     /// A name of [`Reason`].
@@ -59,7 +79,7 @@ pub struct ObservedVerdict {
     pub peer: Option<PodName>,
     /// Who sent; unspecified where the packet could not be read so far.
     pub source: IpAddr,
-    /// `None` where the protocol has no ports.
+    /// The first packet's; `None` where the protocol has no ports.
     pub source_port: Option<u16>,
     /// To whom.
     pub destination: IpAddr,
@@ -67,10 +87,10 @@ pub struct ObservedVerdict {
     pub destination_port: Option<u16>,
     /// `TCP`, `UDP`, `SCTP`, `ICMP`, `ICMPv6`, or the IP protocol number.
     pub protocol: String,
-    /// Flags of a TCP packet, as in its header.
+    /// Flags of a TCP packet, as in its header; the first packet's.
     pub tcp_flags: Option<u8>,
-    /// From the IP header on.
-    pub bytes: u32,
+    /// From the IP header on, of all packets.
+    pub bytes: u64,
     /// Of the deciding rule, or the first that isolates.
     pub policy: Option<PolicyRef>,
     /// 0-based index of the deciding rule.
@@ -82,8 +102,10 @@ pub struct ObservedVerdict {
 /// What the agent adds to an event.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
-    /// When it was, by the wall clock.
+    /// When the first was, by the wall clock.
     pub time: SystemTime,
+    /// When the last was.
+    pub last_time: SystemTime,
     /// Whose endpoint it is.
     pub pod: Option<&'a ObjectKey>,
     /// The pod that owns the remote address.
@@ -95,10 +117,12 @@ pub struct Context<'a> {
 }
 
 impl ObservedVerdict {
-    /// From the program's event; `None` where its reason or direction is none that this version knows.
+    /// From a verdict and its repeats; `None` where its reason or direction is none that this version knows.
     #[must_use]
-    pub fn new(event: &Event, context: Context<'_>) -> Option<Self> {
+    pub fn new(line: &Line, context: Context<'_>) -> Option<Self> {
+        let event = &line.first;
         let reason = Reason::from_number(event.reason)?;
+        let outcome = Outcome::from_index(event.outcome)?;
         let direction = [Direction::Ingress, Direction::Egress]
             .into_iter()
             .find(|direction| direction.index() == event.direction)?;
@@ -113,7 +137,13 @@ impl ObservedVerdict {
         let (policy, rule) = context.decided_by.map_or((None, None), |name| PolicyRef::of(&name.source));
         Some(Self {
             time: rfc3339(context.time),
-            verdict: if event.denied == 0 { Verdict::Allow } else { Verdict::Deny },
+            verdict: match outcome {
+                Outcome::Allow => Verdict::Allow,
+                Outcome::Deny | Outcome::Audit => Verdict::Deny,
+            },
+            enforced: outcome != Outcome::Audit,
+            last_time: rfc3339(context.last_time),
+            count: line.count,
             direction: direction.name().to_owned(),
             reason: reason.name().to_owned(),
             pod: context.pod.map(Into::into),
@@ -124,7 +154,7 @@ impl ObservedVerdict {
             destination_port,
             protocol: protocol_name(event.protocol),
             tcp_flags: (event.protocol == 6).then_some(event.tcp_flags),
-            bytes: event.bytes,
+            bytes: line.bytes,
             policy,
             rule,
             node: context.node.map(str::to_owned),
@@ -133,7 +163,7 @@ impl ObservedVerdict {
 }
 
 /// IANA's word, or the number.
-fn protocol_name(number: u8) -> String {
+pub(crate) fn protocol_name(number: u8) -> String {
     match number {
         1 => "ICMP".to_owned(),
         6 => "TCP".to_owned(),
@@ -166,25 +196,27 @@ pub fn rfc3339(time: SystemTime) -> String {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use portcullis_common::addr::Addr;
+    use portcullis_common::event::Event;
     use portcullis_policy::desired::RuleSource;
     use serde_json::json;
 
     use super::*;
 
-    fn event() -> Event {
-        Event {
+    fn event() -> Line {
+        let first = Event {
             local: Addr::v4([10, 0, 0, 1]),
             remote: Addr::v4([10, 0, 0, 2]),
             local_port: 49_152,
             remote_port: 3333,
             protocol: 6,
             direction: Direction::Egress.index(),
-            denied: 1,
+            outcome: Outcome::Deny.index(),
             reason: Reason::Isolated as u8,
             bytes: 60,
             tcp_flags: 2,
             ..Event::default()
-        }
+        };
+        Line { first, last_time: 0, count: 2, bytes: 120 }
     }
 
     #[test]
@@ -193,6 +225,7 @@ mod tests {
         let name = CounterName { source: RuleSource::Isolation(policy), direction: Direction::Egress };
         let context = Context {
             time: UNIX_EPOCH + Duration::from_millis(1_500),
+            last_time: UNIX_EPOCH + Duration::from_millis(1_600),
             pod: Some(&pod),
             peer: None,
             decided_by: Some(&name),
@@ -203,10 +236,11 @@ mod tests {
         assert_eq!(
             value,
             json!({
-                "time": "1970-01-01T00:00:01.500000000Z", "verdict": "deny", "direction": "egress",
+                "time": "1970-01-01T00:00:01.500000000Z", "last_time": "1970-01-01T00:00:01.600000000Z",
+                "count": 2, "verdict": "deny", "enforced": true, "direction": "egress",
                 "reason": "isolated", "pod": {"namespace": "a", "name": "x"}, "peer": null,
                 "source": "10.0.0.1", "source_port": 49152, "destination": "10.0.0.2", "destination_port": 3333,
-                "protocol": "TCP", "tcp_flags": 2, "bytes": 60,
+                "protocol": "TCP", "tcp_flags": 2, "bytes": 120,
                 "policy": {"kind": "NetworkPolicy", "namespace": "a", "name": "np"}, "rule": null, "node": null
             })
         );
@@ -222,9 +256,18 @@ mod tests {
 
     #[test]
     fn an_unknown_reason_is_no_verdict() {
-        let context = Context { time: UNIX_EPOCH, pod: None, peer: None, decided_by: None, node: None };
-        assert!(ObservedVerdict::new(&Event { reason: 255, ..event() }, context).is_none());
-        assert!(ObservedVerdict::new(&Event { direction: 7, ..event() }, context).is_none());
+        let context = Context {
+            time: UNIX_EPOCH,
+            last_time: UNIX_EPOCH,
+            pod: None,
+            peer: None,
+            decided_by: None,
+            node: None,
+        };
+        let with = |first| Line { first, ..event() };
+        let known = event().first;
+        assert!(ObservedVerdict::new(&with(Event { reason: 255, ..known }), context).is_none());
+        assert!(ObservedVerdict::new(&with(Event { direction: 7, ..known }), context).is_none());
     }
 
     #[test]

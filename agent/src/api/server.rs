@@ -14,13 +14,12 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::time::{sleep, timeout};
 
-use super::{Backend, Observed, Observing, Refusal, Request, socket};
+use super::{Backend, Refusal, Request, observing, socket};
 use crate::output::Exit;
 use crate::verbs::{explain, matrix};
 use crate::world::AskKernel;
@@ -151,7 +150,7 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
                 format!("the request is not understood ({error}): use a verb of the agent's own version");
             send(&mut writer, &Refusal { error, exit: Exit::Usage.code() }).await
         }
-        Ok(Request::Observe) => observe(reader, writer, &shared).await,
+        Ok(Request::Observe(request)) => observing::observe(reader, writer, shared.as_ref(), &request).await,
         Ok(request @ (Request::Explain(_) | Request::Matrix(_))) => {
             let line = tokio::task::spawn_blocking(move || judge(&request, shared.as_ref()))
                 .await
@@ -168,42 +167,22 @@ fn judge(request: &Request, backend: &(dyn Backend + Send + Sync)) -> io::Result
     let answer = match request {
         Request::Explain(request) => explain::explain(&world, kernel, request).map(|reply| line_of(&reply)),
         Request::Matrix(request) => matrix::matrix(&world, kernel, request).map(|reply| line_of(&reply)),
-        Request::Observe => return Err(io::Error::other("observe is no question")),
+        Request::Observe(_) => return Err(io::Error::other("observe is no question")),
     };
     answer.unwrap_or_else(|error| line_of(&Refusal { error: error.to_string(), exit: error.exit().code() }))
 }
 
-async fn observe(
-    mut reader: BufReader<OwnedReadHalf>,
-    mut writer: OwnedWriteHalf,
-    shared: &Shared,
-) -> io::Result<()> {
-    let mut verdicts = shared.subscribe();
-    send(&mut writer, &Observing { observing: shared.world().node.clone() }).await?;
-    let mut ignored = [0; 64];
-    loop {
-        tokio::select! {
-            read = reader.read(&mut ignored) => if read? == 0 { return Ok(()) },
-            verdict = verdicts.recv() => match verdict {
-                Ok(observed) => send(&mut writer, observed.as_ref()).await?,
-                Err(RecvError::Lagged(lost)) => send(&mut writer, &Observed::Lost { lost }).await?,
-                Err(RecvError::Closed) => return Ok(()),
-            },
-        }
-    }
-}
-
-fn line_of<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+pub(super) fn line_of<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(value)?;
     line.push(b'\n');
     Ok(line)
 }
 
-async fn send<T: Serialize>(writer: &mut OwnedWriteHalf, value: &T) -> io::Result<()> {
+pub(super) async fn send<T: Serialize>(writer: &mut OwnedWriteHalf, value: &T) -> io::Result<()> {
     write(writer, &line_of(value)?).await
 }
 
-async fn write(writer: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
+pub(super) async fn write(writer: &mut OwnedWriteHalf, line: &[u8]) -> io::Result<()> {
     // In pieces, so that the time is one of standstill and not of a long answer.
     for piece in line.chunks(64 << 10) {
         timeout(WRITE_TIME, writer.write_all(piece)).await.map_err(io::Error::from)??;

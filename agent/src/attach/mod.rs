@@ -1,4 +1,4 @@
-//! Owns the TC hooks of pods' host-side devices: which device leads to which pod ([`discover`]), what has to
+//! Owns the TC hooks of pods' host-side devices: which device leads to which pod ([`discover`], [`bridge`]), what has to
 //! change ([`mod@plan`]), and the change itself ([`exec`]). It must not know policies, maps or the API server.
 //!
 //! Enforcement outlives the agent. A TCX link is pinned, a clsact filter belongs to its device, and no owner of
@@ -7,6 +7,7 @@
 //!
 //! Everything happens in the network namespace of the calling thread.
 
+pub mod bridge;
 mod clsact;
 pub mod discover;
 pub mod exec;
@@ -27,7 +28,8 @@ use nix::libc;
 use portcullis_common::event::Direction;
 use thiserror::Error;
 
-pub use discover::{Interface, Lead, Peer, Watch, interfaces, watch};
+pub use bridge::{Bridges, Claim, Placement, Trouble};
+pub use discover::{Interface, Lead, Network, Peer, Watch, watch};
 pub use exec::{Attacher, Cleanup, Programs, Report, cleanup};
 pub use plan::{
     AttachOp, Hook, HookChoice, HookError, KernelRelease, Observed, ProgramIds, Slot, State, Why, plan,
@@ -65,6 +67,12 @@ pub enum AttachError {
     List {
         /// Which one.
         what: &'static str,
+        /// The kernel's answer.
+        cause: io::Error,
+    },
+    /// The kernel would not ask for an address.
+    #[error("ask for a neighbour by netlink: {cause}")]
+    Neighbour {
         /// The kernel's answer.
         cause: io::Error,
     },

@@ -15,7 +15,7 @@ use nix::sys::socket::{
 };
 
 /// `struct nlmsghdr`: length, type, flags, sequence, port.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 /// A dump's datagrams are at most 32 KiB (`netlink_dump` in `net/netlink/af_netlink.c`).
 const DATAGRAM: usize = 64 * 1024;
 /// How often a dump that a change interrupted is asked for again.

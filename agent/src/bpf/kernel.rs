@@ -8,12 +8,14 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MAX_PEERS,
-    MAX_PREFIXES, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
+    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MODE_AUDIT,
+    MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
     Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
+use portcullis_policy::model::Mode;
+use portcullis_policy::sizes::{Sizes, Table};
 
 use super::counters::sum;
 use super::load::{self, BpfError, Pins, Purpose};
@@ -43,9 +45,25 @@ pub struct Kernel {
     cpu_state: PerCpuArray<MapData, Wire<CpuState>>,
     prefixes_inner: MapData,
     flows_inner: MapData,
+    sizes: Sizes,
     /// The bank that this agent writes, and its peers.
     bank: u32,
     bank_peers: PeersMap,
+    /// What is to fail, in tests.
+    #[cfg(test)]
+    pub(crate) fault: Option<Fault>,
+}
+
+/// A call of bpf(2) that fails, in tests.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    /// With which map.
+    pub(crate) map: &'static str,
+    /// How.
+    pub(crate) errno: i32,
+    /// After so many that do not.
+    pub(crate) after: u32,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -67,9 +85,9 @@ impl Kernel {
     /// Loads the programs, opens or makes the pinned maps, and takes a bank that no endpoint uses. Where there
     /// is none (two starts in a row were killed among their flips) the endpoints on the one that is taken,
     /// which the fewest use, are closed.
-    pub fn open(pins: &Pins) -> Result<(Self, Ebpf), BpfError> {
-        let mut ebpf = load::load(Purpose::Attach, Some(pins))?;
-        let mut kernel = Self::of(&mut ebpf, 0)?;
+    pub fn open(pins: &Pins, sizes: &Sizes) -> Result<(Self, Ebpf), BpfError> {
+        let mut ebpf = load::load(Purpose::Attach, Some(pins), sizes)?;
+        let mut kernel = Self::of(&mut ebpf, 0, sizes)?;
         kernel.bank = kernel.least_used_bank()?;
         kernel.clear_bank()?;
         Ok((kernel, ebpf))
@@ -77,15 +95,16 @@ impl Kernel {
 
     /// A load with maps of its own on no path: to be asked, or for tests and the benchmark to be attached.
     pub fn private(purpose: Purpose, bank: u32) -> Result<(Self, Ebpf), BpfError> {
-        let mut ebpf = load::load(purpose, None)?;
-        let mut kernel = Self::of(&mut ebpf, bank)?;
+        let sizes = Sizes::default();
+        let mut ebpf = load::load(purpose, None, &sizes)?;
+        let mut kernel = Self::of(&mut ebpf, bank, &sizes)?;
         kernel.clear_bank()?;
         Ok((kernel, ebpf))
     }
 
-    fn of(ebpf: &mut Ebpf, bank: u32) -> Result<Self, BpfError> {
+    fn of(ebpf: &mut Ebpf, bank: u32, sizes: &Sizes) -> Result<Self, BpfError> {
         let peers_inner = data(ebpf, "peers_inner")?;
-        let bank_peers = inner(&peers_inner, "peers", MAX_PEERS)?;
+        let bank_peers = inner(&peers_inner, "peers", sizes.of(Table::Peers))?;
         Ok(Self {
             ifaces: take(ebpf, "ifaces")?,
             endpoints: take(ebpf, "endpoints")?,
@@ -104,8 +123,11 @@ impl Kernel {
             cpu_state: take(ebpf, "cpu_state")?,
             prefixes_inner: data(ebpf, "prefixes_inner")?,
             flows_inner: data(ebpf, "flows_inner")?,
+            sizes: sizes.clone(),
             bank,
             bank_peers,
+            #[cfg(test)]
+            fault: None,
         })
     }
 
@@ -117,6 +139,8 @@ impl Kernel {
 
     /// One write of a plan.
     pub fn apply(&mut self, op: &MapOp) -> Result<(), BpfError> {
+        #[cfg(test)]
+        self.fail(map_of(op))?;
         match op {
             MapOp::PutRow(id, row) => put(&mut self.rows, "rows", *id, *row),
             MapOp::PutRule(index, rule) => put(&mut self.rules, "rules", *index, *rule),
@@ -152,7 +176,7 @@ impl Kernel {
             .keys()
             .filter_map(Result::ok)
             .map(|key| key.0)
-            .filter(|key| bank_of(key.ruleset) != self.bank)
+            .filter(|key| self.sizes.bank_of(key.ruleset) != self.bank)
             .collect();
         for key in stale {
             gone(self.peer_rows.remove(&Wire(key)), "peer_rows")?;
@@ -167,7 +191,7 @@ impl Kernel {
     /// The bank that the fewest endpoints use; of several, the first.
     fn least_used_bank(&self) -> Result<u32, BpfError> {
         let found = self.found_endpoints()?;
-        let users = |bank| found.values().filter(|one| uses_bank(one.word, bank)).count();
+        let users = |bank| found.values().filter(|one| self.uses_bank(one.word, bank)).count();
         Ok((0..BANKS).min_by_key(|bank| users(*bank)).unwrap_or(0))
     }
 
@@ -197,10 +221,16 @@ impl Kernel {
         word: EndpointWord,
         flows: u32,
     ) -> Result<(), BpfError> {
+        #[cfg(test)]
+        self.fail("flows")?;
         let table: FlowsMap = inner(&self.flows_inner, "flows", flows)?;
         outer(&self.flows, "flows")?.set(slot, &table, 0).map_err(|e| BpfError::map("write", "flows", e))?;
+        #[cfg(test)]
+        self.fail("endpoint_cfg")?;
         put(&mut self.configs, "endpoint_cfg", slot, config)?;
         self.flip(slot, word)?;
+        #[cfg(test)]
+        self.fail("ifaces")?;
         self.ifaces
             .insert(config.ifindex, Wire(IfaceWord { slot, ifindex: config.ifindex }), 0)
             .map_err(|e| BpfError::map("write", "ifaces", e))
@@ -253,6 +283,12 @@ impl Kernel {
         Ok(values.iter().map(|one| one.0.lost).sum())
     }
 
+    /// Flows that were not made, ever, because their endpoint's table was full.
+    pub fn flows_refused(&self) -> Result<u64, BpfError> {
+        let values = self.cpu_state.get(&0, 0).map_err(|e| BpfError::map("read", "cpu_state", e))?;
+        Ok(values.iter().map(|one| one.0.flows_refused).sum())
+    }
+
     /// Removes flows of a slot that have been silent for too long, as the judgement would find them.
     pub fn expire_flows(&self, slot: u32, now: u32) -> Result<u64, BpfError> {
         let Ok(mut table) = outer::<FlowsMap>(&self.flows, "flows")?.get(&slot, 0) else {
@@ -287,6 +323,19 @@ impl Kernel {
             .map_err(|e| BpfError::map("write", "peers", e))
     }
 
+    /// Drops what is denied, or lets it pass; every flow is judged again. One store for the node.
+    pub fn set_mode(&mut self, mode: Mode) -> Result<(), BpfError> {
+        let mode = match mode {
+            Mode::Enforce => MODE_ENFORCE,
+            Mode::Audit => MODE_AUDIT,
+        };
+        self.change_node_state(|state| {
+            if state.mode != mode {
+                *state = NodeState { prefix_epoch: state.prefix_epoch.wrapping_add(1), mode };
+            }
+        })
+    }
+
     fn change_node_state(&mut self, change: impl FnOnce(&mut NodeState)) -> Result<(), BpfError> {
         let mut state = self.node_state.get(&0, 0).map_err(|e| BpfError::map("read", "node_state", e))?.0;
         change(&mut state);
@@ -296,7 +345,7 @@ impl Kernel {
     /// Empties this agent's bank: whatever a killed start left there is not read by anyone.
     fn clear_bank(&mut self) -> Result<(), BpfError> {
         for (slot, found) in self.found_endpoints()? {
-            if uses_bank(found.word, self.bank) {
+            if self.uses_bank(found.word, self.bank) {
                 let closed = portcullis_policy::desired::EndpointRulesets::CLOSED;
                 let word = EndpointWord {
                     ingress: closed.ingress,
@@ -313,7 +362,7 @@ impl Kernel {
             .keys()
             .filter_map(Result::ok)
             .map(|key| key.0)
-            .filter(|key| bank_of(key.ruleset) == bank)
+            .filter(|key| self.sizes.bank_of(key.ruleset) == bank)
             .collect();
         for key in stale {
             gone(self.peer_rows.remove(&Wire(key)), "peer_rows")?;
@@ -324,8 +373,31 @@ impl Kernel {
         self.swap_prefixes(&BTreeMap::new())
     }
 
+    #[cfg(test)]
+    fn fail(&mut self, map: &'static str) -> Result<(), BpfError> {
+        match &mut self.fault {
+            Some(fault) if fault.map == map && fault.after == 0 => {
+                Err(BpfError::map("write", map, std::io::Error::from_raw_os_error(fault.errno)))
+            }
+            Some(fault) if fault.map == map => {
+                fault.after -= 1;
+                Ok(())
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// True for an endpoint one of whose rulesets lies in the bank.
+    fn uses_bank(&self, word: EndpointWord, bank: u32) -> bool {
+        let fixed = [RULESET_OPEN, RULESET_CLOSED];
+        [word.ingress, word.egress]
+            .map(u32::from)
+            .into_iter()
+            .any(|id| !fixed.contains(&id) && self.sizes.bank_of(id) == bank)
+    }
+
     fn swap_prefixes(&mut self, prefixes: &BTreeMap<WirePrefix, PeerWord>) -> Result<(), BpfError> {
-        let mut trie: PrefixesMap = inner(&self.prefixes_inner, "prefixes", MAX_PREFIXES)?;
+        let mut trie: PrefixesMap = inner(&self.prefixes_inner, "prefixes", self.sizes.of(Table::Prefixes))?;
         for (prefix, word) in prefixes {
             trie.insert(&Key::new(prefix.bits, prefix.addr.bytes), Wire(*word), 0)
                 .map_err(|e| BpfError::map("write", "prefixes", e))?;
@@ -336,18 +408,20 @@ impl Kernel {
     }
 }
 
-/// True for an endpoint one of whose rulesets lies in the bank.
-fn uses_bank(word: EndpointWord, bank: u32) -> bool {
-    let fixed = [RULESET_OPEN, RULESET_CLOSED];
-    [word.ingress, word.egress]
-        .map(u32::from)
-        .into_iter()
-        .any(|id| !fixed.contains(&id) && bank_of(id) == bank)
-}
-
-/// Which bank's part of the tables a ruleset number lies in.
-fn bank_of(ruleset: u32) -> u32 {
-    ruleset / (portcullis_common::wire::MAX_RULESETS / BANKS)
+/// The map that a write is for.
+#[cfg(test)]
+fn map_of(op: &MapOp) -> &'static str {
+    match op {
+        MapOp::PutRow(..) => "rows",
+        MapOp::PutRule(..) => "rules",
+        MapOp::PutPortRange(..) => "port_ranges",
+        MapOp::PutRuleset(..) => "rulesets",
+        MapOp::PutPeerRow(..) | MapOp::DeletePeerRow(_) => "peer_rows",
+        MapOp::PutPeer(..) | MapOp::DeletePeer(_) => "peers",
+        MapOp::SwapPrefixes(_) => "prefixes",
+        MapOp::BumpEpoch(_) => "epochs",
+        MapOp::BumpPrefixEpoch => "node_state",
+    }
 }
 
 /// A map of the object by its type.

@@ -10,8 +10,10 @@ use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use portcullis_common::wire::LAYOUT_VERSION;
+use portcullis_policy::sizes::Sizes;
 use thiserror::Error;
 
+use super::shape;
 use crate::attach::KernelRelease;
 
 /// Program for traffic from a pod.
@@ -20,28 +22,6 @@ pub const POD_EGRESS: &str = "pod_egress";
 pub const POD_INGRESS: &str = "pod_ingress";
 /// Program that lets everything pass: what the benchmark compares with. [`load()`] leaves it out.
 pub const EMPTY: &str = "empty";
-
-/// The maps that outlive the agent. `scratch`, the patterns of inner maps and the log ring are each load's own.
-pub const PINNED: [&str; 18] = [
-    "ifaces",
-    "endpoints",
-    "endpoint_cfg",
-    "rulesets",
-    "rules",
-    "rows",
-    "port_ranges",
-    "peer_rows",
-    "epochs",
-    "node_state",
-    "peers",
-    "prefixes",
-    "flows",
-    "rule_stats",
-    "verdicts",
-    "events",
-    "cpu_state",
-    "counter_names",
-];
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/portcullis.bpf.o"));
 
@@ -68,6 +48,22 @@ pub enum BpfError {
         name: &'static str,
         /// The verifier's or the system's answer.
         cause: aya::programs::ProgramError,
+    },
+    /// A pin is not what this agent makes: nothing was changed.
+    #[error("map {map} at {path}: its {what} is {found}, this agent's is {wanted}: {remedy}")]
+    OtherShape {
+        /// Which.
+        map: &'static str,
+        /// What differs.
+        what: &'static str,
+        /// Its pin.
+        path: PathBuf,
+        /// As it is.
+        found: u32,
+        /// As it should be.
+        wanted: u32,
+        /// What to do.
+        remedy: String,
     },
     /// The object lacks what this agent needs: they were not built together.
     #[error("the eBPF object has no {0}")]
@@ -176,8 +172,9 @@ pub enum Purpose {
     Ask,
 }
 
-/// Loads the object. With pins its maps are the pinned ones, made where they are not there yet.
-pub fn load(purpose: Purpose, pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
+/// Loads the object, its maps of these sizes. With pins its maps are the pinned ones, made where they are not there
+/// yet; one that is of another shape is an error, and nothing is made.
+pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf, BpfError> {
     let probe = match purpose {
         Purpose::Attach => 0u32,
         Purpose::Ask => 1,
@@ -186,8 +183,13 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>) -> Result<Ebpf, BpfError> {
     let mut loader = EbpfLoader::new();
     loader.override_global("PROBE", &probe, true).override_global("FINE_CLOCK", &fine_clock, true);
     if let Some(pins) = pins {
-        for name in PINNED {
-            loader.map_pin_path(name, pins.maps().join(name));
+        shape::check(pins, sizes)?;
+    }
+    // `scratch`, the patterns of inner maps and the log ring are each load's own.
+    for map in shape::shapes(sizes) {
+        loader.map_max_entries(map.name, map.entries);
+        if let Some(pins) = pins {
+            loader.map_pin_path(map.name, pins.maps().join(map.name));
         }
     }
     let mut ebpf = loader.load(OBJECT)?;

@@ -9,12 +9,13 @@ use aya::Ebpf;
 use aya::programs::{TestRun as _, TestRunOptions};
 use portcullis_common::event::{Action, Direction, Reason};
 use portcullis_common::judge::Origin;
-use portcullis_common::wire::EndpointWord;
+use portcullis_common::wire::{ANSWER_AUDITED, EndpointWord};
 use portcullis_policy::answer::{Question, endpoint_config, owned_addresses};
 use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::ObjectKey;
 use portcullis_policy::select::Directory;
+use portcullis_policy::sizes::Sizes;
 
 use super::kernel::Kernel;
 use super::load::{self, BpfError, POD_EGRESS, POD_INGRESS, Pins, Purpose};
@@ -45,8 +46,8 @@ impl std::fmt::Debug for Asker {
 
 impl Asker {
     /// Beside a running agent: shares its pinned maps.
-    pub fn beside(pins: &Pins) -> Result<Self, BpfError> {
-        Ok(Self { ebpf: Mutex::new(load::load(Purpose::Ask, Some(pins))?) })
+    pub fn beside(pins: &Pins, sizes: &Sizes) -> Result<Self, BpfError> {
+        Ok(Self { ebpf: Mutex::new(load::load(Purpose::Ask, Some(pins), sizes)?) })
     }
 
     /// Runs a frame through a program at a slot.
@@ -82,12 +83,13 @@ impl Asker {
             })
             .with_context(|| format!("BPF_PROG_TEST_RUN of {name}"))?;
         let action = if result.return_value == PASS { Action::Allow } else { Action::Deny };
-        let number = read(&answer, 2);
+        let word = read(&answer, 2);
+        let number = word & !ANSWER_AUDITED;
         let reason = u8::try_from(number)
             .ok()
             .and_then(Reason::from_number)
             .with_context(|| format!("{name} answered with the unknown reason {number}"))?;
-        Ok(KernelAnswer { action, reason, counter: read(&answer, 3) })
+        Ok(KernelAnswer { action, audited: word & ANSWER_AUDITED != 0, reason, counter: read(&answer, 3) })
     }
 }
 

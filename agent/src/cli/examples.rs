@@ -23,7 +23,8 @@ Examples:
 pub(super) const OBSERVE: &str = "\
 Examples:
   portcullis observe
-  portcullis observe -o json --count 100";
+  portcullis observe -f --verdict deny --namespace shop
+  portcullis observe -f -o json --count 100";
 
 pub(super) const PREFLIGHT: &str = "\
 Examples:

@@ -5,6 +5,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use portcullis_policy::sizes::Sizes;
 
 use crate::attach::trial::{Trial, trial};
 use crate::attach::{Hook, KernelRelease};
@@ -103,7 +104,7 @@ impl Facts {
 fn programs() -> (Result<(), String>, Trial, Trial) {
     let untried = || Trial::Untried("no program could be loaded".to_owned());
     // The verifier has seen the real programs; the one that hangs for a moment lets everything pass.
-    let mut loaded = match load::load(Purpose::Ask, None) {
+    let mut loaded = match load::load(Purpose::Ask, None, &Sizes::default()) {
         Ok(loaded) => loaded,
         Err(error) => return (Err(whole(&error)), untried(), untried()),
     };

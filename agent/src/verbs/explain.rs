@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use portcullis_common::event::Reason;
+use portcullis_common::event::{Action, Reason};
 use portcullis_policy::answer::{Answers, DirectionAnswer};
 use portcullis_policy::convert::printable;
 use portcullis_policy::desired::RuleSource;
@@ -78,6 +78,10 @@ pub struct Direction {
     pub undeclared_namespace: Option<String>,
     /// What the loaded program says; `None` where it cannot be asked.
     pub kernel: Option<Verdict>,
+    /// False if it is denied and passes, for the node or every isolating policy is in audit mode; left out where
+    /// neither is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced: Option<bool>,
 }
 
 /// The JSON of `explain`.
@@ -101,6 +105,10 @@ pub struct Explained {
     pub port: Option<u16>,
     /// Of the addresses.
     pub family: Family,
+    /// False if the verdict is to deny and the packet passes, for neither direction drops it; left out where nothing
+    /// is in audit mode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enforced: Option<bool>,
 }
 
 /// Whether kernel and classifier say the same.
@@ -174,10 +182,15 @@ pub fn explain(
         Traffic::Echo => ("ICMP", None),
     };
     let asked = [(egress.is_some(), heard.egress), (ingress.is_some(), heard.ingress)];
+    let verdict = answer.action().into();
+    let egress = answer.egress.map(|d| direction(d, heard.egress, world.audit));
+    let ingress = answer.ingress.map(|d| direction(d, heard.ingress, world.audit));
+    let both: Vec<&Direction> = egress.iter().chain(&ingress).collect();
     let result = Explained {
-        verdict: answer.action().into(),
-        egress: answer.egress.map(|d| direction(d, heard.egress)),
-        ingress: answer.ingress.map(|d| direction(d, heard.ingress)),
+        verdict,
+        enforced: enforced_overall(&both),
+        egress,
+        ingress,
         kernel: overall(asked),
         from: shown(from),
         to: shown(to),
@@ -205,7 +218,16 @@ fn shown(end: &End) -> ExplainedEnd {
     ExplainedEnd { name: end.name.clone(), address: end.party.address().to_string() }
 }
 
-fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>) -> Direction {
+/// A verdict to deny is enforced if one direction drops the packet; one to allow always is.
+fn enforced_overall(both: &[&Direction]) -> Option<bool> {
+    if both.iter().all(|direction| direction.enforced.is_none()) {
+        return None;
+    }
+    let denied = || both.iter().filter(|direction| direction.verdict == Verdict::Deny);
+    Some(denied().count() == 0 || denied().any(|direction| direction.enforced != Some(false)))
+}
+
+fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>, node_audits: bool) -> Direction {
     let source = answer.decided_by.map(|name| name.source);
     let (policy, rule) = source.as_ref().map_or((None, None), PolicyRef::of);
     let undeclared_namespace = match source {
@@ -224,6 +246,7 @@ fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>) -> Direction
         policies,
         undeclared_namespace,
         kernel: kernel.map(|k| k.action.into()),
+        enforced: (node_audits || answer.audited).then_some(answer.action == Action::Allow),
     }
 }
 
@@ -274,6 +297,9 @@ fn direction_line(name: &str, direction: Option<&Direction>, colour: Colour) -> 
         }
         (None, _, None) => Ok(()),
     };
+    if direction.enforced == Some(false) {
+        line.push_str("  (audit: the packet passes)");
+    }
     if direction.kernel.is_some_and(|kernel| kernel != direction.verdict) {
         line.push_str("  BUT THE KERNEL SAYS OTHERWISE");
     }

@@ -40,9 +40,6 @@ pub enum Failure {
     /// The socket.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// `--mode audit`.
-    #[error("--mode audit is not supported by this version yet: leave it out, or use --mode enforce")]
-    Audit,
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
@@ -84,7 +81,7 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::Audit | Self::UnknownVerb { .. } => Exit::Usage,
+            Self::UnknownVerb { .. } => Exit::Usage,
             Self::Lint(_)
             | Self::WritePages { .. }
             | Self::Agent(_)

@@ -1,17 +1,22 @@
-//! `observe`: verdicts as they fall.
+//! `observe`: verdicts that fell, and verdicts as they fall.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use portcullis_common::event::Reason;
 use portcullis_policy::convert::printable;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Failure;
 use crate::api::client::{self, Asked};
-use crate::api::{Observed, ObservedVerdict, Observing, PodName, Request};
-use crate::output::{self, Colour, Exit};
+use crate::api::{ObserveRequest, Observed, ObservedVerdict, Observing, PodName, Request, Told};
+use crate::observe::filter::{EndText, Filter, LabelText, NameText, ProtocolText};
+use crate::observe::fold::Folding;
+use crate::output::{self, Colour, Exit, Verdict};
 
 /// How verdicts are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,15 +35,98 @@ enum End {
     Closed,
 }
 
-/// Prints until it is interrupted, or `count` verdicts were printed.
-pub fn observe(run_dir: &Path, lines: Lines, count: Option<u64>) -> Result<Exit, Failure> {
-    let mut asked = client::ask(run_dir, &Request::Observe)?;
+/// The filters of the command line.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Filters (each narrows; of several values of one, any fits)")]
+pub struct FilterArgs {
+    /// Only what was allowed, or only what was denied
+    #[arg(long)]
+    verdict: Option<Verdict>,
+    /// Towards the pod, or from it
+    #[arg(long, value_parser = PossibleValuesParser::new(["ingress", "egress"]))]
+    direction: Option<String>,
+    /// At either end: NAMESPACE/POD, an address or a CIDR
+    #[arg(long, value_name = "END", value_delimiter = ',')]
+    pod: Vec<EndText>,
+    /// Who sends, as --pod
+    #[arg(long, value_name = "END", value_delimiter = ',')]
+    from: Vec<EndText>,
+    /// To whom, as --pod
+    #[arg(long, value_name = "END", value_delimiter = ',')]
+    to: Vec<EndText>,
+    /// Namespace of a pod at either end
+    #[arg(short, long, value_name = "NAMESPACE", value_delimiter = ',')]
+    namespace: Vec<String>,
+    /// Label of a pod at either end, when the verdict fell; of several, one pod has all
+    #[arg(short, long, value_name = "KEY=VALUE", value_delimiter = ',')]
+    label: Vec<LabelText>,
+    /// The destination's port
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    port: Vec<u16>,
+    /// TCP, UDP, SCTP, ICMP, ICMPv6 or a number
+    #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
+    protocol: Vec<ProtocolText>,
+    /// The policy of the rule or isolation that decided
+    #[arg(long, value_name = "NAMESPACE/NAME", value_delimiter = ',')]
+    policy: Vec<NameText>,
+    /// Why; `portcullis explain --help` lists them
+    #[arg(long, value_name = "REASON", value_delimiter = ',', hide_possible_values = true,
+          value_parser = PossibleValuesParser::new(Reason::ALL.iter().map(|reason| reason.name())))]
+    reason: Vec<String>,
+}
+
+impl From<FilterArgs> for Filter {
+    fn from(args: FilterArgs) -> Self {
+        Self {
+            verdict: args.verdict,
+            direction: args.direction,
+            pods: args.pod,
+            from: args.from,
+            to: args.to,
+            namespaces: args.namespace,
+            labels: args.label,
+            ports: args.port,
+            protocols: args.protocol,
+            policies: args.policy,
+            reasons: args.reason,
+        }
+    }
+}
+
+/// Lines of the past without `--last`, where nothing follows; as `kubectl logs` of one's own eyes, a screenful.
+const LAST: u64 = 20;
+
+/// What of the past and of the future is wanted.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WhenArgs {
+    /// Go on with verdicts as they fall, until interrupted
+    #[arg(short, long)]
+    follow: bool,
+    /// Begin with the last N lines of those that fell [default: 20, with --follow 0]
+    #[arg(long, value_name = "N")]
+    last: Option<u64>,
+    /// A line for each verdict; else repeats within half a second are one line with a count
+    #[arg(long)]
+    no_fold: bool,
+    /// End after this many lines
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+}
+
+/// Prints what was asked for; with `--follow` until it is interrupted.
+pub fn observe(run_dir: &Path, lines: Lines, when: WhenArgs, filter: FilterArgs) -> Result<Exit, Failure> {
+    let WhenArgs { follow, last, no_fold, count } = when;
+    let last = last.unwrap_or(if follow { 0 } else { LAST });
+    let folding = if no_fold { Folding::Each } else { Folding::Fold };
+    let request = ObserveRequest { filter: filter.into(), last, follow, folding };
+    let mut asked = client::ask(run_dir, &Request::Observe(request))?;
     let Some(Observing { observing }) = asked.next()? else {
         return Ok(closed());
     };
     asked.wait_for_ever()?;
     let node = observing.map(|node| format!(" of node {}", printable(&node))).unwrap_or_default();
-    output::note(format_args!("verdicts{node} from now on; times are UTC"));
+    let since = if follow && last == 0 { " from now on" } else { "" };
+    output::note(format_args!("verdicts{node}{since}; times are UTC"));
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::System)?;
     let ended = runtime.block_on(async {
@@ -67,7 +155,11 @@ fn closed() -> Exit {
 fn print_all(mut asked: Asked, lines: Lines, count: Option<u64>) -> Result<End, Failure> {
     let mut left = count;
     while left != Some(0) {
-        let Some(observed) = asked.next::<Observed>()? else { return Ok(End::Closed) };
+        let observed = match asked.next::<Told>()? {
+            None => return Ok(End::Closed),
+            Some(Told::End { .. }) => return Ok(End::Enough),
+            Some(Told::Observed(observed)) => observed,
+        };
         let text = match lines {
             Lines::Text(colour) => line(&observed, colour),
             Lines::Json => serde_json::to_string(&observed).map_err(|e| Failure::Output(e.into()))?,
@@ -98,7 +190,8 @@ pub fn line(observed: &Observed, colour: Colour) -> String {
         "egress" => (&verdict.pod, &verdict.peer),
         _ => (&verdict.peer, &verdict.pod),
     };
-    let shout = format!("{:5}", verdict.verdict.shout());
+    let word = if verdict.enforced { verdict.verdict.shout() } else { "AUDIT" };
+    let shout = format!("{word:5}");
     let mut text = format!(
         "{} {} {:7} {} -> {} {} {} > {} {}",
         clock(&verdict.time),
@@ -112,6 +205,10 @@ pub fn line(observed: &Observed, colour: Colour) -> String {
         verdict.reason,
     );
     attribute(verdict, &mut text);
+    if verdict.count > 1 {
+        // Writing to a string cannot fail.
+        let _ = write!(text, " ({} times until {})", verdict.count, clock(&verdict.last_time));
+    }
     text
 }
 
@@ -140,7 +237,6 @@ fn address(address: IpAddr, port: Option<u16>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::Verdict;
     use crate::verbs::explain::PolicyRef;
 
     fn verdict(direction: &str) -> ObservedVerdict {
@@ -151,7 +247,10 @@ mod tests {
         };
         ObservedVerdict {
             time: "2026-01-02T12:01:02.345678901Z".to_owned(),
+            last_time: "2026-01-02T12:01:02.745678901Z".to_owned(),
+            count: 1,
             verdict: Verdict::Deny,
+            enforced: true,
             direction: direction.to_owned(),
             reason: "isolated".to_owned(),
             pod: Some(pod),
@@ -191,6 +290,13 @@ mod tests {
         );
         assert!(text.contains("ingress 10.244.0.5 -> project-snake/vault-0 TCP"), "{text}");
         assert!(text.ends_with("np-backend spec.ingress[1]"), "{text}");
+    }
+
+    #[test]
+    fn repeats_are_said() {
+        let folded = ObservedVerdict { count: 3, ..verdict("egress") };
+        let text = line(&Observed::Verdict(Box::new(folded)), Colour::Plain);
+        assert!(text.ends_with("np-backend (3 times until 12:01:02.745)"), "{text}");
     }
 
     #[test]

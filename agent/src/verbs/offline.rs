@@ -64,7 +64,7 @@ pub fn offline(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<Wo
     let cluster = loaded.cluster;
     let (desired, closed) = Compiler::new(0).compile(&cluster, cluster.pods.keys())?;
     problems.extend(closed);
-    Ok(World { cluster, desired, problems, node: node.map(str::to_owned), local: None })
+    Ok(World { cluster, desired, problems, node: node.map(str::to_owned), audit: false, local: None })
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ fn any(rule: Rule) -> TestRule {
 }
 
 fn decided(action: Action, reason: Reason, counter: u32) -> Decision {
-    Decision::Rule { action, reason, counter }
+    Decision::Rule { action, audited: false, reason, counter }
 }
 
 fn world(rules: &[TestRule]) -> World {
@@ -90,7 +90,7 @@ fn a_virtual_address_waits_towards_it_and_is_a_peer_from_it() {
     world.set_class(PEER4, CLASS_VIRTUAL);
     assert_eq!(ask(&world, RULESET), decided(Action::Allow, Reason::Rule, 1));
     world.set_ruleset(RULESET, RULESET_EGRESS, &[any(allow(1))], RULESET_OPEN);
-    assert_eq!(ask(&world, RULESET), Decision::Virtual);
+    assert_eq!(ask(&world, RULESET), Decision::Virtual { audited: false });
 }
 
 #[test]

@@ -35,8 +35,8 @@ fn verdicts_have_cells_of_their_own() {
     let mut cells = BTreeSet::new();
     for reason in Reason::ALL {
         for direction in [Direction::Ingress, Direction::Egress] {
-            for action in [Action::Allow, Action::Deny] {
-                assert!(cells.insert(verdict_cell(direction, action, *reason)));
+            for outcome in Outcome::ALL {
+                assert!(cells.insert(verdict_cell(direction, outcome, *reason)));
             }
         }
     }
@@ -56,7 +56,7 @@ fn an_event_is_the_bytes_that_the_kernel_wrote() {
         remote_port: 4000,
         protocol: 6,
         direction: Direction::Egress.index(),
-        denied: 1,
+        outcome: Outcome::Deny.index(),
         reason: Reason::Isolated as u8,
         bytes: 60,
         tcp_flags: 2,

@@ -10,11 +10,13 @@ use crate::testing::{
     neighbour, sctp, some_packet, tcp, udp,
 };
 use crate::wire::{
-    ACTION_ALLOW, ACTION_DENY, KIND_ISOLATION, KIND_RULE, RULESET_CLOSED, Rule, port_position,
+    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, KIND_ISOLATION, KIND_RULE, RULESET_CLOSED, Rule, port_position,
 };
 
 const ALLOWING: u16 = 20;
 const ISOLATING: u16 = 21;
+/// As [`ISOLATING`], by policies in audit mode.
+const AUDITING: u16 = 22;
 const TO_POD: (Addr, Addr) = (PEER4, POD4);
 const FROM_POD: (Addr, Addr) = (POD4, PEER4);
 
@@ -31,6 +33,8 @@ fn world(ingress: u16, egress: u16) -> World {
     let ports = std::vec![port(TCP, 80), port(UDP, 53), port(SCTP, 80), port(ICMP, 0), port(ICMPV6, 0)];
     let allowing = TestRule { ports: Some(ports), ..rule(ACTION_ALLOW, KIND_RULE, 2) };
     world.set_ruleset(ISOLATING.into(), 0, std::slice::from_ref(&isolation), RULESET_OPEN);
+    let audit = rule(ACTION_AUDIT, KIND_ISOLATION, 3);
+    world.set_ruleset(AUDITING.into(), RULESET_AUDIT, std::slice::from_ref(&audit), RULESET_OPEN);
     world.set_ruleset(ALLOWING.into(), 0, &[allowing, isolation], RULESET_OPEN);
     (world.endpoint.ingress, world.endpoint.egress) = (ingress, egress);
     world
@@ -79,12 +83,24 @@ fn rules_decide_and_are_named() {
     let verdict = world.to_pod(&syn_to_pod());
     assert_eq!(
         verdict,
-        Verdict { action: Action::Allow, reason: Reason::Rule, counter: 2, news: News::Event }
+        Verdict {
+            action: Action::Allow,
+            audited: false,
+            reason: Reason::Rule,
+            counter: 2,
+            news: News::Event
+        }
     );
     let verdict = world.to_pod(&ip(TCP, TO_POD, &tcp(4000, 81, TCP_SYN)));
     assert_eq!(
         verdict,
-        Verdict { action: Action::Deny, reason: Reason::Isolated, counter: 1, news: News::Event }
+        Verdict {
+            action: Action::Deny,
+            audited: false,
+            reason: Reason::Isolated,
+            counter: 1,
+            news: News::Event
+        }
     );
     allows(world.to_pod(&ip(SCTP, TO_POD, &sctp(4000, 80, 1))), Reason::Rule);
     allows(world.to_pod(&ip(UDP, (PEER6, POD6), &udp(4000, 53))), Reason::Rule);
@@ -513,6 +529,70 @@ fn every_verdict_has_its_reason_and_every_flow_was_allowed() {
                 (world.endpoint.ingress, world.endpoint.egress) = (rng.pick(&rulesets), rng.pick(&rulesets));
                 world.endpoint.generation += 1;
             }
+        }
+    }
+}
+
+/// Denied, and passes.
+#[track_caller]
+fn audits(verdict: Verdict, reason: Reason, counter: u32) {
+    assert_eq!((verdict.action, verdict.audited), (Action::Deny, true), "{verdict:?}");
+    assert_eq!((verdict.outcome(), verdict.reason, verdict.counter), (Outcome::Audit, reason, counter));
+    assert_eq!(verdict.news, News::Event);
+}
+
+#[test]
+fn what_only_audited_policies_deny_passes_and_is_told_once() {
+    let world = world(AUDITING, AUDITING);
+    audits(world.to_pod(&syn_to_pod()), Reason::Isolated, 3);
+    // Its flow is made, so that the answer is not told as a denial of the other direction.
+    allows(world.by_pod(&ip(TCP, FROM_POD, &tcp(80, 4000, TCP_SYN | TCP_ACK))), Reason::Flow);
+    allows(world.to_pod(&ip(TCP, TO_POD, &tcp(4000, 80, TCP_ACK))), Reason::Flow);
+    // What may open no flow makes none.
+    audits(world.to_pod(&ip(TCP, TO_POD, &tcp(4001, 80, TCP_ACK))), Reason::Isolated, 3);
+    assert_eq!(world.flows.borrow().len(), 1);
+    // The other direction as well, and what isolation drops without asking a rule.
+    audits(world.by_pod(&ip(TCP, FROM_POD, &tcp(5000, 443, TCP_SYN))), Reason::Isolated, 3);
+    audits(world.to_pod(&ip(TCP, TO_POD, &[0; 4])), Reason::Truncated, COUNTER_NONE);
+    // Source binding is no policy's.
+    denies(world.by_pod(&ip(TCP, TO_POD, &tcp(1, 2, TCP_SYN))), Reason::SpoofedSource);
+}
+
+#[test]
+fn a_policy_that_comes_to_be_enforced_cuts_what_audit_let_pass() {
+    let mut world = world(AUDITING, open());
+    world.to_pod(&syn_to_pod());
+    allows(world.to_pod(&ip(TCP, TO_POD, &tcp(4000, 80, TCP_ACK))), Reason::Flow);
+    (world.endpoint.ingress, world.endpoint.generation) = (ISOLATING, 2);
+    let verdict = world.to_pod(&ip(TCP, TO_POD, &tcp(4000, 80, TCP_ACK)));
+    assert_eq!((verdict.outcome(), verdict.reason), (Outcome::Deny, Reason::Isolated));
+    // And back: told once, then it goes on.
+    (world.endpoint.ingress, world.endpoint.generation) = (AUDITING, 3);
+    audits(world.to_pod(&ip(TCP, TO_POD, &tcp(4000, 80, TCP_ACK))), Reason::Isolated, 3);
+    allows(world.to_pod(&ip(TCP, TO_POD, &tcp(4000, 80, TCP_ACK))), Reason::Flow);
+}
+
+#[test]
+fn a_node_in_audit_mode_drops_nothing_and_switches_at_once() {
+    let world = world(ISOLATING, closed());
+    world.audit.set(true);
+    audits(world.to_pod(&syn_to_pod()), Reason::Isolated, 1);
+    allows(world.by_pod(&ip(TCP, FROM_POD, &tcp(80, 4000, TCP_SYN | TCP_ACK))), Reason::Flow);
+    audits(world.by_pod(&ip(TCP, FROM_POD, &tcp(5000, 443, TCP_SYN))), Reason::InvalidClosed, COUNTER_NONE);
+    audits(world.by_pod(&ip(TCP, TO_POD, &tcp(1, 2, TCP_SYN))), Reason::SpoofedSource, COUNTER_NONE);
+    audits(world.to_pod(&ip(TCP, TO_POD, &[0; 4])), Reason::Truncated, COUNTER_NONE);
+    // Enforced again: mode and epoch change in one store.
+    world.audit.set(false);
+    world.prefix_epoch.set(1);
+    for packet in [&syn_to_pod(), &ip(TCP, TO_POD, &tcp(4000, 80, TCP_ACK))] {
+        assert_eq!(world.to_pod(packet).outcome(), Outcome::Deny);
+    }
+    let mut rng = Rng::new(11);
+    world.audit.set(true);
+    for _ in 0..20_000 {
+        let bytes = some_packet(&mut rng, &OURS, &OURS6);
+        for verdict in [world.to_pod(&bytes), world.by_pod(&bytes)] {
+            assert_ne!(verdict.outcome(), Outcome::Deny, "{bytes:?}: {verdict:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use ipnet::IpNet;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use portcullis_policy::model::{Cluster, ObjectKey, Protocol};
@@ -17,6 +18,7 @@ use crate::agent::{self, Agent, AgentSpec, Paths};
 use crate::netns::Netns;
 use crate::plan::{Plan, Wishes};
 use crate::serving;
+use crate::shape::Cni;
 use crate::state::{self, PodState, ProcessId, State};
 use crate::topology;
 use crate::traffic::Server;
@@ -45,6 +47,8 @@ pub struct LabOptions {
     pub ports: BTreeSet<(Protocol, u16)>,
     /// Who serves.
     pub servers: Servers,
+    /// How pods hang on the node.
+    pub cni: Cni,
 }
 
 /// Whether dropping a lab takes it down.
@@ -72,6 +76,10 @@ pub struct Lab {
     agent: Option<Agent>,
     pub(crate) wishes: Wishes,
     pub(crate) next_number: u32,
+    /// Subnets that were routed to the node's bridge.
+    pub(crate) subnets: BTreeSet<IpNet>,
+    /// Addresses in them that are elsewhere, and that the node answers for.
+    pub(crate) proxied: BTreeSet<IpAddr>,
     ownership: Ownership,
     run_dir: PathBuf,
     bpffs: PathBuf,
@@ -84,14 +92,14 @@ impl Lab {
     pub fn up(cluster: &Cluster, options: LabOptions) -> Result<Self> {
         unfit::check()?;
         state::sweep()?;
-        let LabOptions { id, node_name, outside, ports, servers } = options;
+        let LabOptions { id, node_name, outside, ports, servers, cni } = options;
         let id = id.unwrap_or_else(unique_id);
         state::check_id(&id)?;
         let wishes = Wishes { node_name, outside, ports };
         let plan = Plan::new(cluster, &wishes, None)?;
         state::create_dir(&id)?;
         let guard = Guard(Some(id.clone()));
-        let mut lab = Self::build(&id, &plan, wishes)?;
+        let mut lab = Self::build(&id, cni, &plan, wishes)?;
         match servers {
             Servers::Thread => {
                 let server = Server::start()?;
@@ -137,6 +145,8 @@ impl Lab {
             agent: None,
             wishes,
             next_number: 0,
+            subnets: BTreeSet::new(),
+            proxied: BTreeSet::new(),
             ownership: Ownership::Owned,
             run_dir: dir.join("run"),
             bpffs: dir.join("bpf"),
@@ -144,11 +154,12 @@ impl Lab {
         }
     }
 
-    fn build(id: &str, plan: &Plan, wishes: Wishes) -> Result<Self> {
+    fn build(id: &str, cni: Cni, plan: &Plan, wishes: Wishes) -> Result<Self> {
         let state = State {
             id: id.to_owned(),
             owner: Some(ProcessId::of(std::process::id().cast_signed())?),
             node_name: plan.node_name.clone(),
+            cni,
             link: plan.link,
             node_addresses: plan.node_addresses.clone(),
             outside: plan.outside.clone(),
@@ -162,7 +173,7 @@ impl Lab {
         mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
             .with_context(|| format!("mounting bpffs on {}", bpffs.display()))?;
         let (node, outside) =
-            topology::node_and_outside(id, &plan.link, &plan.node_addresses, &plan.outside)?;
+            topology::node_and_outside(id, cni, &plan.link, &plan.node_addresses, &plan.outside)?;
         let mut lab = Self::new(state, node, outside, wishes);
         lab.make_pods(plan.pods.iter().map(|(key, addresses)| (key.clone(), addresses.clone())).collect())?;
         Ok(lab)

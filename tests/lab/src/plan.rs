@@ -43,7 +43,7 @@ impl Link {
         })
     }
 
-    fn addresses(&self) -> [IpAddr; 4] {
+    pub(crate) fn addresses(&self) -> [IpAddr; 4] {
         [self.node4.into(), self.outside4.into(), self.node6.into(), self.outside6.into()]
     }
 }

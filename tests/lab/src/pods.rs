@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use anyhow::{Context as _, Result, bail, ensure};
 use portcullis_policy::model::{Cluster, ObjectKey, Protocol};
 
+use crate::ip;
 use crate::lab::{Lab, PodHandle};
 use crate::plan::Plan;
 use crate::serving;
-use crate::state::PodState;
+use crate::shape;
+use crate::state::{PodState, State};
 use crate::topology::{self, Place};
 
 impl Lab {
@@ -59,8 +61,9 @@ impl Lab {
             .map(|((_, a), n)| (Place::new(&self.state.id, n), a.clone()))
             .collect();
         self.next_number += u32::try_from(numbered.len()).context("too many pods")?;
-        let made = topology::add_pods(&self.node, &self.state.link, &numbered)?;
+        let made = topology::add_pods(&self.node, self.state.cni, &self.state.link, &numbered)?;
         for ((netns, (place, _)), (key, addresses)) in made.into_iter().zip(numbered).zip(pods) {
+            self.subnets.extend(self.state.cni.subnets(&self.state.link, &addresses));
             let state = PodState {
                 namespace: key.namespace.clone(),
                 name: key.name.clone(),
@@ -70,6 +73,7 @@ impl Lab {
             };
             self.pods.insert(key, PodHandle { netns, state });
         }
+        self.proxy()?;
         self.write_pods()
     }
 
@@ -104,7 +108,26 @@ impl Lab {
         self.own_server()?.serve(&self.outside, serving::OUTSIDE, add, &serving::ports(&self.state))?;
         self.state.outside.extend(add);
         self.state.outside.retain(|address| !remove.contains(address));
+        self.proxy()?;
         self.state.write()
+    }
+
+    /// Lets the node answer, on its bridge, for what is in the pods' subnets and is no pod.
+    fn proxy(&mut self) -> Result<()> {
+        let State { outside, node_addresses, link, .. } = &self.state;
+        let proxied = &self.proxied;
+        let elsewhere = outside.union(node_addresses);
+        let wanted: BTreeSet<IpAddr> =
+            elsewhere.filter(|a| self.subnets.iter().any(|net| net.contains(*a))).copied().collect();
+        let old =
+            proxied.difference(&wanted).flat_map(|a| shape::unproxy_lines(*a, !node_addresses.contains(a)));
+        let new = wanted.difference(proxied).flat_map(|a| shape::proxy_lines(link, *a, outside.contains(a)));
+        let lines: Vec<String> = old.chain(new).collect();
+        if !lines.is_empty() {
+            ip::batch(&self.node, &lines)?;
+        }
+        self.proxied = wanted;
+        Ok(())
     }
 
     fn write_pods(&mut self) -> Result<()> {

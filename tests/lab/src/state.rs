@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::netns;
 use crate::plan::Link;
+use crate::shape::Cni;
 
 /// Where labs keep their state.
 const ROOT: &str = "/run/portcullis-lab";
@@ -113,6 +114,9 @@ pub struct State {
     pub owner: Option<ProcessId>,
     /// For `--node-name`.
     pub node_name: String,
+    /// How pods hang on the node.
+    #[serde(default)]
+    pub cni: Cni,
     /// The uplink.
     pub link: Link,
     /// The node's addresses beyond its end of the uplink.

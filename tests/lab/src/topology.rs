@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::ip;
 use crate::netns::Netns;
 use crate::plan::Link;
+use crate::shape::Cni;
 use crate::state::netns_name;
 
 /// The node side of the uplink and, in its own namespace, the outside's.
@@ -52,6 +53,15 @@ const SYSCTLS: [(&str, &str); 15] = [
 const FORWARD: [(&str, &str); 2] =
     [("net/ipv4/conf/all/forwarding", "1"), ("net/ipv6/conf/all/forwarding", "1")];
 
+/// Settings with which it answers at once for addresses that are not on its bridge, and sends nobody elsewhere.
+const PROXY: [(&str, &str); 5] = [
+    ("net/ipv6/conf/all/proxy_ndp", "1"),
+    ("net/ipv4/neigh/default/proxy_delay", "0"),
+    ("net/ipv6/neigh/default/proxy_delay", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+];
+
 /// A pod's place: its namespace's name, and the host side of its veth pair.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -60,7 +70,7 @@ pub(crate) struct Place {
     /// The device in the node's namespace.
     pub(crate) device: String,
     /// The device's interface index.
-    index: u32,
+    pub(crate) index: u32,
 }
 
 impl Place {
@@ -77,11 +87,12 @@ impl Place {
 /// Makes the namespaces of node and outside, and the uplink between them.
 pub(crate) fn node_and_outside(
     id: &str,
+    cni: Cni,
     link: &Link,
     node_addresses: &BTreeSet<IpAddr>,
     outside_addresses: &BTreeSet<IpAddr>,
 ) -> Result<(Netns, Netns)> {
-    let node = create(&netns_name(id, "node"), &FORWARD)?;
+    let node = create(&netns_name(id, "node"), &[&FORWARD[..], &PROXY].concat())?;
     let outside = create(&netns_name(id, "out"), &[])?;
     let Link { node4, outside4, node6, outside6 } = link;
     let mut lines = vec![
@@ -95,6 +106,7 @@ pub(crate) fn node_and_outside(
     ];
     lines.extend(node_addresses.iter().map(|a| add_address(*a, UPLINK)));
     lines.push(format!("link set {UPLINK} up"));
+    lines.extend(cni.node_lines(link));
     ip::batch(&node, &lines)?;
 
     let mut lines = vec![
@@ -126,39 +138,21 @@ pub(crate) fn move_outside(outside: &Netns, add: &BTreeSet<IpAddr>, remove: &BTr
 }
 
 /// Makes namespaces and veth pairs for pods, in the order given.
-pub(crate) fn add_pods(node: &Netns, link: &Link, pods: &[(Place, Vec<IpAddr>)]) -> Result<Vec<Netns>> {
+pub(crate) fn add_pods(
+    node: &Netns,
+    cni: Cni,
+    link: &Link,
+    pods: &[(Place, Vec<IpAddr>)],
+) -> Result<Vec<Netns>> {
     let mut made = Vec::new();
     let mut lines = Vec::new();
     for (place, addresses) in pods {
         made.push(create(&place.netns, &[])?);
-        let device = &place.device;
-        lines.push(format!(
-            "link add {device} index {} type veth peer name eth0 netns {}",
-            place.index, place.netns
-        ));
-        lines.push(format!("addr add fe80::1/64 dev {device} nodad"));
-        lines.push(format!("link set {device} up"));
-        lines.extend(addresses.iter().map(|address| {
-            let source = match address {
-                IpAddr::V4(_) => IpAddr::V4(link.node4),
-                IpAddr::V6(_) => IpAddr::V6(link.node6),
-            };
-            format!("route add {} dev {device} src {source}", host_net(*address))
-        }));
+        lines.extend(cni.port_lines(link, place, addresses));
     }
     ip::batch(node, &lines)?;
     for (netns, (_, addresses)) in made.iter().zip(pods) {
-        let mut lines = vec!["link set lo up".into()];
-        lines.extend(addresses.iter().map(|a| add_address(*a, "eth0")));
-        lines.push("link set eth0 up".into());
-        if addresses.iter().any(IpAddr::is_ipv4) {
-            lines.push(format!("route add {}/32 dev eth0 scope link", link.node4));
-            lines.push(format!("route add 0.0.0.0/0 via {} dev eth0", link.node4));
-        }
-        if addresses.iter().any(IpAddr::is_ipv6) {
-            lines.push("route add ::/0 via fe80::1 dev eth0".into());
-        }
-        ip::batch(netns, &lines)?;
+        ip::batch(netns, &cni.pod_lines(link, addresses))?;
     }
     let devices: Vec<&str> = pods.iter().map(|(place, _)| place.device.as_str()).collect();
     wait_ready(node, &devices)?;
@@ -214,14 +208,14 @@ fn is_own_link_local(line: &str, device: &str) -> bool {
     own && flags.is_some_and(|flags| flags & TENTATIVE == 0) && fields.next() == Some(device)
 }
 
-fn host_net(address: IpAddr) -> String {
+pub(crate) fn host_net(address: IpAddr) -> String {
     match address {
         IpAddr::V4(v4) => format!("{v4}/32"),
         IpAddr::V6(v6) => format!("{v6}/128"),
     }
 }
 
-fn add_address(address: IpAddr, device: &str) -> String {
+pub(crate) fn add_address(address: IpAddr, device: &str) -> String {
     let flag = if address.is_ipv6() { " nodad" } else { "" };
     format!("addr add {} dev {device}{flag}", host_net(address))
 }

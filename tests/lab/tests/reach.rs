@@ -84,6 +84,7 @@ fn node_and_outside_ask_and_answer() {
         IpBlock { net: "172.17.0.0/16".parse().unwrap(), except: vec!["172.17.1.0/24".parse().unwrap()] };
     let rule = Rule { peers: Peers::Only(vec![Peer::Block(block)]), ports: Ports::Any };
     let policy = NetworkPolicy {
+        mode: None,
         subject: Subject::Pods(Selector::default()),
         ingress: DirectionSpec::Isolated { rules: vec![rule], cause: IsolationCause::Written },
         egress: DirectionSpec::Ignored,

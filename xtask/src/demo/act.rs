@@ -108,6 +108,7 @@ fn wait_in_force(lab: &Standing<'_>) -> Result<Duration> {
 /// Makes one connection that is denied, and returns the line that tells of it with its policy.
 fn observe_one_drop(lab: &Standing<'_>) -> Result<String> {
     let mut command = lab.ask("observe");
+    command.arg("--follow");
     let mut observer = Observer::start(&mut command)?;
     // What happened before it listens is not told again, and it does not say when it does: so a connection
     // every second until one is told.

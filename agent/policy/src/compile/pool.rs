@@ -3,26 +3,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A pool has no room left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the table of {what} is full ({capacity})")]
-pub struct Full {
-    /// What the pool numbers.
-    pub what: &'static str,
-    /// Its capacity.
-    pub capacity: u32,
-}
+/// A pool has no room left for this many numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoRoom;
 
 /// Contents by number. A content that the last compilation did not use goes in two steps: [`Pool::sweep`]
 /// forgets the content, so that it comes back under another number; the sweep after that frees the number.
 /// Between the two lie a grace period and the deletion of whatever named the number.
 #[derive(Clone, Debug)]
 pub struct Pool<K> {
-    what: &'static str,
-    capacity: u32,
     ids: BTreeMap<K, (u32, u32)>,
     used: BTreeSet<u32>,
     dead: Vec<(u32, u32)>,
+    /// What the compilation before this one used.
+    used_before: BTreeSet<u32>,
+    /// What came since the compilation started: nobody reads it yet.
+    fresh: BTreeSet<u32>,
     /// Free ranges, start to length, never adjacent.
     free: BTreeMap<u32, u32>,
 }
@@ -30,33 +26,65 @@ pub struct Pool<K> {
 impl<K: Ord + Clone> Pool<K> {
     /// A pool of the numbers from `start`, `capacity` of them.
     #[must_use]
-    pub fn new(what: &'static str, start: u32, capacity: u32) -> Self {
+    pub fn new(start: u32, capacity: u32) -> Self {
         Self {
-            what,
-            capacity,
             ids: BTreeMap::new(),
             used: BTreeSet::new(),
             dead: Vec::new(),
+            used_before: BTreeSet::new(),
+            fresh: BTreeSet::new(),
             free: BTreeMap::from([(start, capacity)]),
         }
     }
 
     /// A compilation starts: nothing is used yet.
     pub fn begin(&mut self) {
-        self.used.clear();
+        self.used_before = std::mem::take(&mut self.used);
+        self.fresh.clear();
+    }
+
+    /// The compilation comes to nothing: all is as it was before it started.
+    pub fn undo(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        let mut freed = Vec::new();
+        if !fresh.is_empty() {
+            self.ids.retain(|_, range| {
+                let keep = !fresh.contains(&range.0);
+                if !keep {
+                    freed.push(*range);
+                }
+                keep
+            });
+        }
+        for (start, len) in freed {
+            self.give(start, len);
+        }
+        self.used = std::mem::take(&mut self.used_before);
     }
 
     /// The number of a content; of one that spans several, the first of `len` in a row.
-    pub fn intern(&mut self, content: &K, len: u32) -> Result<u32, Full> {
+    pub fn intern(&mut self, content: &K, len: u32) -> Result<u32, NoRoom> {
         let id = if let Some((id, _)) = self.ids.get(content) {
             *id
         } else {
-            let id = self.take(len).ok_or(Full { what: self.what, capacity: self.capacity })?;
+            let id = self.take(len).ok_or(NoRoom)?;
             self.ids.insert(content.clone(), (id, len));
+            self.fresh.insert(id);
             id
         };
         self.used.insert(id);
         Ok(id)
+    }
+
+    /// The number of a content that has one.
+    #[must_use]
+    pub fn number(&self, content: &K) -> Option<u32> {
+        self.ids.get(content).map(|(id, _)| *id)
+    }
+
+    /// The compilation uses this number too.
+    pub fn keep(&mut self, id: u32) {
+        self.used.insert(id);
     }
 
     /// Gives a content the number that it had before; false if the number is taken.
@@ -135,11 +163,11 @@ mod tests {
 
     #[test]
     fn equal_contents_share_a_number_and_numbers_return_after_two_sweeps() {
-        let mut pool = Pool::new("letters", 1, 3);
+        let mut pool = Pool::new(1, 3);
         let a = pool.intern(&"a", 1).unwrap();
         assert_eq!(pool.intern(&"a", 1), Ok(a));
         let long = pool.intern(&"long", 2).unwrap();
-        assert_eq!(pool.intern(&"b", 1), Err(Full { what: "letters", capacity: 3 }));
+        assert_eq!(pool.intern(&"b", 1), Err(NoRoom));
 
         pool.begin();
         pool.intern(&"a", 1).unwrap();
@@ -152,8 +180,25 @@ mod tests {
     }
 
     #[test]
+    fn a_compilation_that_comes_to_nothing_leaves_what_was_there() {
+        let mut pool = Pool::new(1, 3);
+        let a = pool.intern(&"a", 1).unwrap();
+        pool.begin();
+        pool.intern(&"a", 1).unwrap();
+        pool.intern(&"long", 2).unwrap();
+        assert_eq!(pool.intern(&"b", 1), Err(NoRoom));
+        pool.undo();
+        assert!(!pool.has_unused());
+        assert_eq!((pool.number(&"a"), pool.number(&"long")), (Some(a), None));
+        pool.begin();
+        pool.keep(a);
+        assert!(!pool.has_unused());
+        assert_eq!(pool.intern(&"two", 2), Ok(a + 1), "the room is there again");
+    }
+
+    #[test]
     fn a_number_from_before_is_restored_once() {
-        let mut pool = Pool::new("letters", 1, 10);
+        let mut pool = Pool::new(1, 10);
         assert!(pool.restore("x", 4));
         assert!(!pool.restore("y", 4));
         assert!(!pool.restore("z", 11));

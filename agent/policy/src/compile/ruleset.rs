@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    ACTION_ALLOW, ACTION_DENY, KIND_INVALID, KIND_ISOLATION, KIND_RULE, port_position,
+    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, KIND_INVALID, KIND_ISOLATION, KIND_RULE, port_position,
 };
 
 use crate::desired::{CounterName, RuleSource};
 use crate::model::{
-    Cluster, DirectionSpec, IsolationCause, NetworkPolicy, ObjectKey, Peer, Peers, PortMatch, PortSpec,
+    Cluster, DirectionSpec, IsolationCause, Mode, NetworkPolicy, ObjectKey, Peer, Peers, PortMatch, PortSpec,
     Ports, Protocol, Rule as PolicyRule, Subject,
 };
 use crate::select::{Base, Directory, NamedPort, PeerSelector, PodFacts};
@@ -46,6 +46,19 @@ pub enum PeerSet {
     Selected(BTreeSet<PeerSelector>),
 }
 
+/// A policy that isolates a pod in a direction.
+#[derive(Clone, Copy, Debug)]
+pub struct Isolating<'a> {
+    /// Its name.
+    pub name: &'a ObjectKey,
+    /// Its rules of the direction.
+    pub rules: &'a [PolicyRule],
+    /// Why it isolates.
+    pub cause: IsolationCause,
+    /// Whether what it denies is dropped.
+    pub mode: Mode,
+}
+
 /// The policies of a namespace that isolate a pod in a direction, in order of their names.
 #[must_use]
 pub fn isolating<'a>(
@@ -53,7 +66,7 @@ pub fn isolating<'a>(
     key: &ObjectKey,
     labels: &crate::model::Labels,
     direction: Direction,
-) -> Vec<(&'a ObjectKey, &'a [PolicyRule], IsolationCause)> {
+) -> Vec<Isolating<'a>> {
     let first = ObjectKey::new(key.namespace.clone(), "");
     cluster
         .policies
@@ -67,7 +80,9 @@ pub fn isolating<'a>(
             };
             match spec {
                 DirectionSpec::Ignored => None,
-                DirectionSpec::Isolated { rules, cause } => Some((name, rules.as_slice(), *cause)),
+                DirectionSpec::Isolated { rules, cause } => {
+                    Some(Isolating { name, rules, cause: *cause, mode: cluster.mode(name, policy) })
+                }
             }
         })
         .collect()
@@ -81,6 +96,10 @@ fn selects(policy: &NetworkPolicy, labels: &crate::model::Labels) -> bool {
 }
 
 /// The rules of a pod and direction, in the order in which they are asked; `None`: nothing isolates it.
+///
+/// A policy in audit mode allows what its rules match, as an enforced one does, and its isolation drops nothing: so
+/// no packet is dropped that would pass if it were enforced. Where it is the only one that isolates, what no rule
+/// matches is denied and passes.
 #[must_use]
 pub fn rules_of(
     cluster: &Cluster,
@@ -94,17 +113,24 @@ pub fn rules_of(
         return Some(vec![closing(source, direction, KIND_ISOLATION)]);
     }
     let policies = isolating(cluster, key, &facts.pod.labels, direction);
-    let (first, _, _) = policies.first()?;
+    let is_enforced = |policy: &&Isolating<'_>| matches!(policy.mode, Mode::Enforce);
+    let closes = policies.iter().find(is_enforced).or(policies.first())?;
     let mut contents = Vec::new();
-    for (name, rules, _) in &policies {
-        for (index, rule) in (0u32..).zip(*rules) {
-            let name = CounterName { source: RuleSource::NetworkPolicy((*name).clone(), index), direction };
+    for policy in &policies {
+        for (index, rule) in (0u32..).zip(policy.rules) {
+            let source = RuleSource::NetworkPolicy(policy.name.clone(), index);
+            let name = CounterName { source, direction };
             contents.extend(expand(rule, directory, facts, &name));
         }
     }
-    let invalid = policies.iter().all(|(_, _, cause)| matches!(cause, IsolationCause::Invalid));
+    let invalid = policies.iter().all(|policy| matches!(policy.cause, IsolationCause::Invalid));
     let kind = if invalid { KIND_INVALID } else { KIND_ISOLATION };
-    contents.push(closing(RuleSource::Isolation((*first).clone()), direction, kind));
+    let mut last = closing(RuleSource::Isolation(closes.name.clone()), direction, kind);
+    last.action = match closes.mode {
+        Mode::Enforce => ACTION_DENY,
+        Mode::Audit => ACTION_AUDIT,
+    };
+    contents.push(last);
     Some(contents)
 }
 

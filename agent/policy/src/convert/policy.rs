@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::mode::mode;
 use super::peers::peers;
 use super::ports::ports;
 use super::report::{Path, Report, quoted};
@@ -19,8 +20,9 @@ pub fn network_policy(value: &Value, namespace: &str, report: &mut Report) -> Ne
     let no_fields = Object::new();
     let fields = value.as_object().unwrap_or(&no_fields);
     check_fields(fields, ENVELOPE, Path::ROOT, report, Severity::Warning, "it has no effect");
+    let mode = mode(value, report);
     let path = Path::ROOT.field("spec");
-    match field(fields, "spec") {
+    let policy = match field(fields, "spec") {
         Some(Value::Object(spec)) => read_spec(spec, namespace, path, report),
         Some(other) => {
             wrong_type(other, "a mapping", path, report, "the policy isolates its whole namespace both ways");
@@ -34,7 +36,8 @@ pub fn network_policy(value: &Value, namespace: &str, report: &mut Report) -> Ne
             );
             read_spec(&Object::new(), namespace, path, report)
         }
-    }
+    };
+    NetworkPolicy { mode, ..policy }
 }
 
 /// Where a policy stands towards one direction.
@@ -96,6 +99,7 @@ fn read_spec(spec: &Object, namespace: &str, path: Path<'_>, report: &mut Report
         Err(Unreadable::Type) => return closed(spec),
     };
     NetworkPolicy {
+        mode: None,
         subject,
         ingress: direction(spec, &INGRESS, standings.ingress, namespace, path, report),
         egress: direction(spec, &EGRESS, standings.egress, namespace, path, report),
@@ -119,6 +123,7 @@ fn read_subject(
 /// A policy of which nothing is understood: it isolates its namespace both ways.
 fn closed(spec: &Object) -> NetworkPolicy {
     NetworkPolicy {
+        mode: None,
         subject: Subject::Unreadable,
         ingress: closed_direction(spec, &INGRESS),
         egress: closed_direction(spec, &EGRESS),

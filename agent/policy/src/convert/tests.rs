@@ -5,6 +5,7 @@
 mod cidrs;
 mod closing;
 mod cluster;
+mod modes;
 mod peers;
 mod pods;
 mod policies;

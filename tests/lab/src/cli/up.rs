@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
-use portcullis_lab::{AgentSpec, Hook, Lab, LabOptions, Servers};
+use portcullis_lab::{AgentSpec, Cni, Hook, Lab, LabOptions, Servers};
 use portcullis_policy::model::{Cluster, Protocol};
 
 use super::{Common, load, parse_port, print};
@@ -30,6 +30,9 @@ pub(crate) struct Up {
     /// Where the agent's programs hang
     #[arg(long, value_enum, default_value_t = HookArg::Auto)]
     hook: HookArg,
+    /// How pods hang on the node
+    #[arg(long, value_enum, default_value_t = CniArg::Routed)]
+    cni: CniArg,
     /// The node that the lab is [default: the manifests' first, else `node`]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -58,6 +61,14 @@ enum HookArg {
     Clsact,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum CniArg {
+    /// A route to each pod's veth device, as of ptp and kindnet
+    Routed,
+    /// Ports of a bridge, as of flannel and the bridge plugin
+    Bridge,
+}
+
 /// Makes the lab.
 pub(crate) fn run(args: &Up) -> Result<()> {
     let begin = Instant::now();
@@ -70,6 +81,10 @@ pub(crate) fn run(args: &Up) -> Result<()> {
         outside: args.outside.clone(),
         ports: BTreeSet::from_iter(args.port.clone()),
         servers: Servers::Process(own.clone()),
+        cni: match args.cni {
+            CniArg::Routed => Cni::Routed,
+            CniArg::Bridge => Cni::Bridge,
+        },
     };
     let mut lab = Lab::up(&loaded.cluster, options)?;
     if !args.no_agent {
@@ -108,7 +123,7 @@ fn describe(lab: &Lab, cluster: &Cluster, took: Duration) -> String {
     let link = state.link;
     let outside = list(&mut state.outside.iter());
     let mut lines = vec![
-        format!("lab `{}` is up after {} ms", state.id, took.as_millis()),
+        format!("lab `{}` ({}) is up after {} ms", state.id, state.cni, took.as_millis()),
         format!("  node     {}  {} {}", lab.node().name(), link.node4, link.node6),
         format!("  outside  {}  {} {} {outside}", lab.outside().name(), link.outside4, link.outside6),
     ];

@@ -1,0 +1,242 @@
+//! The reconciler against the kernel, in a network namespace and on a bpffs of its own: bpf(2) fails in the middle of
+//! a change (T17).
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::expect_used)]
+
+use std::process::Command;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use portcullis_policy::manifest::{ManifestObject, Options, ParsedFile, load};
+use portcullis_policy::model::Mode;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::attach::HookChoice;
+use crate::bpf::kernel::Fault;
+use crate::bpf::load::kernel_release;
+use crate::scratch::Scratch;
+
+/// In CI these tests have to run.
+fn is_root() -> bool {
+    if nix::unistd::geteuid().is_root() {
+        return true;
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "a reconciler on a kernel needs root");
+    println!("skipped: a reconciler on a kernel needs root");
+    false
+}
+
+/// A thread's own network namespace and bpffs, with a veth device and a route for each of three pods.
+struct Node {
+    reconciler: Reconciler,
+    bpffs: Scratch,
+}
+
+impl Node {
+    fn run(test: impl FnOnce(&mut Node) + Send) {
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+                let none: Option<&str> = None;
+                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+                let bpffs = Scratch::new();
+                mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
+                ip("link set lo up");
+                for n in 1..=3 {
+                    ip(&format!("link add pod{n} type veth peer name eth{n}"));
+                    ip(&format!("link set pod{n} up"));
+                    ip(&format!("link set eth{n} up"));
+                    ip(&format!("route add 10.0.0.{n}/32 dev pod{n}"));
+                }
+                let pins = Pins::new(bpffs.path());
+                pins.prepare(bpffs.path()).unwrap();
+                let hook = HookChoice::Auto.resolve(kernel_release().unwrap()).unwrap();
+                let reconciler = Reconciler::open(&pins, hook, 64, Mode::Enforce, &Sizes::default()).unwrap();
+                let mut node = Node { reconciler, bpffs };
+                test(&mut node);
+                umount2(node.bpffs.path(), MntFlags::MNT_DETACH).unwrap();
+            });
+            worker.join().unwrap();
+        });
+    }
+
+    fn word(&self, pod: &str) -> EndpointWord {
+        self.reconciler.endpoints[&ObjectKey::new("shop", pod)].word
+    }
+
+    /// The word as the kernel has it.
+    fn in_kernel(&self, pod: &str) -> EndpointWord {
+        let slot = self.reconciler.endpoints[&ObjectKey::new("shop", pod)].slot;
+        self.reconciler.kernel.found_endpoints().unwrap()[&slot].word
+    }
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+fn cluster(manifests: &[Value]) -> Arc<Cluster> {
+    let objects = manifests.iter().map(|value| ManifestObject { line: 1, value: value.clone() }).collect();
+    let file = ParsedFile { path: "case.json".to_owned(), objects };
+    Arc::new(load(&[file], &Options { pod_cidrs: Vec::new() }).cluster)
+}
+
+fn pods(names: &[&str]) -> Vec<Value> {
+    let pods = (1..).zip(names).map(|(n, name)| {
+        json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": name, "labels": {"app": name}},
+            "status": {"podIPs": [{"ip": format!("10.0.0.{n}")}]},
+        })
+    });
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}});
+    [namespace].into_iter().chain(pods).collect()
+}
+
+/// A policy whose number of rules differs with the port too, so that every table does.
+fn policy(port: u16, block: &str) -> Value {
+    let rule = |port| {
+        let pods = json!({"matchExpressions": [{"key": "app", "operator": "In", "values": ["b", "c"]}]});
+        json!({
+            "from": [{"ipBlock": {"cidr": block}}, {"podSelector": pods}],
+            "ports": [{"port": port}],
+        })
+    };
+    let rules: Vec<Value> = (80..=port).map(rule).collect();
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"namespace": "shop", "name": "p"},
+        "spec": {"podSelector": {}, "ingress": rules},
+    })
+}
+
+#[test]
+fn t17_a_write_that_fails_leaves_what_is_in_force_and_closes_new_pods_until_it_succeeds() {
+    if !is_root() {
+        return;
+    }
+    Node::run(|node| {
+        let state = |names: &[&str], port, block: &str| {
+            let mut manifests = pods(names);
+            manifests.push(policy(port, block));
+            cluster(&manifests)
+        };
+        node.reconciler.reconcile(&state(&["a", "b"], 80, "10.1.0.0/16")).unwrap();
+        let mut port = 80;
+        for map in [
+            "rows",
+            "rules",
+            "port_ranges",
+            "rulesets",
+            "peer_rows",
+            "peers",
+            "prefixes",
+            "epochs",
+            "node_state",
+        ] {
+            for errno in [libc::ENOMEM, libc::E2BIG] {
+                let before = (node.word("a"), node.reconciler.written.clone());
+                port += 1;
+                // Another pod too, and everything about the policy differs.
+                let next = state(&["a", "b", "c"], port, &format!("10.{port}.0.0/16"));
+                for after in 0..2 {
+                    node.reconciler.kernel.fault = Some(Fault { map, errno, after });
+                    let failed = node.reconciler.reconcile(&next);
+                    if after > 0 && failed.is_ok() {
+                        // There is only one write to this map.
+                        break;
+                    }
+                    let error = format!("{:#}", failed.unwrap_err());
+                    assert!(
+                        error.contains(map) && error.contains("the last complete policies stay in force"),
+                        "{error}"
+                    );
+                    assert_eq!(node.in_kernel("a"), before.0, "{map} {errno}");
+                    let c = node.in_kernel("c");
+                    assert_eq!(
+                        (c.ingress, c.egress),
+                        (EndpointRulesets::CLOSED.ingress, EndpointRulesets::CLOSED.egress)
+                    );
+                    let ruleset = u32::from(before.0.ingress);
+                    let held = node.reconciler.written.rulesets.get(&ruleset);
+                    assert_eq!(held, before.1.rulesets.get(&ruleset), "{map}: what is in force stays whole");
+                }
+                node.reconciler.kernel.fault = None;
+                let outcome = node.reconciler.reconcile(&next).unwrap();
+                assert!(outcome.complete && outcome.held.is_empty());
+                node.reconciler.settle(&next).unwrap();
+                assert_ne!(node.in_kernel("a"), before.0, "{map}: the new policy is in force");
+                assert_eq!(node.in_kernel("a").ingress, node.word("a").ingress);
+                assert!(node.in_kernel("c").ingress > EndpointRulesets::CLOSED.ingress);
+                node.reconciler.reconcile(&state(&["a", "b"], port, "10.1.0.0/16")).unwrap();
+                node.reconciler.settle(&state(&["a", "b"], port, "10.1.0.0/16")).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn t17_a_pod_whose_endpoint_cannot_be_made_is_attached_to_and_closed() {
+    if !is_root() {
+        return;
+    }
+    for map in ["flows", "endpoint_cfg", "ifaces"] {
+        Node::run(|node| {
+            node.reconciler.reconcile(&cluster(&pods(&["a"]))).unwrap();
+            let attached = node.reconciler.attacher.observed().unwrap().len();
+            let both = cluster(&pods(&["a", "b"]));
+            node.reconciler.kernel.fault = Some(Fault { map, errno: libc::ENOMEM, after: 0 });
+            let outcome = node.reconciler.reconcile(&both).unwrap();
+            assert!(!outcome.complete);
+            let text = outcome.problems[0].to_string();
+            assert!(text.starts_with("Pod shop/b: ") && text.contains("its interface is closed"), "{text}");
+            assert_eq!(node.reconciler.attacher.observed().unwrap().len(), attached + 2, "{map}");
+            let leads = node.reconciler.kernel.found_ifaces();
+            assert_eq!(leads.len(), 1, "{map}: pod b's interface leads to no endpoint, which drops");
+
+            node.reconciler.kernel.fault = None;
+            let outcome = node.reconciler.reconcile(&both).unwrap();
+            assert!(outcome.complete, "{map}: {:?}", outcome.problems);
+            assert_eq!(node.reconciler.kernel.found_ifaces().len(), 2, "{map}");
+        });
+    }
+}
+
+#[test]
+fn pins_of_another_shape_are_refused_and_stay_as_they_are() {
+    if !is_root() {
+        return;
+    }
+    Node::run(|node| {
+        let pins = Pins::new(node.bpffs.path());
+        let hook = node.reconciler.attacher.hook();
+        let open = |size: &str| {
+            let sizes: Sizes = [size.parse().unwrap()].into_iter().collect();
+            Reconciler::open(&pins, hook, 64, Mode::Enforce, &sizes).map(drop)
+        };
+        let error = open("rows=300").unwrap_err().to_string();
+        assert!(error.starts_with("map rows at "), "{error}");
+        assert!(
+            error.contains(
+                "its entries is 98304, this agent's is 300: start the agent with --map-size rows=98304"
+            ),
+            "{error}"
+        );
+        // What each bank makes anew may differ from start to start.
+        open("peers=9").unwrap();
+        open("prefixes=9").unwrap();
+
+        // A map of another type behind the name of one of ours.
+        let (rows, rules) = (pins.maps().join("rows"), pins.maps().join("rules"));
+        std::fs::remove_file(&rows).unwrap();
+        aya::maps::MapData::from_pin(&rules).unwrap().pin(&rows).unwrap();
+        let error = Reconciler::open(&pins, hook, 64, Mode::Enforce, &Sizes::default())
+            .map(drop)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("its bytes of value is 8, this agent's is 64: start the agent that made it"),
+            "{error}"
+        );
+    });
+}
