@@ -10,9 +10,8 @@ use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
 use portcullis_common::wire::{EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS};
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
-use portcullis_policy::compile::{Compiler, Fitted, Held, NO_ROOM};
-use portcullis_policy::desired::{CounterName, Desired, EndpointRulesets, ip_addr};
-use portcullis_policy::diff::{MapOp, diff, released};
+use portcullis_policy::compile::{Held, NO_ROOM};
+use portcullis_policy::desired::{CounterName, EndpointRulesets, ip_addr};
 use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::{Sizes, Table};
@@ -21,6 +20,8 @@ use crate::attach::{Attacher, Bridges, Claim, Hook, Interface, Network, Programs
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
+use crate::metrics::Fill;
+use crate::tables::Tables;
 
 /// Rounds of settling after a change: contents, what they point at, and their numbers go one after another.
 const SETTLE_ROUNDS: u32 = 6;
@@ -43,6 +44,10 @@ pub struct Enforced {
 pub struct Outcome {
     /// The pods that are enforced here, by slot.
     pub local: BTreeMap<ObjectKey, u32>,
+    /// What is in force at each.
+    pub endpoints: BTreeMap<ObjectKey, Enforced>,
+    /// How full the tables are.
+    pub fills: Vec<Fill>,
     /// What the counters count.
     pub counters: BTreeMap<u32, CounterName>,
     /// What is wrong.
@@ -53,36 +58,20 @@ pub struct Outcome {
     pub complete: bool,
 }
 
-/// A compilation: while its input is the same, there is nothing to do.
-#[derive(Debug)]
-struct Compiled {
-    cluster: Arc<Cluster>,
-    pods: BTreeSet<ObjectKey>,
-    problems: Vec<Problem>,
-    held: Vec<Held>,
-}
-
 /// Keeps the node's enforcement.
 #[derive(Debug)]
 pub struct Reconciler {
-    kernel: Kernel,
+    tables: Tables,
     ebpf: Ebpf,
-    names: CounterNames,
     attacher: Attacher,
     bridges: Bridges,
-    compiler: Compiler,
-    /// The tables as they are known to be.
-    written: Desired,
-    /// The tables as they were last compiled.
-    goal: Desired,
     endpoints: BTreeMap<ObjectKey, Enforced>,
     free: BTreeSet<u32>,
     retired: Vec<u32>,
-    /// What the tables were compiled from, and what was wrong with it.
-    compiled: Option<Compiled>,
     flows: u32,
     mode: Mode,
     slots: u32,
+    sizes: Sizes,
     started: bool,
 }
 
@@ -94,29 +83,20 @@ impl Reconciler {
         if let Mode::Enforce = mode {
             kernel.set_mode(mode)?;
         }
-        let mut compiler = Compiler::with_sizes(kernel.bank(), sizes.clone());
         let slots = sizes.of(Table::Endpoints);
         let names = CounterNames::open(&mut ebpf)?;
-        for (counter, name) in names.all() {
-            compiler.restore_counter(name.clone(), *counter);
-        }
-        let written = Desired { bank: kernel.bank(), ..Desired::default() };
         Ok(Self {
-            kernel,
+            tables: Tables::new(kernel, names, sizes),
             ebpf,
-            names,
             attacher: Attacher::new(hook, pins.links()),
             bridges: Bridges::default(),
-            compiler,
-            goal: written.clone(),
-            written,
             endpoints: BTreeMap::new(),
             free: (0..slots).collect(),
             retired: Vec::new(),
-            compiled: None,
             flows,
             mode,
             slots,
+            sizes: sizes.clone(),
             started: false,
         })
     }
@@ -142,13 +122,15 @@ impl Reconciler {
         self.attach(&wanted, &mut outcome)?;
         enforced?;
         if !self.started {
-            self.kernel.set_mode(self.mode)?;
-            self.kernel.grace_period()?;
-            self.kernel.clear_other_banks()?;
+            self.tables.kernel.set_mode(self.mode)?;
+            self.tables.kernel.grace_period()?;
+            self.tables.kernel.clear_other_banks()?;
             self.started = true;
         }
         outcome.local = self.endpoints.iter().map(|(key, e)| (key.clone(), e.slot)).collect();
-        outcome.counters.clone_from(&self.written.counters);
+        outcome.counters.clone_from(&self.tables.written().counters);
+        outcome.endpoints.clone_from(&self.endpoints);
+        outcome.fills = self.fills();
         Ok(outcome)
     }
 
@@ -163,57 +145,47 @@ impl Reconciler {
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         self.drop_unwanted(wanted)?;
-        let compiled = self.compiled_for(cluster, wanted.keys().cloned().collect());
+        let in_force = self.in_force();
+        let compiled = self.tables.bring(cluster, wanted.keys().cloned().collect(), &in_force);
         let (rulesets, released) = if compiled.is_ok() {
-            (self.written.endpoints.clone(), Ok(()))
+            (self.tables.written().endpoints.clone(), Ok(()))
         } else {
-            (BTreeMap::new(), self.release(directory))
+            let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
+            (BTreeMap::new(), self.tables.release(owned))
         };
         self.place(wanted, &rulesets, adopted, outcome)?;
         released?;
         compiled.map_err(|error| {
             error.context("the last complete policies stay in force, new pods are closed")
         })?;
-        if let Some(compiled) = &self.compiled {
-            outcome.problems.extend_from_slice(&compiled.problems);
-            outcome.held.clone_from(&compiled.held);
-        }
+        let (problems, held) = self.tables.problems();
+        outcome.problems.extend_from_slice(problems);
+        outcome.held = held.to_vec();
         Ok(())
     }
 
-    /// Addresses that no pod owns any more match nothing, though nothing else can be written.
-    fn release(&mut self, directory: &Directory<'_>) -> anyhow::Result<()> {
-        let owned = |addr: &Addr| directory.owners.contains_key(&ip_addr(addr));
-        for op in released(&self.written, owned).before {
-            self.write(&op)?;
-        }
-        Ok(())
+    /// The rulesets of the endpoints that are there.
+    fn in_force(&self) -> BTreeMap<ObjectKey, EndpointRulesets> {
+        let of = |word: &EndpointWord| EndpointRulesets { ingress: word.ingress, egress: word.egress };
+        self.endpoints.iter().map(|(key, enforced)| (key.clone(), of(&enforced.word))).collect()
     }
 
     /// Frees what the last change left behind. To be called when it is in force; takes some grace periods.
-    pub fn settle(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+    pub fn settle(&mut self) -> anyhow::Result<()> {
         for _ in 0..SETTLE_ROUNDS {
-            let after = diff(&self.written, &self.goal).after;
-            if after.is_empty() && self.retired.is_empty() && !self.compiler.has_unused() {
+            if self.retired.is_empty() && !self.tables.is_unsettled() {
+                self.tables.settled();
                 return Ok(());
             }
-            self.kernel.grace_period()?;
-            for op in &after {
-                self.write(op)?;
-            }
+            self.tables.kernel.grace_period()?;
             for slot in std::mem::take(&mut self.retired) {
-                self.kernel.free_slot(slot)?;
+                self.tables.kernel.free_slot(slot)?;
                 self.free.insert(slot);
             }
-            self.compiler.sweep();
-            let keys: Vec<ObjectKey> = self.endpoints.keys().cloned().collect();
-            let (problems, held) = self.compile_and_write(cluster, keys.iter())?;
-            let rulesets = self.written.endpoints.clone();
+            let in_force = self.in_force();
+            self.tables.free(&in_force)?;
+            let rulesets = self.tables.written().endpoints.clone();
             self.flip_changed(&rulesets)?;
-            // What had no room before the sweep may have some now.
-            if let Some(compiled) = &mut self.compiled {
-                (compiled.problems, compiled.held) = (problems, held);
-            }
         }
         Ok(())
     }
@@ -223,24 +195,46 @@ impl Reconciler {
         let now = u32::try_from(clock_gettime(ClockId::CLOCK_MONOTONIC)?.tv_sec()).unwrap_or(0);
         let mut removed = 0;
         for enforced in self.endpoints.values() {
-            removed += self.kernel.expire_flows(enforced.slot, now)?;
+            removed += self.tables.kernel.expire_flows(enforced.slot, now)?;
         }
         Ok(removed)
     }
 
+    /// How full the tables are that this agent writes: its bank's, by what was compiled last.
+    fn fills(&self) -> Vec<Fill> {
+        let needed = self.tables.goal();
+        [
+            ("endpoints", self.endpoints.len(), Table::Endpoints),
+            ("rulesets", needed.rulesets.len(), Table::Rulesets),
+            ("rules", needed.rules.len(), Table::Rules),
+            ("rows", needed.rows.len(), Table::Rows),
+            ("port_ranges", needed.port_ranges.len(), Table::PortRanges),
+            ("peer_rows", needed.peer_rows.len(), Table::PeerRows),
+            ("peers", needed.peers.len(), Table::Peers),
+            ("prefixes", needed.prefixes.len(), Table::Prefixes),
+            ("counter_names", self.tables.named_counters(), Table::Counters),
+        ]
+        .map(|(map, entries, table)| Fill {
+            map,
+            entries: entries as u64,
+            capacity: u64::from(self.sizes.of_bank(table)),
+        })
+        .to_vec()
+    }
+
     /// Events that were not sent, ever.
     pub fn lost_events(&self) -> anyhow::Result<u64> {
-        Ok(self.kernel.lost_events()?)
+        Ok(self.tables.kernel.lost_events()?)
     }
 
     /// Flows that were not made, ever, because their pod's table was full.
     pub fn flows_refused(&self) -> anyhow::Result<u64> {
-        Ok(self.kernel.flows_refused()?)
+        Ok(self.tables.kernel.flows_refused()?)
     }
 
     /// Packets under a counter.
     pub fn hits(&self, counter: u32) -> anyhow::Result<u64> {
-        Ok(self.kernel.rule_stats(counter)?.packets)
+        Ok(self.tables.kernel.rule_stats(counter)?.packets)
     }
 
     /// Which interface leads to which address: by routes to one address, and by ports of bridges.
@@ -275,59 +269,10 @@ impl Reconciler {
         if self.started {
             return Ok(self.endpoints.values().map(|e| (e.config.pod, e.config.ifindex)).collect());
         }
-        let ifaces = self.kernel.found_ifaces();
-        let found = self.kernel.found_endpoints()?;
+        let ifaces = self.tables.kernel.found_ifaces();
+        let found = self.tables.kernel.found_endpoints()?;
         let held = found.iter().filter(|(slot, found)| ifaces.get(&found.config.ifindex) == Some(slot));
         Ok(held.map(|(_, found)| (found.config.pod, found.config.ifindex)).collect())
-    }
-
-    /// Compiles and writes, unless the tables are what these pods need already.
-    fn compiled_for(&mut self, cluster: &Arc<Cluster>, pods: BTreeSet<ObjectKey>) -> anyhow::Result<()> {
-        if let Some(last) = &self.compiled
-            && Arc::ptr_eq(&last.cluster, cluster)
-            && last.pods == pods
-        {
-            return Ok(());
-        }
-        self.compiled = None;
-        let (problems, held) = self.compile_and_write(cluster, &pods)?;
-        self.compiled = Some(Compiled { cluster: Arc::clone(cluster), pods, problems, held });
-        Ok(())
-    }
-
-    fn compile_and_write<'a>(
-        &mut self,
-        cluster: &Cluster,
-        keys: impl IntoIterator<Item = &'a ObjectKey>,
-    ) -> anyhow::Result<(Vec<Problem>, Vec<Held>)> {
-        let in_force: BTreeMap<ObjectKey, EndpointRulesets> = self
-            .endpoints
-            .iter()
-            .map(|(key, e)| {
-                (key.clone(), EndpointRulesets { ingress: e.word.ingress, egress: e.word.egress })
-            })
-            .collect();
-        let Fitted { desired, problems, held } = self.compiler.compile_what_fits(cluster, keys, &in_force)?;
-        for (counter, name) in &desired.counters {
-            if self.names.name(*counter) != Some(name) {
-                self.kernel.zero_counter(*counter)?;
-                self.names.set(*counter, name)?;
-            }
-        }
-        let plan = diff(&self.written, &desired);
-        for op in &plan.before {
-            self.write(op)?;
-        }
-        self.written.endpoints.clone_from(&desired.endpoints);
-        self.written.counters.clone_from(&desired.counters);
-        self.goal = desired;
-        Ok((problems, held))
-    }
-
-    fn write(&mut self, op: &MapOp) -> anyhow::Result<()> {
-        self.kernel.apply(op)?;
-        op.apply(&mut self.written);
-        Ok(())
     }
 
     /// Matches what the last agent left with what is wanted, so that flows live on.
@@ -335,8 +280,8 @@ impl Reconciler {
         &mut self,
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
     ) -> anyhow::Result<BTreeMap<ObjectKey, Enforced>> {
-        let found = self.kernel.found_endpoints()?;
-        let ifaces = self.kernel.found_ifaces();
+        let found = self.tables.kernel.found_endpoints()?;
+        let ifaces = self.tables.kernel.found_ifaces();
         let mut adopted = BTreeMap::new();
         for (key, config) in wanted {
             let slot = ifaces.get(&config.ifindex).copied();
@@ -348,7 +293,7 @@ impl Reconciler {
         }
         let kept: BTreeSet<u32> = adopted.values().map(|e| e.slot).collect();
         for (ifindex, slot) in ifaces.iter().filter(|(_, slot)| !kept.contains(slot)) {
-            self.kernel.forget_iface(*ifindex)?;
+            self.tables.kernel.forget_iface(*ifindex)?;
             tracing::debug!("interface {ifindex} had endpoint {slot} of a pod that is gone");
         }
         for slot in found.keys() {
@@ -369,7 +314,7 @@ impl Reconciler {
             .map(|(key, enforced)| (key.clone(), *enforced))
             .collect();
         for (key, enforced) in gone {
-            self.kernel.forget_iface(enforced.config.ifindex)?;
+            self.tables.kernel.forget_iface(enforced.config.ifindex)?;
             self.retired.push(enforced.slot);
             self.endpoints.remove(&key);
         }
@@ -414,7 +359,7 @@ impl Reconciler {
             };
             let of = rulesets.get(key).copied().unwrap_or(EndpointRulesets::CLOSED);
             let word = EndpointWord { ingress: of.ingress, egress: of.egress, generation: 1 };
-            if let Err(error) = self.kernel.add_endpoint(slot, *config, word, self.flows) {
+            if let Err(error) = self.tables.kernel.add_endpoint(slot, *config, word, self.flows) {
                 self.free.insert(slot);
                 closed(format!("{error}: it will be tried again"));
                 continue;
@@ -432,7 +377,7 @@ impl Reconciler {
             if (of.ingress, of.egress) != (enforced.word.ingress, enforced.word.egress) {
                 let generation = enforced.word.generation.wrapping_add(1);
                 let word = EndpointWord { ingress: of.ingress, egress: of.egress, generation };
-                self.kernel.flip(enforced.slot, word)?;
+                self.tables.kernel.flip(enforced.slot, word)?;
                 enforced.word = word;
             }
         }

@@ -67,7 +67,7 @@ impl Node {
     /// The word as the kernel has it.
     fn in_kernel(&self, pod: &str) -> EndpointWord {
         let slot = self.reconciler.endpoints[&ObjectKey::new("shop", pod)].slot;
-        self.reconciler.kernel.found_endpoints().unwrap()[&slot].word
+        self.reconciler.tables.kernel.found_endpoints().unwrap()[&slot].word
     }
 }
 
@@ -135,12 +135,12 @@ fn t17_a_write_that_fails_leaves_what_is_in_force_and_closes_new_pods_until_it_s
             "node_state",
         ] {
             for errno in [libc::ENOMEM, libc::E2BIG] {
-                let before = (node.word("a"), node.reconciler.written.clone());
+                let before = (node.word("a"), node.reconciler.tables.written().clone());
                 port += 1;
                 // Another pod too, and everything about the policy differs.
                 let next = state(&["a", "b", "c"], port, &format!("10.{port}.0.0/16"));
                 for after in 0..2 {
-                    node.reconciler.kernel.fault = Some(Fault { map, errno, after });
+                    node.reconciler.tables.kernel.fault = Some(Fault { map, errno, after });
                     let failed = node.reconciler.reconcile(&next);
                     if after > 0 && failed.is_ok() {
                         // There is only one write to this map.
@@ -158,18 +158,18 @@ fn t17_a_write_that_fails_leaves_what_is_in_force_and_closes_new_pods_until_it_s
                         (EndpointRulesets::CLOSED.ingress, EndpointRulesets::CLOSED.egress)
                     );
                     let ruleset = u32::from(before.0.ingress);
-                    let held = node.reconciler.written.rulesets.get(&ruleset);
+                    let held = node.reconciler.tables.written().rulesets.get(&ruleset);
                     assert_eq!(held, before.1.rulesets.get(&ruleset), "{map}: what is in force stays whole");
                 }
-                node.reconciler.kernel.fault = None;
+                node.reconciler.tables.kernel.fault = None;
                 let outcome = node.reconciler.reconcile(&next).unwrap();
                 assert!(outcome.complete && outcome.held.is_empty());
-                node.reconciler.settle(&next).unwrap();
+                node.reconciler.settle().unwrap();
                 assert_ne!(node.in_kernel("a"), before.0, "{map}: the new policy is in force");
                 assert_eq!(node.in_kernel("a").ingress, node.word("a").ingress);
                 assert!(node.in_kernel("c").ingress > EndpointRulesets::CLOSED.ingress);
                 node.reconciler.reconcile(&state(&["a", "b"], port, "10.1.0.0/16")).unwrap();
-                node.reconciler.settle(&state(&["a", "b"], port, "10.1.0.0/16")).unwrap();
+                node.reconciler.settle().unwrap();
             }
         }
     });
@@ -185,19 +185,19 @@ fn t17_a_pod_whose_endpoint_cannot_be_made_is_attached_to_and_closed() {
             node.reconciler.reconcile(&cluster(&pods(&["a"]))).unwrap();
             let attached = node.reconciler.attacher.observed().unwrap().len();
             let both = cluster(&pods(&["a", "b"]));
-            node.reconciler.kernel.fault = Some(Fault { map, errno: libc::ENOMEM, after: 0 });
+            node.reconciler.tables.kernel.fault = Some(Fault { map, errno: libc::ENOMEM, after: 0 });
             let outcome = node.reconciler.reconcile(&both).unwrap();
             assert!(!outcome.complete);
             let text = outcome.problems[0].to_string();
             assert!(text.starts_with("Pod shop/b: ") && text.contains("its interface is closed"), "{text}");
             assert_eq!(node.reconciler.attacher.observed().unwrap().len(), attached + 2, "{map}");
-            let leads = node.reconciler.kernel.found_ifaces();
+            let leads = node.reconciler.tables.kernel.found_ifaces();
             assert_eq!(leads.len(), 1, "{map}: pod b's interface leads to no endpoint, which drops");
 
-            node.reconciler.kernel.fault = None;
+            node.reconciler.tables.kernel.fault = None;
             let outcome = node.reconciler.reconcile(&both).unwrap();
             assert!(outcome.complete, "{map}: {:?}", outcome.problems);
-            assert_eq!(node.reconciler.kernel.found_ifaces().len(), 2, "{map}");
+            assert_eq!(node.reconciler.tables.kernel.found_ifaces().len(), 2, "{map}");
         });
     }
 }

@@ -5,6 +5,8 @@
 mod built;
 mod classes;
 pub mod fit;
+mod follow;
+mod index;
 pub mod pool;
 pub mod ruleset;
 #[cfg(test)]
@@ -26,6 +28,7 @@ use crate::select::{Directory, PeerSelector};
 use crate::sizes::{Sizes, Table};
 use built::{Built, namespace_of, set_bit, to_u32};
 use classes::{MAX_OVERLAPS, Matcher, Owned};
+use follow::Standing;
 use pool::{NoRoom, Pool};
 use ruleset::{RuleContent, rules_of};
 
@@ -148,6 +151,8 @@ pub struct Compiler {
     classes: Pool<Vec<u32>>,
     counters: Pool<CounterName>,
     built: BTreeMap<u32, Arc<Built>>,
+    /// What [`Compiler::follow`] goes on from.
+    standing: Option<Standing>,
 }
 
 impl Compiler {
@@ -184,6 +189,7 @@ impl Compiler {
             classes: Pool::new(CLASS_NONE + 1, CLASS_VIRTUAL - 1),
             counters: Pool::new(1, sizes.of(Table::Counters) - 1),
             built: BTreeMap::new(),
+            standing: None,
             sizes,
         }
     }
@@ -458,6 +464,7 @@ impl Compiler {
     }
 
     fn begin(&mut self) {
+        self.standing = None;
         self.rulesets.begin();
         self.rule_runs.begin();
         self.port_runs.begin();
@@ -468,6 +475,7 @@ impl Compiler {
     }
 
     fn undo(&mut self) {
+        self.standing = None;
         self.rulesets.undo();
         self.rule_runs.undo();
         self.port_runs.undo();
@@ -585,6 +593,12 @@ impl Compiler {
                 asking.entry(number).or_default().push((*ruleset, rules));
             }
         }
+        let asked: BTreeMap<u32, Vec<(u32, Vec<u32>)>> = asking
+            .iter()
+            .map(|(number, users)| {
+                (*number, users.iter().map(|(ruleset, rules)| (*ruleset, (*rules).clone())).collect())
+            })
+            .collect();
         let matcher = Matcher::new(&selectors).map_err(|classes::TooManyOverlaps| CompileError::Overlaps)?;
         let mut used: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         let mut by_prefix = BTreeMap::new();
@@ -610,7 +624,10 @@ impl Compiler {
         }
         self.within(Table::Peers, desired.peers.len())?;
         let built: BTreeMap<u32, &Built> = live.iter().map(|(id, built)| (*id, built.as_ref())).collect();
-        self.write_peer_rows(&used, &asking, &built, desired)
+        self.write_peer_rows(&used, &asking, &built, desired)?;
+        let used = used.into_keys().collect();
+        self.standing = Some(Standing::new(directory, matcher, by_prefix, asked, used));
+        Ok(())
     }
 
     fn within(&self, table: Table, count: usize) -> Result<(), CompileError> {

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod change;
 pub mod compile;
 pub mod convert;
+pub mod delta;
 pub mod desired;
 pub mod diff;
 pub mod findings;

@@ -59,6 +59,8 @@ pub struct Directory<'a> {
     pub owners: BTreeMap<IpAddr, &'a ObjectKey>,
     /// Numbers that a named port stands for anywhere.
     pub named: BTreeMap<(&'a str, Protocol), BTreeSet<u16>>,
+    /// Services' virtual addresses, those that a pod owns too.
+    pub services: BTreeSet<IpAddr>,
     /// Services' virtual addresses that no pod owns.
     pub virtual_addresses: BTreeSet<IpAddr>,
 }
@@ -83,14 +85,11 @@ impl<'a> Directory<'a> {
             let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
             pods.insert(key, PodFacts { namespace: &key.namespace, namespace_labels, pod });
         }
-        let virtual_addresses = cluster
-            .services
-            .values()
-            .flat_map(|service| &service.addresses)
-            .filter(|address| !owners.contains_key(*address))
-            .copied()
-            .collect();
-        Self { pods, owners, named, virtual_addresses }
+        let services: BTreeSet<IpAddr> =
+            cluster.services.values().flat_map(|service| service.addresses.iter().copied()).collect();
+        let virtual_addresses =
+            services.iter().filter(|address| !owners.contains_key(*address)).copied().collect();
+        Self { pods, owners, named, services, virtual_addresses }
     }
 
     /// The pod that owns an address.
@@ -101,7 +100,7 @@ impl<'a> Directory<'a> {
 }
 
 /// Of two pods that show one address the greater owns it: later start, then greater UID (S50).
-fn seniority(pod: &Pod) -> (Option<i64>, &str) {
+pub(crate) fn seniority(pod: &Pod) -> (Option<i64>, &str) {
     (pod.start_time, &pod.uid)
 }
 

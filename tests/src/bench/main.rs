@@ -9,6 +9,7 @@
 //!
 //! Everything happens in a network namespace of its own that ends with the process.
 
+mod events;
 mod measure;
 mod scenario;
 mod table;
@@ -29,6 +30,9 @@ use scenario::Sizes;
 /// Every so many rounds it says where it is.
 const REPORTED: u32 = 15;
 
+/// Rounds of what takes a second each.
+const MAX_TELLING: u32 = 15;
+
 #[derive(Parser)]
 #[command(name = "portcullis-bench", about = "Nanoseconds a packet, by BPF_PROG_TEST_RUN. Needs root.")]
 struct Args {
@@ -46,6 +50,16 @@ struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,100,1000,10000",
         value_parser = clap::value_parser!(u32).range(1..=16_000))]
     peers: Vec<u32>,
+    /// Only this part
+    #[arg(long, value_name = "PART", value_enum)]
+    only: Option<Part>,
+    /// Sizes of clusters at which changes are measured: pods and policies
+    #[arg(long, value_name = "PODS:POLICIES,...", value_delimiter = ',',
+        default_value = "100:10,1000:10,1000:100,10000:10,10000:100,10000:1000", value_parser = pair)]
+    clusters: Vec<(u32, u32)>,
+    /// Changes of each kind
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    changes: u32,
     /// What is measured when, and which CIDRs are made
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -61,6 +75,23 @@ struct Args {
 enum Format {
     Text,
     Json,
+}
+
+/// What there is to measure.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Nanoseconds a packet
+    Packets,
+    /// Milliseconds from a change of objects to the tables in the kernel
+    Events,
+}
+
+/// `PODS:POLICIES`, neither 0.
+fn pair(text: &str) -> Result<(u32, u32), String> {
+    let number = |text: &str| text.parse::<u32>().ok().filter(|number| (1..=100_000).contains(number));
+    text.split_once(':')
+        .and_then(|(pods, policies)| Some((number(pods)?, number(policies)?)))
+        .ok_or_else(|| format!("{text}: write PODS:POLICIES, as in 1000:100, each from 1 to 100000"))
 }
 
 /// What was run, and on what.
@@ -95,6 +126,17 @@ fn run(args: &Args) -> Result<()> {
     let kernel = uname().context("asking for the kernel's release")?.release().to_string_lossy().into_owned();
     device::own_namespace()?;
     let mut rng = SplitMix64::new(args.seed);
+    let (of_packets, of_events) = (args.only != Some(Part::Events), args.only != Some(Part::Packets));
+    let rows = if of_events { changes(args, &mut rng)? } else { Vec::new() };
+    if !of_packets {
+        match args.output {
+            Format::Text => print!("{}", events::text(&rows)),
+            Format::Json => {
+                println!("{}", serde_json::json!({ "kernel": kernel, "events": events::json(&rows) }))
+            }
+        }
+        return Ok(());
+    }
     let mut bench = Bench::prepare(&sizes, &mut rng)?;
     for round in 0..rounds {
         if round % REPORTED == 0 {
@@ -102,12 +144,31 @@ fn run(args: &Args) -> Result<()> {
         }
         bench.round(packets, &mut rng)?;
     }
+    let telling = bench.telling(&sizes, rounds.min(MAX_TELLING))?;
     let seconds = begin.elapsed().as_secs_f64();
     let conditions = Conditions { kernel, seed: args.seed, rounds, packets, seconds };
-    let results = bench.results();
+    let results = bench.results(telling);
     match args.output {
-        Format::Text => print!("{}", table::text(&conditions, &sizes, &results)),
-        Format::Json => println!("{}", table::json(&conditions, &results)),
+        Format::Text => print!("{}{}", table::text(&conditions, &sizes, &results), events::text(&rows)),
+        Format::Json => {
+            let mut all = table::json(&conditions, &results);
+            if let Some(fields) = all.as_object_mut() {
+                fields.insert("events".to_owned(), events::json(&rows));
+            }
+            println!("{all}");
+        }
     }
     Ok(())
+}
+
+/// From objects to tables, at every size.
+fn changes(args: &Args, rng: &mut SplitMix64) -> Result<Vec<events::Row>> {
+    let quick = [(100, 10), (1_000, 100)];
+    let (sizes, changes) = if args.quick { (&quick[..], 10) } else { (&args.clusters[..], args.changes) };
+    let mut rows = Vec::new();
+    for (pods, policies) in sizes {
+        eprintln!("changes among {pods} pods and {policies} policies");
+        rows.extend(events::measure(*pods, *policies, changes, rng)?);
+    }
+    Ok(rows)
 }

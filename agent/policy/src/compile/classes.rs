@@ -6,8 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::model::IpBlock;
-use crate::select::{Base, Directory, PeerSelector};
+use super::index::Index;
+use crate::model::{IpBlock, ObjectKey};
+use crate::select::{Base, Directory, PeerSelector, PodFacts};
 
 /// Pairs of prefix and block that holds it, over all prefixes: what the walk writes down. Nested or overlapping
 /// blocks make many of few prefixes; past this, 16 MiB of numbers, the rulesets do not fit.
@@ -131,27 +132,27 @@ fn reaches_mapped(net: &IpNet) -> bool {
 
 /// The numbered selectors, sorted by how they are asked.
 #[derive(Debug)]
-pub(super) struct Matcher<'a> {
+pub(super) struct Matcher {
     /// What addresses outside match, and pods' too.
     pub(super) blocks: Nested,
     /// Blocks whose pods must declare a port.
     named_blocks: Nested,
-    named: BTreeMap<u32, &'a PeerSelector>,
-    pods: Vec<(u32, &'a PeerSelector)>,
+    named: BTreeMap<u32, PeerSelector>,
+    pods: Index,
 }
 
-impl<'a> Matcher<'a> {
-    pub(super) fn new(selectors: &BTreeMap<u32, &'a PeerSelector>) -> Result<Self, TooManyOverlaps> {
+impl Matcher {
+    pub(super) fn new(selectors: &BTreeMap<u32, &PeerSelector>) -> Result<Self, TooManyOverlaps> {
         let (mut blocks, mut named_blocks) = (Vec::new(), Vec::new());
-        let (mut named, mut pods) = (BTreeMap::new(), Vec::new());
+        let (mut named, mut pods) = (BTreeMap::new(), Index::default());
         for (number, selector) in selectors {
             match (&selector.base, &selector.named) {
                 (Base::Block(block), None) => blocks.push((*number, block)),
                 (Base::Block(block), Some(_)) => {
                     named_blocks.push((*number, block));
-                    named.insert(*number, *selector);
+                    named.insert(*number, (*selector).clone());
                 }
-                (Base::AnyPod | Base::Pods(..), _) => pods.push((*number, *selector)),
+                (Base::AnyPod | Base::Pods(..), _) => pods.insert(*number, selector),
             }
         }
         Ok(Self { blocks: Nested::new(blocks)?, named_blocks: Nested::new(named_blocks)?, named, pods })
@@ -162,29 +163,33 @@ impl<'a> Matcher<'a> {
         &'d self,
         directory: &'d Directory<'_>,
     ) -> impl Iterator<Item = (IpAddr, Owned, Vec<u32>)> + 'd {
-        let mut of_pods: BTreeMap<_, Vec<u32>> = BTreeMap::new();
-        let owned = directory.owners.iter().map(move |(address, key)| {
-            let owner = directory.pods.get(*key);
-            let mut numbers = of_pods
-                .entry(*key)
-                .or_insert_with(|| {
-                    let of_pod = self.pods.iter().filter(|(_, selector)| selector.matches(*address, owner));
-                    of_pod.map(|(number, _)| *number).collect()
-                })
-                .clone();
-            numbers.extend(self.blocks.longest(*address).map_or(&[][..], |(_, holders)| holders));
-            let named = self.named_blocks.longest(*address).map_or(&[][..], |(_, holders)| holders);
-            let declared =
-                |number: &&u32| self.named.get(*number).is_some_and(|s| s.matches(*address, owner));
-            numbers.extend(named.iter().filter(declared));
-            numbers.sort_unstable();
-            (*address, Owned::Pod, numbers)
+        let mut of_pods: BTreeMap<&ObjectKey, Vec<u32>> = BTreeMap::new();
+        let owned = directory.owners.iter().filter_map(move |(address, key)| {
+            let facts = directory.pods.get(*key)?;
+            let of_pod = of_pods.entry(*key).or_insert_with(|| self.pods.matching(facts)).clone();
+            Some((*address, Owned::Pod, self.completed(of_pod, *address, facts)))
         });
         let virtual_addresses = directory.virtual_addresses.iter().map(|address| {
             let holders = self.blocks.longest(*address).map_or(&[][..], |(_, holders)| holders);
             (*address, Owned::Service, holders.to_vec())
         });
         owned.chain(virtual_addresses)
+    }
+
+    /// The numbers of the selectors that match an address of a pod, sorted.
+    pub(super) fn of_address(&self, address: IpAddr, facts: &PodFacts<'_>) -> Vec<u32> {
+        self.completed(self.pods.matching(facts), address, facts)
+    }
+
+    /// With the blocks that hold the address.
+    fn completed(&self, mut numbers: Vec<u32>, address: IpAddr, facts: &PodFacts<'_>) -> Vec<u32> {
+        numbers.extend(self.blocks.longest(address).map_or(&[][..], |(_, holders)| holders));
+        let named = self.named_blocks.longest(address).map_or(&[][..], |(_, holders)| holders);
+        let declared =
+            |number: &&u32| self.named.get(*number).is_some_and(|s| s.matches(address, Some(facts)));
+        numbers.extend(named.iter().filter(declared));
+        numbers.sort_unstable();
+        numbers
     }
 }
 
