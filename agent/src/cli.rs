@@ -20,6 +20,7 @@ use crate::daemon;
 use crate::listen::ListenArgs;
 use crate::log::LogArgs;
 use crate::output::{self, Colour, Exit, Format};
+use crate::preflight::{self, Regard};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
 use crate::verbs::endpoints::{Scope, endpoints};
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
@@ -46,6 +47,9 @@ enum Verb {
     /// Enforce the policies of a directory on this node's pods
     #[command(after_help = examples::AGENT)]
     Agent(AgentArgs),
+    /// Say whether this node is fit, and who else is on it
+    #[command(after_help = examples::PREFLIGHT)]
+    Preflight(PreflightArgs),
     /// Say whether one flow is allowed, and which rule decides
     #[command(after_help = examples::EXPLAIN, after_long_help = examples::explain())]
     Explain(ExplainArgs),
@@ -165,6 +169,9 @@ struct AgentArgs {
     /// Where programs hang
     #[arg(long, env = "PORTCULLIS_HOOK", default_value = "auto")]
     hook: HookChoice,
+    /// Start beside programs that send packets around ours, too
+    #[arg(long, env = "PORTCULLIS_FORCE")]
+    force: bool,
     #[command(flatten)]
     node: NodeArgs,
     /// Size of a pod's table of flows
@@ -179,6 +186,18 @@ struct AgentArgs {
     listen: ListenArgs,
     #[command(flatten)]
     log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+struct PreflightArgs {
+    /// Where programs would hang
+    #[arg(long, env = "PORTCULLIS_HOOK", default_value = "auto")]
+    hook: HookChoice,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
 }
 
 #[derive(Debug, Args)]
@@ -374,6 +393,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     let colour = Colour::choose(cli.no_color);
     match cli.verb {
         Verb::Agent(args) => agent(args),
+        Verb::Preflight(args) => {
+            preflight::run(args.hook, &args.bpffs.bpffs, Face { format: args.output, colour })
+        }
         Verb::Explain(args) => {
             let face = Face { format: args.output, colour };
             let request = ExplainRequest {
@@ -437,6 +459,8 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
     // Before anything is touched: a directory that this version must not enforce.
     offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
     args.log.init();
+    let regard = if args.force { Regard::Force } else { Regard::Refuse };
+    preflight::admit(args.hook, &args.bpffs.bpffs, regard).map_err(Failure::Agent)?;
     let options = daemon::Options {
         source: args.source,
         run_dir: args.run_dir.run_dir,
@@ -466,6 +490,38 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_example_of_help_can_be_typed() {
+        let all = [
+            examples::AGENT,
+            examples::CLEANUP,
+            examples::COMPLETIONS,
+            examples::ENDPOINTS,
+            examples::EXPLAIN,
+            examples::LINT,
+            examples::MAN,
+            examples::MATRIX,
+            examples::OBSERVE,
+            examples::POLICIES,
+            examples::PREFLIGHT,
+            examples::STATUS,
+        ];
+        for line in all.iter().flat_map(|text| text.lines().skip(1)) {
+            // What the shell does with the output is its own.
+            let command = line.split(['>', '|']).next().unwrap_or_default();
+            let words: Vec<&str> = command.split_whitespace().collect();
+            // A file may give what the command line leaves out.
+            let command =
+                Cli::command().mut_subcommand("agent", |agent| agent.mut_args(|arg| arg.required(false)));
+            let read = command.try_get_matches_from(words);
+            assert!(
+                read.is_ok(),
+                "{line}: {}",
+                read.err().map(|error| error.to_string()).unwrap_or_default()
+            );
+        }
     }
 
     fn parsed(words: &str) -> Result<(), clap::error::ErrorKind> {

@@ -442,7 +442,7 @@ fn show(command: &Command, matches: &ArgMatches, from_file: &BTreeSet<String>) -
         lines.push((format!("{key}: {value}"), from));
     }
     let width = lines.iter().map(|(line, _)| line.chars().count()).max().unwrap_or_default();
-    lines.iter().map(|(line, from)| format!("{line:width$}  # {from}\n")).collect()
+    lines.iter().fold(String::new(), |text, (line, from)| text + &format!("{line:width$}  # {from}\n"))
 }
 
 /// A value as YAML: quoted where it would be read as something else.

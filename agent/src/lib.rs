@@ -15,6 +15,7 @@ pub mod log;
 pub mod metrics;
 pub mod observe;
 pub mod output;
+pub mod preflight;
 pub mod reconcile;
 mod refused;
 pub mod report;

@@ -6,6 +6,7 @@ pub mod device;
 pub mod dump;
 pub mod edits;
 pub mod flow;
+pub mod foreign;
 pub mod kernel;
 pub mod lifecycle;
 pub mod live;

@@ -13,7 +13,7 @@ use portcullis_common::event::Direction;
 
 use super::netlink::{Attributes, Netlink, Request, push_attribute, text, u32_at};
 use super::plan::{Hook, Observed, Slot, State};
-use super::{AttachError, label};
+use super::{AttachError, is_gone, label};
 
 /// First of all filters. Every filter of one priority has one kind and one protocol.
 const PRIORITY: u16 = 1;
@@ -181,6 +181,44 @@ pub(super) fn ours(interface: u32) -> Result<Vec<Slot>, AttachError> {
         }
     }
     Ok(slots)
+}
+
+/// A filter of somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Others {
+    pub(super) interface: u32,
+    pub(super) direction: Direction,
+    pub(super) program: Option<u32>,
+    pub(super) label: String,
+}
+
+/// The filters of others on every device that has a clsact or an ingress qdisc.
+pub(super) fn foreign() -> Result<Vec<Others>, AttachError> {
+    let mut netlink = open()?;
+    let mut found = Vec::new();
+    for (interface, qdisc) in qdiscs(&mut netlink)? {
+        let directions = match qdisc {
+            Qdisc::Clsact => &DIRECTIONS[..],
+            Qdisc::Ingress => &[Direction::Egress],
+        };
+        for direction in directions {
+            let slot = Slot { interface, direction: *direction };
+            let filters = match filters(&mut netlink, slot) {
+                // Gone meanwhile.
+                Err(_) if is_gone(interface) => continue,
+                other => other?,
+            };
+            // A filter that has no handle stands for all of its priority.
+            let others = filters.iter().filter(|filter| !filter.is_ours(*direction) && filter.handle != 0);
+            found.extend(others.map(|filter| Others {
+                interface,
+                direction: *direction,
+                program: filter.program,
+                label: filter.name.clone().unwrap_or_else(|| filter.kind.clone()),
+            }));
+        }
+    }
+    Ok(found)
 }
 
 fn add_qdisc(netlink: &mut Netlink, interface: u32) -> Result<(), AttachError> {

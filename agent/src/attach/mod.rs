@@ -11,10 +11,12 @@ pub mod bridge;
 mod clsact;
 pub mod discover;
 pub mod exec;
+pub mod foreign;
 pub mod neighbours;
 mod netlink;
 pub mod plan;
 mod tcx;
+pub mod trial;
 
 use std::error::Error;
 use std::io;

@@ -79,7 +79,16 @@ pub(super) struct Netlink {
 impl Netlink {
     /// Opens the socket.
     pub(super) fn open() -> io::Result<Self> {
-        let socket = socket_with(SockFlag::SOCK_CLOEXEC)?;
+        Self::open_of(SockProtocol::NetlinkRoute)
+    }
+
+    /// Opens a socket to the packet filter instead.
+    pub(super) fn open_netfilter() -> io::Result<Self> {
+        Self::open_of(SockProtocol::NetlinkNetFilter)
+    }
+
+    fn open_of(protocol: SockProtocol) -> io::Result<Self> {
+        let socket = socket_with(SockFlag::SOCK_CLOEXEC, protocol)?;
         connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
         Ok(Self { socket, sequence: 0 })
     }
@@ -123,13 +132,13 @@ impl Netlink {
 
 /// A non-blocking socket that hears the multicast groups of the mask (`RTMGRP_*`).
 pub(super) fn listen(groups: u32) -> io::Result<OwnedFd> {
-    let socket = socket_with(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+    let socket = socket_with(SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, SockProtocol::NetlinkRoute)?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
     Ok(socket)
 }
 
-fn socket_with(flags: SockFlag) -> io::Result<OwnedFd> {
-    Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkRoute)?)
+fn socket_with(flags: SockFlag, protocol: SockProtocol) -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?)
 }
 
 /// Repeats a system call that a signal interrupted.

@@ -88,6 +88,10 @@ pub struct KernelRelease {
 }
 
 impl KernelRelease {
+    /// The first that is supported: a test run takes a context since then, and the programs were seen to load there.
+    pub const MINIMUM: Self = Self { major: 5, minor: 10 };
+    /// The first that counts maps by cgroup and not by `RLIMIT_MEMLOCK`.
+    pub const MEMCG: Self = Self { major: 5, minor: 11 };
     /// The first with TCX.
     pub const TCX: Self = Self { major: 6, minor: 6 };
 }

@@ -7,6 +7,7 @@ pub mod figures;
 pub mod kernel;
 pub mod load;
 pub mod probe;
+pub mod programs;
 pub mod shape;
 mod sys;
 mod wire;

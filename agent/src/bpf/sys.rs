@@ -55,10 +55,10 @@ struct CreateAttr {
 
 #[repr(C)]
 #[derive(FromBytes, IntoBytes, Immutable)]
-struct InfoAttr {
-    fd: u32,
-    len: u32,
-    info: u64,
+pub(super) struct InfoAttr {
+    pub(super) fd: u32,
+    pub(super) len: u32,
+    pub(super) info: u64,
 }
 
 #[repr(C)]
@@ -134,18 +134,18 @@ fn btf_by_id(id: u32) -> io::Result<OwnedFd> {
     owned(bpf(BPF_BTF_GET_FD_BY_ID, &mut attr)?)
 }
 
-fn bpf<T: IntoBytes>(command: c_long, attr: &mut T) -> io::Result<c_long> {
+pub(super) fn bpf<T: IntoBytes>(command: c_long, attr: &mut T) -> io::Result<c_long> {
     // SAFETY: the attribute is the command's, of the size given, and its pointers are to live locals of the caller.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn owned(fd: c_long) -> io::Result<OwnedFd> {
+pub(super) fn owned(fd: c_long) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-fn number(fd: RawFd) -> io::Result<u32> {
+pub(super) fn number(fd: RawFd) -> io::Result<u32> {
     u32::try_from(fd).map_err(io::Error::other)
 }

@@ -140,15 +140,14 @@ fn collect(dir: &Path, depth: u32, seen: &mut Signature) -> std::io::Result<()> 
 }
 
 fn never_read(path: &str) -> Problem {
-    let path = printable(path);
     Problem {
         severity: Severity::Error,
-        object: path.clone(),
+        object: printable(path),
         field: String::new(),
         message: "has not been read whole since this agent first saw it: policies in it do not isolate, and the node \
                   is not ready; mend the file"
             .to_owned(),
-        location: Some(path),
+        location: None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use ipnet::IpNet;
 use portcullis_policy::compile::Compiler;
+use portcullis_policy::convert::printable;
 use portcullis_policy::findings::{FindingKind, findings};
 use portcullis_policy::manifest::{self, Loaded, Options};
 use portcullis_policy::model::{Pod, Problem, Severity};
@@ -19,7 +20,7 @@ const REMEDY: &str = "; ";
 /// One thing that is wrong or odd.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Finding {
-    /// The file, below the directory; `None` where nothing of the directory is to blame.
+    /// The file, below the directory as it was given; `None` where nothing of the directory is to blame.
     pub file: Option<String>,
     /// The line at which the object begins, or that cannot be read.
     pub line: Option<u64>,
@@ -35,6 +36,19 @@ pub struct Finding {
     pub message: String,
     /// What to do.
     pub remedy: Option<String>,
+}
+
+impl Finding {
+    /// Puts the directory in front of the file, so that an editor finds it.
+    fn found_in(&mut self, dir: &Path) {
+        let Some(file) = &mut self.file else { return };
+        let path = printable(&dir.join(&*file).to_string_lossy());
+        // A file that cannot be read is its own object.
+        if self.object == *file {
+            self.object.clone_from(&path);
+        }
+        *file = path;
+    }
 }
 
 /// What `policies lint` says.
@@ -60,11 +74,14 @@ impl Lint {
 
 /// Checks and prints.
 pub fn lint(dir: &Path, pod_cidrs: &[IpNet], face: Face) -> Result<Exit, Failure> {
-    let (lint, pods) = check(dir, pod_cidrs).map_err(Failure::Lint)?;
+    let (mut lint, pods) = check(dir, pod_cidrs).map_err(Failure::Lint)?;
+    for finding in &mut lint.findings {
+        finding.found_in(dir);
+    }
     match pods {
         Pods::Some => {}
         Pods::None => {
-            output::note("there is no pod in the directory, so what policies select is not checked")
+            output::note("there is no pod in the directory, so what policies select is not checked");
         }
     }
     let text = output::render(&lint, face.format, || table(&lint));
@@ -211,7 +228,6 @@ fn line(finding: &Finding) -> String {
         (Some(file), None) => format!("{file}: "),
         (None, _) => String::new(),
     };
-    // A file that cannot be read is its own object.
     let object = if finding.file.as_ref() == Some(&finding.object) { "" } else { &finding.object };
     let what = [object, &finding.field].iter().filter(|part| !part.is_empty()).copied().collect::<Vec<_>>();
     let what = if what.is_empty() { String::new() } else { what.join(" ") + ": " };

@@ -23,7 +23,9 @@ pub fn page(verb: Option<&str>, mut command: Command) -> Result<Exit, Failure> {
     let mut text = Vec::new();
     // A verb's page is called as `git` calls its own: program, hyphen, verb.
     let name = page.get_display_name().unwrap_or(page.get_name()).to_owned();
-    Man::new(page.name(name)).render(&mut text).map_err(Failure::Output)?;
+    Man::new(page.name(name).version(env!("CARGO_PKG_VERSION")))
+        .render(&mut text)
+        .map_err(Failure::Output)?;
     output::print(&String::from_utf8_lossy(&text)).map_err(Failure::Output)?;
     Ok(Exit::Fine)
 }

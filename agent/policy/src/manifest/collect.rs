@@ -325,13 +325,10 @@ impl<'a> Collector<'a, '_> {
             }
         };
         let namespace = if kind.is_namespaced() {
-            match field(metadata, "namespace") {
-                // In `default` it would close pods that it does not mean, and open those that it does.
-                Some(other @ (Value::Array(_) | Value::Object(_))) => {
-                    self.left_out(other, "a string", kind, metadata_path.field("namespace"), at);
-                    return None;
-                }
-                Some(_) | None => {}
+            // In `default` it would close pods that it does not mean, and open those that it does.
+            if let Some(other @ (Value::Array(_) | Value::Object(_))) = field(metadata, "namespace") {
+                self.left_out(other, "a string", kind, metadata_path.field("namespace"), at);
+                return None;
             }
             self.identifier(metadata, "namespace", kind, at).unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
         } else {
