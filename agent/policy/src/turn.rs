@@ -51,6 +51,10 @@ const NAME_PART: usize = 200;
 const VIRTUAL: &str = "no rule allows a Service's virtual address from an isolated pod: ask about a backend and its \
                        target port";
 
+/// What to know of a rule that names a pod by its address.
+const BY_ADDRESS: &str = "the other end has no lasting labels, so the rule names its address, which its next pod will \
+                          not have: better label it first";
+
 /// Proposes changes. It keeps what it counted, for many questions about one cluster.
 #[derive(Debug)]
 pub struct Advisor<'a> {
@@ -106,9 +110,28 @@ pub fn change(
         Action::Deny => to_deny(answers, &judged, traffic, problems),
     };
     match proposed {
-        Ok(edits) => Change { becomes, edits, text: None },
+        Ok(edits) => {
+            let by_address = judged.iter().any(|side| names_pod(&edits, answers.directory(), side.remote));
+            Change { becomes, text: by_address.then(|| BY_ADDRESS.to_owned()), edits }
+        }
         Err(why) => nothing(why),
     }
+}
+
+/// True if an edit names a pod by its address.
+fn names_pod(edits: &[Edit], directory: &Directory<'_>, remote: IpAddr) -> bool {
+    let named = Peer::Block(IpBlock { net: IpNet::from(remote), except: Vec::new() });
+    directory.owners.contains_key(&remote)
+        && edits.iter().any(|edit| match edit {
+            Edit::AppendRule { rule: Rule { peers: Peers::Only(peers), .. }, .. } => peers.contains(&named),
+            Edit::AppendRule { .. }
+            | Edit::CreateNamespace(_)
+            | Edit::CreatePolicy(..)
+            | Edit::ReplaceSpec { .. }
+            | Edit::RemoveRule { .. }
+            | Edit::WriteTypes(_)
+            | Edit::AddLabel { .. } => false,
+        })
 }
 
 /// A direction of the flow that policies judge.

@@ -81,6 +81,7 @@ fn a_peer_without_labels_and_one_from_outside_are_named_by_address() {
     for (from, address) in [("a/bare", "10.0.0.3/32"), ("192.0.2.1", "192.0.2.1/32")] {
         let change = turned(&with(std::slice::from_ref(&np)), from, "a/db", "TCP/80");
         assert_eq!(told(&change)[0].3["from"], json!([{"ipBlock": {"cidr": address}}]));
+        assert_eq!(change.text.is_some(), from == "a/bare", "{:?}", change.text);
     }
 }
 

@@ -1,7 +1,7 @@
 //! The explanation of every cell, small enough to be carried in a page: pods that policies cannot tell apart share
 //! theirs, and every line of text is there once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_common::event::{Direction as Way, Reason};
@@ -122,7 +122,7 @@ pub(super) fn explained(
     let (mut egress, mut ingress) = (maker.side(Way::Egress), maker.side(Way::Ingress));
     let mut left_out = Vec::new();
     for traffic in ports {
-        let needed = size(&egress) + size(&ingress);
+        let needed = size(filler, &egress) + size(filler, &ingress);
         if let Some(left) = maker.left.checked_sub(needed) {
             maker.left = left;
             for (way, side) in [(Way::Egress, &mut egress), (Way::Ingress, &mut ingress)] {
@@ -148,10 +148,17 @@ pub(super) fn explained(
     }
 }
 
-/// How many explanations a port needs.
-fn size(side: &Side) -> usize {
-    let groups = |of: &[usize]| of.iter().max().map_or(0, |last| last + 1);
-    groups(&side.subjects) * groups(&side.peers)
+/// How many explanations a port needs: for each pair of groups, but for those outside of the wanted namespaces. All
+/// pods of a group are of one namespace.
+fn size(filler: &Filler<'_>, side: &Side) -> usize {
+    let groups = |of: &[usize]| {
+        let outside = of.iter().zip(&filler.order).filter(|(_, (key, _))| !filler.scope.touches(key, key));
+        let outside: BTreeSet<usize> = outside.map(|(group, _)| *group).collect();
+        (of.iter().max().map_or(0, |last| last + 1), outside.len())
+    };
+    let ((subjects, subjects_outside), (peers, peers_outside)) =
+        (groups(&side.subjects), groups(&side.peers));
+    subjects * peers - subjects_outside * peers_outside
 }
 
 /// How the policies of a pod see an address.

@@ -149,3 +149,18 @@ fn what_does_not_fit_is_left_out_by_port_and_said() {
     assert_eq!(one.left_out, ["TCP/81"]);
     assert!(!one.egress.notes[0].is_empty() && one.egress.notes[1].is_empty());
 }
+
+#[test]
+fn fewer_namespaces_need_fewer_explanations() {
+    let other = "- {apiVersion: v1, kind: Namespace, metadata: {name: b}}\n\
+                 - {apiVersion: v1, kind: Pod, metadata: {name: x, namespace: b, labels: {app: x}}, status: {podIP: 10.0.1.1}}\n\
+                 - {apiVersion: v1, kind: Pod, metadata: {name: y, namespace: b, labels: {app: y}}, status: {podIP: 10.0.1.2}}";
+    let world = world(other);
+    let asked = MatrixRequest { namespaces: vec!["a".to_owned()], ..request(&["TCP/80"]) };
+    let (filler, ports, _) = prepare(&world, None, &asked).unwrap();
+    // By policies a has one group of senders and two of receivers, b one; by labels both have two. Of 8 and 12
+    // pairs, those within b are not asked for.
+    let enough = (8 - 2) + (12 - 2);
+    assert!(explained(&filler, &ports, &[], enough).left_out.is_empty());
+    assert_eq!(explained(&filler, &ports, &[], enough - 1).left_out, ["TCP/80"]);
+}
