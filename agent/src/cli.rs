@@ -39,7 +39,7 @@ struct Cli {
     verb: Verb,
 }
 
-const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready), 2 usage, 3 the environment is not fit.";
+const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready; `--diff`: differs), 2 usage, 3 the environment is not fit.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -193,9 +193,6 @@ struct AskArgs {
     /// Address family [default: IPv4 where it is there]
     #[arg(long)]
     family: Option<Family>,
-    /// Format of the result
-    #[arg(short, long, default_value = "table")]
-    output: Format,
 }
 
 impl AskArgs {
@@ -204,6 +201,11 @@ impl AskArgs {
             None => From::Agent { run_dir: self.run_dir.run_dir },
             Some(dir) => From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs },
         }
+    }
+
+    /// Another directory, read as this one is.
+    fn other(&self, dir: PathBuf) -> From {
+        From::Directory { dir, node: self.node.node_name.clone(), pod_cidrs: self.node.pod_cidrs.clone() }
     }
 }
 
@@ -221,6 +223,34 @@ struct ExplainArgs {
     namespace: Option<String>,
     #[command(flatten)]
     ask: AskArgs,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+/// `-o` of `matrix`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MatrixFormat {
+    /// To be read by people
+    Table,
+    /// JSON and nothing else on stdout
+    Json,
+    /// The same as YAML
+    Yaml,
+    /// One page for a browser, with the explanation of each cell
+    Html,
+}
+
+impl MatrixFormat {
+    /// Of a result that is printed; `None`: a page.
+    const fn printed(self) -> Option<Format> {
+        match self {
+            Self::Table => Some(Format::Table),
+            Self::Json => Some(Format::Json),
+            Self::Yaml => Some(Format::Yaml),
+            Self::Html => None,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -231,8 +261,21 @@ struct MatrixArgs {
     /// Take every cell from the loaded program; `?` where the pod is not on this node
     #[arg(long)]
     kernel: bool,
+    /// Show only what leaves or enters pods of this namespace, other cells stay blank; several times for several
+    #[arg(short, long = "namespace", value_name = "NAMESPACE")]
+    namespaces: Vec<String>,
+    /// All namespaces, which is the default
+    #[arg(short = 'A', long, conflicts_with = "namespaces")]
+    all_namespaces: bool,
+    /// Show what the manifests of this directory would open and close, and which pods come and go; pairs are of
+    /// pods on both sides. Exit status 1 if anything differs
+    #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
+    diff: Option<PathBuf>,
     #[command(flatten)]
     ask: AskArgs,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: MatrixFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -332,7 +375,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.verb {
         Verb::Agent(args) => agent(args),
         Verb::Explain(args) => {
-            let face = Face { format: args.ask.output, colour };
+            let face = Face { format: args.output, colour };
             let request = ExplainRequest {
                 from: args.from,
                 to: args.to,
@@ -342,15 +385,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             verbs::explain(&args.ask.from(), request, face)
         }
-        Verb::Matrix(args) => {
-            let face = Face { format: args.ask.output, colour };
-            let request = MatrixRequest {
-                ports: args.ports.into_iter().map(TrafficText).collect(),
-                family: args.ask.family,
-                judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
-            };
-            verbs::matrix(&args.ask.from(), request, face)
-        }
+        Verb::Matrix(args) => matrix(args, colour),
         Verb::Observe(args) => {
             let lines = match args.output {
                 LineFormat::Table => Lines::Text(colour),
@@ -375,6 +410,23 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Completions { shell } => verbs::completions::completions(shell, Cli::command()),
         Verb::Man(ManArgs { out: Some(dir), verb: _ }) => verbs::man::pages(&dir, Cli::command()),
         Verb::Man(ManArgs { out: None, verb }) => verbs::man::page(verb.as_deref(), Cli::command()),
+    }
+}
+
+fn matrix(args: MatrixArgs, colour: Colour) -> Result<Exit, Failure> {
+    let request = MatrixRequest {
+        ports: args.ports.into_iter().map(TrafficText).collect(),
+        family: args.ask.family,
+        judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
+        namespaces: args.namespaces,
+    };
+    let other = args.diff.map(|dir| args.ask.other(dir));
+    let from = args.ask.from();
+    match (other, args.output.printed()) {
+        (None, Some(format)) => verbs::matrix(&from, request, Face { format, colour }),
+        (None, None) => verbs::page(&from, request),
+        (Some(other), Some(format)) => verbs::diff::diff(&from, &other, request, Face { format, colour }),
+        (Some(_), None) => Err(Failure::DiffPage),
     }
 }
 
@@ -414,5 +466,28 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    fn parsed(words: &str) -> Result<(), clap::error::ErrorKind> {
+        Cli::try_parse_from(words.split(' ')).map(|_| ()).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn a_page_is_matrix_s_alone() {
+        use clap::error::ErrorKind;
+
+        assert_eq!(parsed("portcullis matrix -o html"), Ok(()));
+        assert_eq!(parsed("portcullis explain a/x a/y TCP/80 -o html"), Err(ErrorKind::InvalidValue));
+        assert_eq!(parsed("portcullis observe -o html"), Err(ErrorKind::InvalidValue));
+    }
+
+    #[test]
+    fn namespaces_are_named_or_all_and_a_difference_is_no_kernel_s() {
+        use clap::error::ErrorKind;
+
+        assert_eq!(parsed("portcullis matrix -n a -n b TCP/80"), Ok(()));
+        assert_eq!(parsed("portcullis matrix -A --diff other"), Ok(()));
+        assert_eq!(parsed("portcullis matrix -A -n a"), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parsed("portcullis matrix --kernel --diff other"), Err(ErrorKind::ArgumentConflict));
     }
 }

@@ -39,6 +39,8 @@ pub enum Request {
     Explain(ExplainRequest),
     /// All pairs.
     Matrix(MatrixRequest),
+    /// All pairs, each with its explanation.
+    Page(MatrixRequest),
     /// Verdicts that fell, and those that fall until one side goes.
     Observe(ObserveRequest),
     /// How the agent and its node do.

@@ -154,6 +154,7 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
         Ok(
             request @ (Request::Explain(_)
             | Request::Matrix(_)
+            | Request::Page(_)
             | Request::Status
             | Request::Endpoints(_)
             | Request::Policies(_)),
@@ -175,6 +176,9 @@ fn judge(request: &Request, backend: &(dyn Backend + Send + Sync)) -> io::Result
         }
         Request::Matrix(request) => {
             matrix::matrix(&backend.world(), kernel(), request).map(|reply| line_of(&reply))
+        }
+        Request::Page(request) => {
+            matrix::page::page(&backend.world(), kernel(), request).map(|reply| line_of(&reply))
         }
         Request::Status => Ok(line_of(&backend.status())),
         Request::Endpoints(scope) => Ok(line_of(&backend.endpoints(scope))),

@@ -11,6 +11,7 @@ pub mod bridge;
 mod clsact;
 pub mod discover;
 pub mod exec;
+pub mod neighbours;
 mod netlink;
 pub mod plan;
 mod tcx;
@@ -29,6 +30,7 @@ use thiserror::Error;
 pub use bridge::{Bridges, Claim, Placement, Trouble};
 pub use discover::{Interface, Lead, Network, Peer, Watch, watch};
 pub use exec::{Attacher, Cleanup, Programs, Report, cleanup};
+pub use neighbours::{HeldPort, Mac};
 pub use plan::{
     AttachOp, Hook, HookChoice, HookError, KernelRelease, Observed, ProgramIds, Slot, State, Why, plan,
 };
