@@ -292,6 +292,19 @@ fn under_a_flood_what_is_shown_and_what_is_lost_are_all_that_the_kernel_counted(
     assert_eq!(late, Vec::<Value>::new());
 }
 
+/// Asks again until the answer is good: events are read, and flows counted, a moment later.
+fn eventually<T: std::fmt::Debug>(ask: impl Fn() -> T, is_good: impl Fn(&T) -> bool) -> T {
+    let begun = Instant::now();
+    loop {
+        let answer = ask();
+        if is_good(&answer) {
+            return answer;
+        }
+        assert!(begun.elapsed() < PATIENCE, "still {answer:?}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
 fn http_value(metrics: &str, series: &str) -> u64 {
     let line = metrics.lines().find_map(|line| line.strip_prefix(series));
     line.map_or(0, |value| value.trim().parse().unwrap())
@@ -320,11 +333,12 @@ fn the_agent_says_how_the_node_does() {
     };
     let outcomes = node.lab.probe(&[probe], &ProbeOptions::default()).unwrap();
     assert!(matches!(outcomes.as_slice(), [Probed::Answered(_)]), "{outcomes:?}");
-    let after = node.wait_page(9870, "/metrics", 200);
+    // A flow at each end.
+    let has_flows = |page: &String| http_value(page, "portcullis_flows ") >= 2;
+    let after = eventually(|| node.wait_page(9870, "/metrics", 200), has_flows);
     let counted = http_value(&after, series);
     assert!(counted > http_value(&before, series), "{after}");
     assert_eq!(counted, http_value(&after, rule));
-    assert!(http_value(&after, "portcullis_flows ") >= 2, "a flow at each end\n{after}");
     assert_eq!(http_value(&after, "portcullis_endpoints "), 3);
     assert_eq!(http_value(&after, "portcullis_ready "), 1);
     for line in after.lines() {
@@ -350,13 +364,14 @@ fn the_agent_says_how_the_node_does() {
     assert_eq!(stranger["egress"]["policies"], json!([{"namespace": "life", "name": "silent"}]));
     assert_eq!(node.json(&["endpoints", "-n", "other"]), json!([]));
 
-    let silent = &node.json(&["policies", "life/silent"])[0];
+    let told = |silent: &Value| silent["directions"][0]["isolation"]["last_hit"].is_string();
+    let silent = eventually(|| node.json(&["policies", "life/silent"])[0].clone(), told);
     assert_eq!(silent["selects_here"], json!([{"namespace": "life", "name": "stranger"}]));
     assert_eq!(silent["directions"][0]["isolation"]["packets"], json!(counted));
-    assert!(silent["directions"][0]["isolation"]["last_hit"].is_string(), "{silent}");
     assert_eq!(silent["problems"][0]["kind"], json!("no-dns"));
     let friends = &node.json(&["policies", "life/friends-only"])[0];
-    assert_eq!(friends["directions"][0]["rules"][0]["packets"], json!(1), "the SYN that opened: {friends}");
+    // The SYN that opened, and once more where nobody answered it in time.
+    assert!(friends["directions"][0]["rules"][0]["packets"].as_u64() >= Some(1), "{friends}");
     assert_eq!(node.verb(&["policies", "life/none"]).status.code(), Some(2));
 
     for verb in ["status", "endpoints", "policies"] {

@@ -8,7 +8,7 @@ use portcullis_policy::desired::ip_addr;
 use tokio::io::{AsyncReadExt as _, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::broadcast::error::TryRecvError;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::observed::Context;
@@ -19,8 +19,9 @@ use crate::observe::filter::Full;
 use crate::observe::fold::{Folded, Folder, Line};
 use crate::observe::{Numbered, Recorder, Watch};
 
-/// How often it is looked whether lines have waited long enough.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often it is looked what fell, and which lines have waited long enough. An observer that waited for each verdict
+/// would be woken by each, and a flood would be all waking.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Verdicts that are taken at a time.
 const BATCH: usize = 1_024;
@@ -50,33 +51,41 @@ pub(super) async fn observe(
     loop {
         tokio::select! {
             read = reader.read(&mut ignored) => if read? == 0 { return Ok(()) },
-            verdict = receiver.recv() => match verdict {
-                Ok(numbered) => {
-                    let now = monotonic();
-                    folder.take(&numbered, now);
-                    more(&mut receiver, &mut folder, now);
-                }
-                // The numbers tell how many.
-                Err(RecvError::Lagged(_)) => {}
-                Err(RecvError::Closed) => return Ok(()),
-            },
             _ = look.tick() => {}
         }
-        let due = folder.due(monotonic());
-        shows.send(&mut writer, due.iter().filter_map(|folded| shows.shown(folded)).collect()).await?;
+        let mut left = Left::More;
+        while left == Left::More {
+            left = take(&mut receiver, &mut folder);
+            let due = folder.due(monotonic());
+            shows.send(&mut writer, due.iter().filter_map(|folded| shows.shown(folded)).collect()).await?;
+        }
+        if left == Left::Closed {
+            return Ok(());
+        }
     }
 }
 
-/// Takes what is there already, up to a bound: a flood has to let go now and then.
-fn more(receiver: &mut Receiver<Numbered>, folder: &mut Folder, now: u64) {
+/// What is left to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    More,
+    Nothing,
+    Closed,
+}
+
+/// Takes what is there, up to a bound.
+fn take(receiver: &mut Receiver<Numbered>, folder: &mut Folder) -> Left {
+    let now = monotonic();
     for _ in 0..BATCH {
         match receiver.try_recv() {
             Ok(numbered) => folder.take(&numbered, now),
             // The numbers tell how many.
             Err(TryRecvError::Lagged(_)) => {}
-            Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+            Err(TryRecvError::Empty) => return Left::Nothing,
+            Err(TryRecvError::Closed) => return Left::Closed,
         }
     }
+    Left::More
 }
 
 /// How an observer is shown verdicts.
