@@ -114,7 +114,7 @@ pub struct Bridges {
 
 impl Bridges {
     /// Places the claims whose addresses are behind bridges. Asks for addresses that nothing is known of, and
-    /// waits for those that are asked for the first time, [`PATIENCE`] at most.
+    /// waits for those that are asked for the first time, 200 ms at most.
     pub fn place(&mut self, network: &Network, claims: &[Claim]) -> Result<Placement, AttachError> {
         if !network.has_bridges() {
             *self = Self::default();
