@@ -13,17 +13,19 @@ use portcullis_common::wire::DEFAULT_FLOWS;
 use portcullis_policy::frame::Traffic;
 use portcullis_policy::model;
 use portcullis_policy::sizes::TableSize;
-use std::io::IsTerminal as _;
-
-use tracing_subscriber::EnvFilter;
 
 use crate::attach::HookChoice;
 use crate::config;
 use crate::daemon;
+use crate::listen::ListenArgs;
+use crate::log::LogArgs;
 use crate::output::{self, Colour, Exit, Format};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
+use crate::verbs::endpoints::{Scope, endpoints};
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::{OfflineError, offline};
+use crate::verbs::policies::{PoliciesAsk, policies};
+use crate::verbs::status::status;
 use crate::verbs::{self, Face, Failure, From};
 
 /// Kubernetes NetworkPolicies, enforced and explained by eBPF.
@@ -37,8 +39,7 @@ struct Cli {
     verb: Verb,
 }
 
-const EXITS: &str =
-    "Exit status: 0 fine, 1 a negative finding (`explain`: denied), 2 usage, 3 the environment is not fit.";
+const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready; `--diff`: differs), 2 usage, 3 the environment is not fit.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -54,9 +55,15 @@ enum Verb {
     /// Show verdicts that fell, and with -f as they fall
     #[command(after_help = examples::OBSERVE)]
     Observe(ObserveArgs),
-    /// Check policies
-    #[command(subcommand)]
-    Policies(PoliciesVerb),
+    /// Show how the agent and its node do; exit 1 if something is wrong
+    #[command(after_help = examples::STATUS)]
+    Status(StatusArgs),
+    /// Show the pods that are enforced here
+    #[command(after_help = examples::ENDPOINTS)]
+    Endpoints(EndpointsArgs),
+    /// Show what each policy does here, or check files
+    #[command(after_help = examples::POLICIES)]
+    Policies(PoliciesArgs),
     /// Take every program, link, map and pin of ours away
     #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
@@ -168,6 +175,10 @@ struct AgentArgs {
     /// port-ranges, counters, events (bytes); docs/maps.md says what they hold
     #[arg(long = "map-size", value_name = "NAME=N", env = "PORTCULLIS_MAP_SIZES", value_delimiter = ',')]
     map_sizes: Vec<TableSize>,
+    #[command(flatten)]
+    listen: ListenArgs,
+    #[command(flatten)]
+    log: LogArgs,
 }
 
 #[derive(Debug, Args)]
@@ -182,9 +193,6 @@ struct AskArgs {
     /// Address family [default: IPv4 where it is there]
     #[arg(long)]
     family: Option<Family>,
-    /// Format of the result
-    #[arg(short, long, default_value = "table")]
-    output: Format,
 }
 
 impl AskArgs {
@@ -193,6 +201,11 @@ impl AskArgs {
             None => From::Agent { run_dir: self.run_dir.run_dir },
             Some(dir) => From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs },
         }
+    }
+
+    /// Another directory, read as this one is.
+    fn other(&self, dir: PathBuf) -> From {
+        From::Directory { dir, node: self.node.node_name.clone(), pod_cidrs: self.node.pod_cidrs.clone() }
     }
 }
 
@@ -210,6 +223,34 @@ struct ExplainArgs {
     namespace: Option<String>,
     #[command(flatten)]
     ask: AskArgs,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+/// `-o` of `matrix`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum MatrixFormat {
+    /// To be read by people
+    Table,
+    /// JSON and nothing else on stdout
+    Json,
+    /// The same as YAML
+    Yaml,
+    /// One page for a browser, with the explanation of each cell
+    Html,
+}
+
+impl MatrixFormat {
+    /// Of a result that is printed; `None`: a page.
+    const fn printed(self) -> Option<Format> {
+        match self {
+            Self::Table => Some(Format::Table),
+            Self::Json => Some(Format::Json),
+            Self::Yaml => Some(Format::Yaml),
+            Self::Html => None,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -220,8 +261,21 @@ struct MatrixArgs {
     /// Take every cell from the loaded program; `?` where the pod is not on this node
     #[arg(long)]
     kernel: bool,
+    /// Show only what leaves or enters pods of this namespace, other cells stay blank; several times for several
+    #[arg(short, long = "namespace", value_name = "NAMESPACE")]
+    namespaces: Vec<String>,
+    /// All namespaces, which is the default
+    #[arg(short = 'A', long, conflicts_with = "namespaces")]
+    all_namespaces: bool,
+    /// Show what the manifests of this directory would open and close, and which pods come and go; pairs are of
+    /// pods on both sides. Exit status 1 if anything differs
+    #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
+    diff: Option<PathBuf>,
     #[command(flatten)]
     ask: AskArgs,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: MatrixFormat,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -243,6 +297,44 @@ struct ObserveArgs {
     when: WhenArgs,
     #[command(flatten)]
     filter: FilterArgs,
+}
+
+#[derive(Debug, Args)]
+struct LiveArgs {
+    #[command(flatten)]
+    run_dir: RunDir,
+    /// Format of the result
+    #[arg(short, long, default_value = "table")]
+    output: Format,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
+struct EndpointsArgs {
+    /// Those of one namespace
+    #[arg(short, long, value_name = "NAMESPACE")]
+    namespace: Option<String>,
+    /// Those of all namespaces, as without -n
+    #[arg(short = 'A', long, conflicts_with = "namespace")]
+    all_namespaces: bool,
+    #[command(flatten)]
+    live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct PoliciesArgs {
+    #[command(subcommand)]
+    verb: Option<PoliciesVerb>,
+    #[command(flatten)]
+    ask: PoliciesAsk,
+    #[command(flatten)]
+    live: LiveArgs,
 }
 
 #[derive(Debug, Args)]
@@ -283,7 +375,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.verb {
         Verb::Agent(args) => agent(args),
         Verb::Explain(args) => {
-            let face = Face { format: args.ask.output, colour };
+            let face = Face { format: args.output, colour };
             let request = ExplainRequest {
                 from: args.from,
                 to: args.to,
@@ -293,15 +385,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             verbs::explain(&args.ask.from(), request, face)
         }
-        Verb::Matrix(args) => {
-            let face = Face { format: args.ask.output, colour };
-            let request = MatrixRequest {
-                ports: args.ports.into_iter().map(TrafficText).collect(),
-                family: args.ask.family,
-                judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
-            };
-            verbs::matrix(&args.ask.from(), request, face)
-        }
+        Verb::Matrix(args) => matrix(args, colour),
         Verb::Observe(args) => {
             let lines = match args.output {
                 LineFormat::Table => Lines::Text(colour),
@@ -309,14 +393,40 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
             };
             observe(&args.run_dir.run_dir, lines, args.when, args.filter)
         }
-        Verb::Policies(PoliciesVerb::Lint(args)) => {
+        Verb::Status(StatusArgs { live }) => {
+            status(&live.run_dir.run_dir, Face { format: live.output, colour })
+        }
+        Verb::Endpoints(EndpointsArgs { namespace, all_namespaces: _, live }) => {
+            endpoints(&live.run_dir.run_dir, Scope { namespace }, Face { format: live.output, colour })
+        }
+        Verb::Policies(PoliciesArgs { verb: Some(PoliciesVerb::Lint(args)), .. }) => {
             let face = Face { format: args.output, colour };
             verbs::lint::lint(&args.dir, &args.pod_cidrs, face)
+        }
+        Verb::Policies(PoliciesArgs { verb: None, ask, live }) => {
+            policies(&live.run_dir.run_dir, ask.into(), Face { format: live.output, colour })
         }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
         Verb::Completions { shell } => verbs::completions::completions(shell, Cli::command()),
         Verb::Man(ManArgs { out: Some(dir), verb: _ }) => verbs::man::pages(&dir, Cli::command()),
         Verb::Man(ManArgs { out: None, verb }) => verbs::man::page(verb.as_deref(), Cli::command()),
+    }
+}
+
+fn matrix(args: MatrixArgs, colour: Colour) -> Result<Exit, Failure> {
+    let request = MatrixRequest {
+        ports: args.ports.into_iter().map(TrafficText).collect(),
+        family: args.ask.family,
+        judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
+        namespaces: args.namespaces,
+    };
+    let other = args.diff.map(|dir| args.ask.other(dir));
+    let from = args.ask.from();
+    match (other, args.output.printed()) {
+        (None, Some(format)) => verbs::matrix(&from, request, Face { format, colour }),
+        (None, None) => verbs::page(&from, request),
+        (Some(other), Some(format)) => verbs::diff::diff(&from, &other, request, Face { format, colour }),
+        (Some(_), None) => Err(Failure::DiffPage),
     }
 }
 
@@ -326,10 +436,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
     }
     // Before anything is touched: a directory that this version must not enforce.
     offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
-    let filter = EnvFilter::try_from_env("PORTCULLIS_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    // Somebody who embeds this may have set one.
-    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-    let _ = log.with_ansi(std::io::stderr().is_terminal()).try_init();
+    args.log.init();
     let options = daemon::Options {
         source: args.source,
         run_dir: args.run_dir.run_dir,
@@ -338,6 +445,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
         flows_per_endpoint: args.flows_per_endpoint,
+        listen: args.listen,
         mode: match args.mode {
             Mode::Enforce => model::Mode::Enforce,
             Mode::Audit => model::Mode::Audit,
@@ -358,5 +466,28 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    fn parsed(words: &str) -> Result<(), clap::error::ErrorKind> {
+        Cli::try_parse_from(words.split(' ')).map(|_| ()).map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn a_page_is_matrix_s_alone() {
+        use clap::error::ErrorKind;
+
+        assert_eq!(parsed("portcullis matrix -o html"), Ok(()));
+        assert_eq!(parsed("portcullis explain a/x a/y TCP/80 -o html"), Err(ErrorKind::InvalidValue));
+        assert_eq!(parsed("portcullis observe -o html"), Err(ErrorKind::InvalidValue));
+    }
+
+    #[test]
+    fn namespaces_are_named_or_all_and_a_difference_is_no_kernel_s() {
+        use clap::error::ErrorKind;
+
+        assert_eq!(parsed("portcullis matrix -n a -n b TCP/80"), Ok(()));
+        assert_eq!(parsed("portcullis matrix -A --diff other"), Ok(()));
+        assert_eq!(parsed("portcullis matrix -A -n a"), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(parsed("portcullis matrix --kernel --diff other"), Err(ErrorKind::ArgumentConflict));
     }
 }

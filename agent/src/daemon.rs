@@ -5,35 +5,46 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant as StdInstant};
 
 use anyhow::Context as _;
+use hyper::StatusCode;
 use ipnet::IpNet;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
+use portcullis_policy::findings::{Finding, findings};
 use portcullis_policy::manifest::Loaded;
-use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{self, Backend};
+use crate::api::{self, Backend, Refusal};
 use crate::attach::{self, HookChoice};
 use crate::bpf::Pins;
 use crate::bpf::events::Events;
+use crate::bpf::figures::Figures;
 use crate::bpf::load::kernel_release;
 use crate::bpf::probe::Asker;
 use crate::clock::monotonic;
+use crate::health::{Health, Wanting};
+use crate::http::{self, Page, Pages};
+use crate::listen::{HealthPages, ListenArgs};
+use crate::metrics::{self, Fill, Metrics, PolicyLabels};
 use crate::observe::Recorder;
 use crate::observe::names::{Moment, Named, Owners};
-use crate::reconcile::{Outcome, Reconciler};
+use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
+use crate::report::{Facts, Reporter};
 use crate::source::dir::{DirSource, Signature};
+use crate::verbs::endpoints::{Endpoint, Scope};
+use crate::verbs::policies::{PoliciesRequest, PolicyReport};
+use crate::verbs::status::Status;
 use crate::world::{AskKernel, KernelAnswer, World};
 
 /// How long a directory must be quiet before it is read: a change is in force 1 s after its last write.
@@ -70,29 +81,71 @@ pub struct Options {
     pub mode: Mode,
     /// Sizes of the maps.
     pub sizes: Sizes,
+    /// Where probes and Prometheus ask.
+    pub listen: ListenArgs,
 }
 
 /// What is in force, for those who ask.
 #[derive(Debug, Default)]
-struct Snapshot {
-    cluster: Arc<Cluster>,
-    problems: Vec<Problem>,
+pub(crate) struct Snapshot {
+    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) problems: Vec<Problem>,
     node: Option<String>,
     local: BTreeMap<ObjectKey, u32>,
     /// Pods whose policies have no room in the tables: they have other rulesets than the objects say.
     held: BTreeSet<ObjectKey>,
-    counters: BTreeMap<u32, CounterName>,
+    pub(crate) endpoints: BTreeMap<ObjectKey, Enforced>,
+    pub(crate) fills: Vec<Fill>,
+    pub(crate) counters: BTreeMap<u32, CounterName>,
+    /// Since when each policy is as it is, by the monotonic clock.
+    pub(crate) since: Arc<BTreeMap<ObjectKey, u64>>,
+    /// Looked for when somebody asks.
+    findings: Arc<OnceLock<Vec<Finding>>>,
     /// Compiled for all pods when somebody asks.
     world: OnceLock<Arc<World>>,
+}
+
+impl Snapshot {
+    /// What is odd about the policies.
+    pub(crate) fn findings(&self) -> &[Finding] {
+        self.findings.get_or_init(|| findings(&self.cluster))
+    }
+
+    /// Takes over what was found out about the same objects, and since when policies are as they are.
+    fn follow(&mut self, last: &Self, now: u64) {
+        if Arc::ptr_eq(&last.cluster, &self.cluster) {
+            self.findings = Arc::clone(&last.findings);
+            self.since = Arc::clone(&last.since);
+            if last.local == self.local && last.problems == self.problems {
+                self.world = last.world.clone();
+            }
+            return;
+        }
+        let policies = self.cluster.policies.iter();
+        let since = |key: &ObjectKey| last.since.get(key).copied();
+        self.since = Arc::new(
+            policies
+                .map(|(key, policy)| {
+                    let same = last.cluster.policies.get(key) == Some(policy);
+                    (key.clone(), since(key).filter(|_| same).unwrap_or(now))
+                })
+                .collect(),
+        );
+    }
 }
 
 /// What the API server and the event reader share with the main loop.
 struct Shared {
     snapshot: RwLock<Arc<Snapshot>>,
     asker: Asker,
-    node: Option<String>,
     recorder: Recorder,
-    mode: Mode,
+    figures: Figures,
+    health: Arc<Health>,
+    metrics: Metrics,
+    policy_labels: PolicyLabels,
+    /// Until when a scrape counts no flows.
+    rest: Mutex<Option<StdInstant>>,
+    facts: Facts,
 }
 
 impl Shared {
@@ -102,16 +155,47 @@ impl Shared {
 
     /// This is in force; `began` is when the change to it began, by the monotonic clock. Owners are published
     /// only where they changed: the audit comes here every second.
-    fn publish(&self, snapshot: Snapshot, began: u64) {
+    fn publish(&self, mut snapshot: Snapshot, began: u64) {
         let last = self.snapshot();
+        snapshot.follow(&last, monotonic());
         let same = Arc::ptr_eq(&last.cluster, &snapshot.cluster)
             && last.local == snapshot.local
             && last.counters == snapshot.counters;
         if !same {
             let moment = Moment { began, ended: monotonic() };
             self.recorder.names.publish(owners(&snapshot), moment);
+            for (counter, name) in &snapshot.counters {
+                if last.counters.get(counter) != Some(name) {
+                    let packets = self.figures.rule(*counter).unwrap_or_default().packets;
+                    self.recorder.renamed(*counter, packets, began);
+                }
+            }
         }
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    fn report<T>(&self, report: impl FnOnce(Reporter<'_>) -> T) -> T {
+        report(Reporter {
+            snapshot: &self.snapshot(),
+            figures: &self.figures,
+            health: &self.health,
+            recorder: &self.recorder,
+            facts: &self.facts,
+        })
+    }
+}
+
+/// `/metrics`.
+impl Pages for Shared {
+    fn page(&self, path: &str) -> Option<Page> {
+        if path != "/metrics" {
+            return None;
+        }
+        let readings = self.report(|reporter| reporter.readings(self.policy_labels, &self.rest));
+        Some(match self.metrics.encode(&readings) {
+            Ok(body) => Page { status: StatusCode::OK, media: metrics::MEDIA, body },
+            Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        })
     }
 }
 
@@ -152,7 +236,7 @@ impl Backend for Shared {
                 }
             };
             let local = Some(snapshot.local.keys().cloned().collect());
-            let audit = matches!(self.mode, Mode::Audit);
+            let audit = matches!(self.facts.mode, Mode::Audit);
             Arc::new(World { cluster, desired, problems, node: snapshot.node.clone(), audit, local })
         });
         Arc::clone(world)
@@ -162,8 +246,20 @@ impl Backend for Shared {
         Some(self)
     }
 
+    fn status(&self) -> Status {
+        self.report(|reporter| reporter.status())
+    }
+
+    fn endpoints(&self, scope: &Scope) -> Vec<Endpoint> {
+        self.report(|reporter| reporter.endpoints(scope))
+    }
+
+    fn policies(&self, request: &PoliciesRequest) -> Result<Vec<PolicyReport>, Refusal> {
+        self.report(|reporter| reporter.policies(request))
+    }
+
     fn node(&self) -> Option<String> {
-        self.node.clone()
+        self.facts.node.clone()
     }
 
     fn recorder(&self) -> &Recorder {
@@ -188,8 +284,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let listener = api::server::bind(&options.run_dir)?;
     let ready = options.run_dir.join(READY);
     remove_if_there(&ready)?;
-    let hook = options.hook.resolve(kernel_release()?)?;
+    let kernel = kernel_release()?;
+    let hook = options.hook.resolve(kernel)?;
     let pins = Pins::new(&options.bpffs);
+    let health = Arc::new(Health::new(pins.maps().join("endpoints")));
+    // Before the first reconciliation, which may take its time: until then the answer is "not ready".
+    if let Some(listener) = options.listen.health()? {
+        http::serve("health", listener, Arc::new(HealthPages(Arc::clone(&health))))?;
+    }
+    let metrics_listener = options.listen.metrics()?;
     pins.prepare(&options.bpffs)?;
     let mut reconciler =
         Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
@@ -201,9 +304,20 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let shared = Arc::new(Shared {
         snapshot: RwLock::default(),
         asker: Asker::beside(&pins, &options.sizes)?,
-        node: options.node_name.clone(),
         recorder: Recorder::default(),
-        mode: options.mode,
+        figures: Figures::open(&pins)?,
+        health,
+        metrics: Metrics::new(kernel.to_string(), hook.to_string(), options.listen.policy_labels()),
+        policy_labels: options.listen.policy_labels(),
+        rest: Mutex::default(),
+        facts: Facts {
+            node: options.node_name.clone(),
+            mode: options.mode,
+            hook: hook.to_string(),
+            kernel: kernel.to_string(),
+            source: options.source.display().to_string(),
+            flows_per_endpoint: options.flows_per_endpoint,
+        },
     });
     let mut wakes = wakes(&options.source)?;
     let pod_cidrs = if options.pod_cidrs.is_empty() {
@@ -225,10 +339,15 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         problems: Problems::default(),
         pending: true,
         signature: None,
+        noticed: None,
     };
     agent.signature = agent.source.signature();
     let loaded = agent.usable().context("nothing was changed")?;
     (agent.cluster, agent.problems.objects) = (Arc::new(loaded.cluster), loaded.problems);
+    shared.health.source_is_read();
+    if let Some(listener) = metrics_listener {
+        http::serve("metrics", listener, shared.clone())?;
+    }
     agent.enforce();
     tokio::spawn(api::server::serve(listener, shared.clone()));
     tokio::spawn(async move {
@@ -269,6 +388,8 @@ struct Agent {
     /// True while what the directory says is not in force.
     pending: bool,
     signature: Option<Signature>,
+    /// When the change was noticed that is not in force yet.
+    noticed: Option<Instant>,
 }
 
 /// What is wrong, by where it was found: what one step finds does not hide what another did.
@@ -323,6 +444,11 @@ impl Due {
         self.0 = Some(((now + QUIET).min(latest), latest));
     }
 
+    /// When it was first written to.
+    fn began(self) -> Option<Instant> {
+        self.0.and_then(|(_, latest)| latest.checked_sub(RESTLESS))
+    }
+
     async fn wait(self) {
         match self.0 {
             Some((at, _)) => sleep_until(at).await,
@@ -341,6 +467,7 @@ impl Agent {
         expire.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut due = Due::default();
         loop {
+            self.shared.health.turn();
             tokio::select! {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
@@ -355,17 +482,22 @@ impl Agent {
                     }
                     // A new interface does not wait for the directory to be quiet.
                     if woken.contains(&Wake::Network) {
+                        self.noticed.get_or_insert_with(Instant::now);
                         self.enforce();
                     }
                 }
                 () = due.wait() => {
+                    self.noticed = self.noticed.or(due.began());
                     due = Due::default();
                     self.read();
                     self.enforce();
                 }
                 _ = audit.tick() => {
-                    if due.0.is_none() && self.signature != self.source.signature() {
+                    let signature = self.source.signature();
+                    if due.0.is_none() && self.signature != signature {
                         due.written();
+                    } else if signature.is_some() && self.problems.source.is_empty() {
+                        self.shared.health.source_is_read();
                     }
                     self.enforce();
                 }
@@ -389,6 +521,7 @@ impl Agent {
                 self.cluster = Arc::new(loaded.cluster);
                 self.problems.objects = loaded.problems;
                 self.problems.source.clear();
+                self.shared.health.source_is_read();
                 self.pending = true;
             }
             Err(error) => {
@@ -411,12 +544,12 @@ impl Agent {
 
     /// Brings what is known into force. What fails is tried again at the next wake, the audit at the latest.
     fn enforce(&mut self) {
-        match tokio::task::block_in_place(|| self.reconcile()) {
-            Ok(()) => self.problems.failure.clear(),
-            Err(error) => {
-                self.problems.failure = vec![node_problem(format!("{error:#}: it will be tried again"))];
-            }
-        }
+        let began = monotonic();
+        let failure =
+            tokio::task::block_in_place(|| self.reconcile()).err().map(|error| format!("{error:#}"));
+        self.problems.failure =
+            failure.iter().map(|error| node_problem(format!("{error}: it will be tried again"))).collect();
+        self.shared.health.reconciled(began, failure);
         self.watch_flows();
         self.problems.say();
         self.tell_losses();
@@ -427,6 +560,18 @@ impl Agent {
         let outcome = self.reconciler.reconcile(&self.cluster)?;
         let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
+        let changed = self.pending || self.shared.snapshot().local != outcome.local;
+        self.shared.health.wanting(Wanting {
+            missing: missing(&self.cluster, self.node.as_deref(), &outcome.local),
+            held: outcome
+                .held
+                .iter()
+                .map(|held| held.pod.to_string())
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect(),
+            unread: self.source.never_read().to_vec(),
+        });
         let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
         self.shared.publish(snapshot, began);
         // With a file that nobody could read nobody knows what should be in force.
@@ -440,6 +585,10 @@ impl Agent {
             fs::write(&beside, text)
                 .and_then(|()| fs::rename(&beside, &self.ready))
                 .with_context(|| self.ready.display().to_string())?;
+        }
+        let in_force = changed && complete && has_room;
+        if let Some(noticed) = self.noticed.take().filter(|_| in_force) {
+            self.shared.metrics.programmed(noticed.elapsed());
         }
         // What could not be placed may find what settling frees.
         self.reconciler.settle()?;
@@ -460,6 +609,11 @@ impl Agent {
         let new = lost.saturating_sub(self.lost);
         self.lost = lost;
         self.shared.recorder.lose(new);
+        if new > 0 {
+            let snapshot = self.shared.snapshot();
+            let packets = |counter: &u32| Some((*counter, self.shared.figures.rule(*counter).ok()?.packets));
+            self.shared.recorder.catch_up(snapshot.counters.keys().filter_map(packets), monotonic());
+        }
     }
 }
 
@@ -475,9 +629,25 @@ fn snapshot(
         node,
         held: outcome.held.into_iter().map(|one| one.pod).collect(),
         local: outcome.local,
+        endpoints: outcome.endpoints,
+        fills: outcome.fills,
         counters: outcome.counters,
+        since: Arc::default(),
+        findings: Arc::default(),
         world: OnceLock::new(),
     }
+}
+
+/// Pods of this node that have an address and are not enforced.
+fn missing(cluster: &Cluster, node: Option<&str>, local: &BTreeMap<ObjectKey, u32>) -> Vec<String> {
+    let is_here =
+        |pod: &Pod| node.is_some() && pod.node.as_deref() == node && pod.is_live() && pod.has_own_network();
+    cluster
+        .pods
+        .iter()
+        .filter(|(key, pod)| is_here(pod) && !pod.addresses.is_empty() && !local.contains_key(*key))
+        .map(|(key, _)| key.to_string())
+        .collect()
 }
 
 fn node_problem(message: String) -> Problem {

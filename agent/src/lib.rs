@@ -8,10 +8,16 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod daemon;
+pub mod health;
+pub mod http;
+pub mod listen;
+pub mod log;
+pub mod metrics;
 pub mod observe;
 pub mod output;
 pub mod reconcile;
 mod refused;
+pub mod report;
 #[cfg(test)]
 mod scratch;
 pub mod source;

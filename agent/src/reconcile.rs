@@ -23,6 +23,7 @@ use crate::attach::{Attacher, Bridges, Claim, HeldPort, Hook, Interface, Network
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
+use crate::metrics::Fill;
 use crate::tables::Tables;
 
 /// Rounds of settling after a change: contents, what they point at, and their numbers go one after another.
@@ -46,6 +47,10 @@ pub struct Enforced {
 pub struct Outcome {
     /// The pods that are enforced here, by slot.
     pub local: BTreeMap<ObjectKey, u32>,
+    /// What is in force at each.
+    pub endpoints: BTreeMap<ObjectKey, Enforced>,
+    /// How full the tables are.
+    pub fills: Vec<Fill>,
     /// What the counters count.
     pub counters: BTreeMap<u32, CounterName>,
     /// What is wrong.
@@ -71,6 +76,7 @@ pub struct Reconciler {
     flows: u32,
     mode: Mode,
     slots: u32,
+    sizes: Sizes,
     started: bool,
 }
 
@@ -96,6 +102,7 @@ impl Reconciler {
             flows,
             mode,
             slots,
+            sizes: sizes.clone(),
             started: false,
         })
     }
@@ -128,6 +135,8 @@ impl Reconciler {
         }
         outcome.local = self.endpoints.iter().map(|(key, e)| (key.clone(), e.slot)).collect();
         outcome.counters.clone_from(&self.tables.written().counters);
+        outcome.endpoints.clone_from(&self.endpoints);
+        outcome.fills = self.fills();
         Ok(outcome)
     }
 
@@ -198,6 +207,28 @@ impl Reconciler {
             removed += self.tables.kernel.expire_flows(enforced.slot, now)?;
         }
         Ok(removed)
+    }
+
+    /// How full the tables are that this agent writes: its bank's, by what was compiled last.
+    fn fills(&self) -> Vec<Fill> {
+        let needed = self.tables.goal();
+        [
+            ("endpoints", self.endpoints.len(), Table::Endpoints),
+            ("rulesets", needed.rulesets.len(), Table::Rulesets),
+            ("rules", needed.rules.len(), Table::Rules),
+            ("rows", needed.rows.len(), Table::Rows),
+            ("port_ranges", needed.port_ranges.len(), Table::PortRanges),
+            ("peer_rows", needed.peer_rows.len(), Table::PeerRows),
+            ("peers", needed.peers.len(), Table::Peers),
+            ("prefixes", needed.prefixes.len(), Table::Prefixes),
+            ("counter_names", self.tables.named_counters(), Table::Counters),
+        ]
+        .map(|(map, entries, table)| Fill {
+            map,
+            entries: entries as u64,
+            capacity: u64::from(self.sizes.of_bank(table)),
+        })
+        .to_vec()
     }
 
     /// Events that were not sent, ever.

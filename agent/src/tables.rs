@@ -87,6 +87,18 @@ impl Tables {
         &self.written
     }
 
+    /// The tables as last compiled: what of them is needed.
+    #[must_use]
+    pub fn goal(&self) -> &Desired {
+        &self.goal
+    }
+
+    /// Counters that have names, those of earlier agents too.
+    #[must_use]
+    pub fn named_counters(&self) -> usize {
+        self.names.as_ref().map_or(0, |names| names.all().len())
+    }
+
     /// Writes of the last change.
     #[must_use]
     pub fn writes(&self) -> usize {

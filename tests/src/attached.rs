@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{MapData, PerCpuArray, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
@@ -35,6 +35,7 @@ pub struct Attached {
     ebpf: Ebpf,
     /// Packets and bytes by cell.
     verdicts: PerCpuArray<MapData, [u64; 2]>,
+    events: RingBuf<MapData>,
 }
 
 impl std::fmt::Debug for Attached {
@@ -72,7 +73,9 @@ impl Attached {
         let (kernel, mut ebpf) = Kernel::private(Purpose::Attach, 0)?;
         load::classifier(&mut ebpf, EMPTY)?.load().context("loading the empty program")?;
         let map = ebpf.take_map("verdicts").context("the object has no map verdicts")?;
-        Ok(Self { kernel, ebpf, verdicts: PerCpuArray::try_from(map)? })
+        let events = ebpf.take_map("events").context("the object has no map events")?;
+        let (verdicts, events) = (PerCpuArray::try_from(map)?, RingBuf::try_from(events)?);
+        Ok(Self { kernel, ebpf, verdicts, events })
     }
 
     /// Writes compiled tables, and endpoints behind devices. To be called once.
@@ -107,6 +110,15 @@ impl Attached {
         };
         let values = self.verdicts.get(&verdict_cell(direction, outcome, reason), 0)?;
         Ok(values.iter().map(|[packets, _]| packets).sum())
+    }
+
+    /// Takes the events that are in the ring; returns how many.
+    pub fn drain(&mut self) -> u64 {
+        let mut events = 0;
+        while self.events.next().is_some() {
+            events += 1;
+        }
+        events
     }
 
     /// Puts a frame to a program, `repeat` times in one call.

@@ -32,10 +32,13 @@ pub fn edit(manifests: &mut Vec<Value>, edit: &Written) {
     let object = find_last(manifests, &edit.object).unwrap_or_else(|| panic!("no {}", edit.object));
     match edit.op.as_str() {
         "replace" => *at(object, &edit.field) = edit.value.clone(),
-        "append" => match at(object, &edit.field) {
-            Value::Array(list) => list.push(edit.value.clone()),
-            other => *other = json!([edit.value]),
-        },
+        "append" => {
+            let list = at(object, &edit.field);
+            match list.as_array_mut() {
+                Some(list) => list.push(edit.value.clone()),
+                None => *list = json!([edit.value]),
+            }
+        }
         "merge" => match (at(object, &edit.field), &edit.value) {
             (Value::Object(held), Value::Object(new)) => held.extend(new.clone()),
             (other, new) => *other = new.clone(),

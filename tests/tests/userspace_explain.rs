@@ -21,7 +21,7 @@ use serde_json::Value;
 const CLUSTERS: u64 = 500;
 
 /// Of so many questions one has each of its rules tried alone.
-const ALONE: usize = 4;
+const ALONE: u64 = 4;
 
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
@@ -182,19 +182,19 @@ impl Asked<'_> {
             matching.map(|finding| RuleSource::NetworkPolicy(finding.policy.clone(), finding.rule))
         };
         let findings = sight.findings();
-        match judged.reason {
-            Reason::Rule => {
-                let source = judged.decided_by.as_ref().map(|name| name.source.clone());
-                assert_eq!(first(&findings), source, "{flow} {direction:?}: {findings:#?}");
-            }
-            Reason::Isolated | Reason::InvalidClosed => {
-                assert_eq!(first(&findings), None, "{flow} {direction:?}: {findings:#?}");
-            }
-            Reason::NotIsolated => assert!(findings.is_empty(), "{flow} {direction:?}: {findings:#?}"),
-            _ => return,
+        let isolated = matches!(judged.reason, Reason::Isolated | Reason::InvalidClosed);
+        if judged.reason == Reason::Rule {
+            let source = judged.decided_by.as_ref().map(|name| name.source.clone());
+            assert_eq!(first(&findings), source, "{flow} {direction:?}: {findings:#?}");
+        } else if isolated {
+            assert_eq!(first(&findings), None, "{flow} {direction:?}: {findings:#?}");
+        } else {
+            let open = judged.reason == Reason::NotIsolated;
+            assert!(!open || findings.is_empty(), "{flow} {direction:?}: {findings:#?}");
+            return;
         }
         tally.rules += findings.len() as u64;
-        if tally.questions % (ALONE as u64) != 0 || findings.len() < 2 {
+        if !tally.questions.is_multiple_of(ALONE) || findings.len() < 2 {
             return;
         }
         for finding in &findings {
@@ -218,13 +218,11 @@ impl Asked<'_> {
             }
         }
         // Rules of unreadable policies are counted in the model and match nothing.
-        let readable = |edit: &Edit| match edit {
-            Edit::RemoveRule { policy, .. } => {
-                let policy = &self.cluster.policies[policy];
-                let side = if direction == Way::Ingress { &policy.ingress } else { &policy.egress };
-                matches!(side, DirectionSpec::Isolated { cause: IsolationCause::Written, .. })
-            }
-            _ => true,
+        let readable = |edit: &Edit| {
+            let Edit::RemoveRule { policy, .. } = edit else { return true };
+            let policy = &self.cluster.policies[policy];
+            let side = if direction == Way::Ingress { &policy.ingress } else { &policy.egress };
+            matches!(side, DirectionSpec::Isolated { cause: IsolationCause::Written, .. })
         };
         edits.retain(readable);
         apply_edits(&mut cluster, &edits);

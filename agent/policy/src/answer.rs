@@ -241,7 +241,9 @@ impl<'a> Answers<'a> {
         )
     }
 
-    fn direction(&self, question: &Question) -> DirectionAnswer {
+    /// Judges one direction.
+    #[must_use]
+    pub fn direction(&self, question: &Question) -> DirectionAnswer {
         let verdict = self.verdict(question);
         let policies = if matches!(verdict.reason, Reason::Isolated | Reason::InvalidClosed) {
             self.isolating(&question.pod, question.direction)

@@ -131,6 +131,7 @@ pub fn selected<'a>(
 #[must_use]
 pub fn findings(cluster: &Cluster) -> Vec<Finding> {
     let directory = Directory::new(cluster);
+    let mut dns = Dns { cluster, directory: &directory, known: BTreeMap::new() };
     let mut matching = Matching { directory: &directory, known: BTreeMap::new() };
     let mut found = Vec::new();
     let mut last: Option<(&str, Shadows)> = None;
@@ -170,7 +171,10 @@ pub fn findings(cluster: &Cluster) -> Vec<Finding> {
                 }
             }
         }
-        of.dns(cluster, key, policy, &pods, &directory);
+        match policy.egress {
+            DirectionSpec::Ignored => {}
+            DirectionSpec::Isolated { .. } => of.dns(policy, &dns.missing(key, policy, &pods)),
+        }
     }
     found
 }
@@ -331,41 +335,10 @@ impl OfPolicy<'_> {
         }
     }
 
-    /// The rules of every policy that isolates a pod count: one of them is often there for DNS alone.
-    fn dns(
-        &mut self,
-        cluster: &Cluster,
-        key: &ObjectKey,
-        policy: &NetworkPolicy,
-        pods: &[&ObjectKey],
-        directory: &Directory<'_>,
-    ) {
+    fn dns(&mut self, policy: &NetworkPolicy, missing: &BTreeSet<Protocol>) {
         let DirectionSpec::Isolated { rules, cause: IsolationCause::Written } = &policy.egress else {
             return;
         };
-        let of_namespace = || {
-            let first = ObjectKey::new(key.namespace.clone(), "");
-            cluster
-                .policies
-                .range(first..)
-                .take_while(|(other, _)| other.namespace == key.namespace)
-                .map(|(_, policy)| policy)
-        };
-        let mut missing = BTreeSet::new();
-        if pods.is_empty() {
-            let applying = of_namespace().filter(|other| subject_covers(&other.subject, &policy.subject));
-            missing = no_dns(applying.map(|other| &other.egress));
-        }
-        let mut labels_seen = BTreeSet::new();
-        for facts in pods.iter().filter_map(|pod| directory.pods.get(*pod)) {
-            if labels_seen.insert(&facts.pod.labels) {
-                let applying = of_namespace().filter(|other| match &other.subject {
-                    Subject::Pods(selector) => selector.matches(&facts.pod.labels),
-                    Subject::Unreadable => true,
-                });
-                missing.extend(no_dns(applying.map(|other| &other.egress)));
-            }
-        }
         if missing.is_empty() {
             return;
         }
@@ -381,6 +354,54 @@ impl OfPolicy<'_> {
     }
 }
 
+/// Which protocols of DNS pods cannot send, remembered: policies share pods.
+struct Dns<'a> {
+    cluster: &'a Cluster,
+    directory: &'a Directory<'a>,
+    known: BTreeMap<&'a ObjectKey, BTreeSet<Protocol>>,
+}
+
+impl<'a> Dns<'a> {
+    /// Of the pods of a policy. The rules of every policy that isolates a pod count: one of them is often there
+    /// for DNS alone. Without pods, those count that select whatever it will select.
+    fn missing(
+        &mut self,
+        key: &ObjectKey,
+        policy: &NetworkPolicy,
+        pods: &[&'a ObjectKey],
+    ) -> BTreeSet<Protocol> {
+        if pods.is_empty() {
+            let applying = of_namespace(self.cluster, &key.namespace)
+                .filter(|(_, other)| subject_covers(&other.subject, &policy.subject));
+            return no_dns(applying.map(|(_, other)| &other.egress));
+        }
+        let (cluster, directory) = (self.cluster, self.directory);
+        let mut missing = BTreeSet::new();
+        for pod in pods {
+            let of_pod = self.known.entry(pod).or_insert_with(|| {
+                let labels = directory.pods.get(*pod).map(|facts| &facts.pod.labels);
+                let applying =
+                    of_namespace(cluster, &pod.namespace).filter(|(_, other)| match &other.subject {
+                        Subject::Pods(selector) => labels.is_some_and(|labels| selector.matches(labels)),
+                        Subject::Unreadable => true,
+                    });
+                no_dns(applying.map(|(_, other)| &other.egress))
+            });
+            missing.extend(of_pod.iter().copied());
+        }
+        missing
+    }
+}
+
+/// The policies of a namespace, in order of their names.
+fn of_namespace<'a>(
+    cluster: &'a Cluster,
+    namespace: &str,
+) -> impl Iterator<Item = (&'a ObjectKey, &'a NetworkPolicy)> {
+    let first = ObjectKey::new(namespace, "");
+    cluster.policies.range(first..).take_while(move |(key, _)| key.namespace == namespace)
+}
+
 /// The protocols of DNS that no rule lets out.
 fn no_dns<'a>(specs: impl Iterator<Item = &'a DirectionSpec>) -> BTreeSet<Protocol> {
     let mut missing = BTreeSet::from([Protocol::Tcp, Protocol::Udp]);
@@ -392,10 +413,9 @@ fn no_dns<'a>(specs: impl Iterator<Item = &'a DirectionSpec>) -> BTreeSet<Protoc
                 Ports::Only(entries) => {
                     for entry in entries {
                         let reaches = match &entry.port {
-                            PortSpec::All => true,
-                            PortSpec::Range(from, to) => (*from..=*to).contains(&DNS),
                             // What a name stands for is the destination's to say.
-                            PortSpec::Named(_) => true,
+                            PortSpec::All | PortSpec::Named(_) => true,
+                            PortSpec::Range(from, to) => (*from..=*to).contains(&DNS),
                         };
                         if reaches {
                             missing.remove(&entry.protocol);
@@ -416,9 +436,7 @@ struct Shadows {
 impl Shadows {
     fn of_namespace(cluster: &Cluster, namespace: &str) -> Self {
         let mut by = BTreeMap::new();
-        let first = ObjectKey::new(namespace, "");
-        let policies: Vec<(&ObjectKey, &NetworkPolicy)> =
-            cluster.policies.range(first..).take_while(|(key, _)| key.namespace == namespace).collect();
+        let policies: Vec<(&ObjectKey, &NetworkPolicy)> = of_namespace(cluster, namespace).collect();
         for direction in [Direction::Ingress, Direction::Egress] {
             let mut rules = Vec::new();
             for (key, policy) in &policies {

@@ -1,7 +1,8 @@
 //! The smallest change that turns a verdict. Of edits that do, the smallest turns the fewest other pairs of pods at
 //! this protocol and port, for that is what a change risks. Of two that turn as many, denied to allowed prefers a
-//! label to a rule (one line, and the policy's author meant such pods), and allowed to denied prefers fewer edits,
-//! then the receiver's side, whose owner decides who may come.
+//! label to a rule (one line, and the policy's author meant such pods), and allowed to denied prefers to take rules
+//! out over isolating what is open, which closes every port; then fewer edits, then the receiver's side, whose owner
+//! decides who may come.
 //!
 //! Denied to allowed, for each direction that denies one edit: the label that the other end lacks for a rule whose
 //! ports match, where no other selector of the cluster cares about it; or a rule with this peer and this port, in
@@ -178,6 +179,15 @@ fn to_allow(
     Ok(edits)
 }
 
+/// How large a change from allowed to denied is, what matters most first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Size {
+    pairs: usize,
+    /// It closes every port, and not only those of some rules.
+    isolates: bool,
+    edits: usize,
+}
+
 fn to_deny(
     answers: &Answers<'_>,
     judged: &[Side<'_>],
@@ -186,17 +196,17 @@ fn to_deny(
 ) -> Result<Vec<Edit>, &'static str> {
     let (cluster, directory) = (answers.cluster(), answers.directory());
     let advisor = Advisor::new(cluster, directory, problems);
-    let mut best: Option<Proposal> = None;
+    let mut best: Option<(Size, Proposal)> = None;
     let mut why = "no policy can deny this";
     // The receiver's side first: of equals the first stays.
     for side in judged.iter().rev() {
         match side.answer.reason {
             Reason::Rule | Reason::NotIsolated => {
                 let proposal = advisor.closing(&side.sight(cluster, directory, traffic));
-                let smaller =
-                    |held: &Proposal| (proposal.pairs, proposal.edits.len()) < (held.pairs, held.edits.len());
-                if best.as_ref().is_none_or(smaller) {
-                    best = Some(proposal);
+                let isolates = side.answer.reason == Reason::NotIsolated;
+                let size = Size { pairs: proposal.pairs, isolates, edits: proposal.edits.len() };
+                if best.as_ref().is_none_or(|(held, _)| size < *held) {
+                    best = Some((size, proposal));
                 }
             }
             Reason::OwnNode => why = "no policy can deny this: a pod's own node always reaches it",
@@ -223,7 +233,7 @@ fn to_deny(
             | Reason::OtherStation => {}
         }
     }
-    best.map(|proposal| proposal.edits).ok_or(why)
+    best.map(|(_, proposal)| proposal.edits).ok_or(why)
 }
 
 impl<'a> Advisor<'a> {
@@ -323,18 +333,16 @@ impl<'a> Advisor<'a> {
     /// A peer that is the other end, and how many pods it matches.
     fn peer_of(&self, sight: &Sight<'_>, namespace: &str) -> (Peer, usize) {
         if let Some((key, facts)) = sight.peer()
-            && facts.namespace_labels.is_some()
+            && !is_named_by_address(facts)
         {
             let pods = own_labels(facts);
-            if !pods.requirements.is_empty() {
-                let count = self.alike(&key.namespace, &pods);
-                let namespaces = if key.namespace == namespace {
-                    NamespaceScope::Named(namespace.to_owned())
-                } else {
-                    NamespaceScope::Matching(only(METADATA_NAME, &key.namespace))
-                };
-                return (Peer::Pods { namespaces, pods }, count);
-            }
+            let count = self.alike(&key.namespace, &pods);
+            let namespaces = if key.namespace == namespace {
+                NamespaceScope::Named(namespace.to_owned())
+            } else {
+                NamespaceScope::Matching(only(METADATA_NAME, &key.namespace))
+            };
+            return (Peer::Pods { namespaces, pods }, count);
         }
         (Peer::Block(IpBlock { net: IpNet::from(sight.remote), except: Vec::new() }), 1)
     }
@@ -395,11 +403,14 @@ impl<'a> Advisor<'a> {
         for Isolating { name: policy, rules, cause, .. } in policies.iter().rev() {
             let matches = |(_, rule): &(u32, &Rule)| sight.why_not(rule, *cause).is_none();
             let matching: Vec<(u32, &Rule)> = (0u32..).zip(*rules).filter(matches).collect();
+            let mut peers = 0;
             for (index, rule) in matching.iter().rev() {
-                proposal.pairs += self.subjects(policy) * self.matched(policy, direction, (*index, rule));
+                peers += self.matched(policy, direction, (*index, rule));
                 let edit = Edit::RemoveRule { policy: (*policy).clone(), direction, rule: *index };
                 proposal.edits.push(edit);
             }
+            // Rules that hold the same peers close the same pairs.
+            proposal.pairs += self.subjects(policy) * peers.min(self.everyone());
             let none_left = matching.len() == rules.len() && !rules.is_empty();
             if none_left && direction == Direction::Egress && self.may_be_defaulted(policy) {
                 proposal.edits.push(Edit::WriteTypes((*policy).clone()));
@@ -416,10 +427,11 @@ impl<'a> Advisor<'a> {
     }
 
     /// A new policy that isolates the subject, and with it the pods that carry its labels.
-    fn isolation(&self, sight: &Sight<'_>) -> Proposal {
+    #[must_use]
+    pub fn isolation(&self, sight: &Sight<'_>) -> Proposal {
         let Some(facts) = sight.facts() else { return Proposal { edits: Vec::new(), pairs: 0 } };
         let subject = own_labels(facts);
-        let pairs = self.alike(&sight.subject.namespace, &subject) * self.directory.pods.len();
+        let pairs = self.alike(&sight.subject.namespace, &subject) * self.everyone();
         let isolated = DirectionSpec::Isolated { rules: Vec::new(), cause: IsolationCause::Written };
         let (ingress, egress, verb) = match sight.direction {
             Direction::Ingress => (isolated, DirectionSpec::Ignored, "to"),
@@ -441,6 +453,11 @@ impl<'a> Advisor<'a> {
         key
     }
 
+    /// All pods, and those outside as one.
+    fn everyone(&self) -> usize {
+        self.directory.pods.len() + 1
+    }
+
     /// How many pods a policy selects.
     fn subjects(&self, policy: &ObjectKey) -> usize {
         *self.subjects.borrow_mut().entry(policy.clone()).or_insert_with(|| {
@@ -459,7 +476,7 @@ impl<'a> Advisor<'a> {
     fn matched(&self, policy: &ObjectKey, direction: Direction, (index, rule): (u32, &Rule)) -> usize {
         let key = (policy.clone(), direction, index);
         *self.matched.borrow_mut().entry(key).or_insert_with(|| match &rule.peers {
-            Peers::Any => self.directory.pods.len() + 1,
+            Peers::Any => self.everyone(),
             Peers::Only(peers) => {
                 let holds = |address: &IpAddr| {
                     let sight = Sight {
@@ -491,6 +508,12 @@ impl<'a> Advisor<'a> {
     fn pods_of(&self, namespace: &str) -> impl Iterator<Item = &PodFacts<'a>> {
         self.directory.pods.values().filter(move |facts| facts.namespace == namespace)
     }
+}
+
+/// True for a pod that a proposed rule can only name by its address.
+#[must_use]
+pub fn is_named_by_address(facts: &PodFacts<'_>) -> bool {
+    facts.namespace_labels.is_none() || own_labels(facts).requirements.is_empty()
 }
 
 /// The labels by which a pod and its like are selected; none where it has none that last.

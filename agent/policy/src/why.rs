@@ -137,8 +137,8 @@ impl Miss {
         match (of, has) {
             (Compared::Pod, Some(has)) => format!("wants pods with {wants}, and this one has {has}"),
             (Compared::Pod, None) => format!("wants pods with {wants}, and this one has no such label"),
-            (Compared::Namespace, Some(has)) => format!("wants {wants}, and the namespace has {has}"),
-            (Compared::Namespace, None) => format!("wants {wants}, and the namespace has no such label"),
+            (Compared::Namespace, Some(has)) => format!("wants {wants}, and the pod is of {has}"),
+            (Compared::Namespace, None) => format!("wants {wants}, and the pod's has no such label"),
             (Compared::Address, Some(has)) => format!("wants {wants}, and {has}"),
             (Compared::Address, None) => format!("wants {wants}, and the address is outside of it"),
         }
@@ -340,18 +340,20 @@ fn block_miss(block: &IpBlock, address: IpAddr) -> Option<Miss> {
 fn namespace_miss(scope: &NamespaceScope, facts: &PodFacts<'_>) -> Option<Miss> {
     let of = Compared::Namespace;
     let Some(labels) = facts.namespace_labels else {
-        let has = Some("no labels, for nothing declares it".to_owned());
+        let has = Some("one that nothing declares".to_owned());
         return Some(Miss::new(of, "a declared namespace", has));
     };
     match scope {
         NamespaceScope::Named(name) if name == facts.namespace => None,
-        NamespaceScope::Named(name) => Some(Miss::new(
+        NamespaceScope::Named(name) => {
+            let has = format!("namespace {}", facts.namespace);
+            Some(Miss::new(of, format!("namespace {name}"), Some(has)))
+        }
+        NamespaceScope::Matching(selector) => selector_miss(of, selector, labels).map(|miss| Miss {
+            wants: format!("a namespace with {}", miss.wants),
+            has: miss.has.map(|has| format!("one with {has}")),
             of,
-            format!("pods of namespace {name}"),
-            Some(format!("the name {}", facts.namespace)),
-        )),
-        NamespaceScope::Matching(selector) => selector_miss(of, selector, labels)
-            .map(|miss| Miss { wants: format!("namespaces with {}", miss.wants), ..miss }),
+        }),
     }
 }
 

@@ -17,6 +17,9 @@ use crate::observe::Recorder;
 use crate::observe::filter::Filter;
 use crate::observe::fold::Folding;
 use crate::verbs::ask::{ExplainRequest, MatrixRequest};
+use crate::verbs::endpoints::{Endpoint, Scope};
+use crate::verbs::policies::{PoliciesRequest, PolicyReport};
+use crate::verbs::status::Status;
 use crate::world::{AskKernel, World};
 
 /// Name of the socket in the run directory.
@@ -36,8 +39,16 @@ pub enum Request {
     Explain(ExplainRequest),
     /// All pairs.
     Matrix(MatrixRequest),
+    /// All pairs, each with its explanation.
+    Page(MatrixRequest),
     /// Verdicts that fell, and those that fall until one side goes.
     Observe(ObserveRequest),
+    /// How the agent and its node do.
+    Status,
+    /// The pods that are enforced here.
+    Endpoints(Scope),
+    /// What each policy does here.
+    Policies(PoliciesRequest),
 }
 
 /// What `observe` asks.
@@ -75,6 +86,12 @@ pub trait Backend {
     fn world(&self) -> Arc<World>;
     /// The loaded programs.
     fn kernel(&self) -> Option<&(dyn AskKernel + Sync)>;
+    /// How the agent and its node do.
+    fn status(&self) -> Status;
+    /// The pods that are enforced here.
+    fn endpoints(&self, scope: &Scope) -> Vec<Endpoint>;
+    /// What each policy does here.
+    fn policies(&self, request: &PoliciesRequest) -> Result<Vec<PolicyReport>, Refusal>;
     /// The agent's node.
     fn node(&self) -> Option<String>;
     /// Verdicts.

@@ -37,7 +37,8 @@ pub(super) async fn observe(
     let Watch { history, next, mut receiver } = recorder.watch();
     send(&mut writer, &Observing { observing: node.clone() }).await?;
     let shows = Shows { recorder, node: node.as_deref(), request };
-    shows.send(&mut writer, shows.kept(&history)).await?;
+    let kept = tokio::task::block_in_place(|| shows.kept(&history));
+    shows.send(&mut writer, kept).await?;
     drop(history);
     if !request.follow {
         return send(&mut writer, &Told::End { end: true }).await;

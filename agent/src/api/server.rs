@@ -151,7 +151,14 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
             send(&mut writer, &Refusal { error, exit: Exit::Usage.code() }).await
         }
         Ok(Request::Observe(request)) => observing::observe(reader, writer, shared.as_ref(), &request).await,
-        Ok(request @ (Request::Explain(_) | Request::Matrix(_))) => {
+        Ok(
+            request @ (Request::Explain(_)
+            | Request::Matrix(_)
+            | Request::Page(_)
+            | Request::Status
+            | Request::Endpoints(_)
+            | Request::Policies(_)),
+        ) => {
             let line = tokio::task::spawn_blocking(move || judge(&request, shared.as_ref()))
                 .await
                 .map_err(io::Error::other)??;
@@ -162,11 +169,22 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
 
 /// The answer's line.
 fn judge(request: &Request, backend: &(dyn Backend + Send + Sync)) -> io::Result<Vec<u8>> {
-    let world = backend.world();
-    let kernel = backend.kernel().map(|kernel| kernel as &dyn AskKernel);
+    let kernel = || backend.kernel().map(|kernel| kernel as &dyn AskKernel);
     let answer = match request {
-        Request::Explain(request) => explain::explain(&world, kernel, request).map(|reply| line_of(&reply)),
-        Request::Matrix(request) => matrix::matrix(&world, kernel, request).map(|reply| line_of(&reply)),
+        Request::Explain(request) => {
+            explain::explain(&backend.world(), kernel(), request).map(|reply| line_of(&reply))
+        }
+        Request::Matrix(request) => {
+            matrix::matrix(&backend.world(), kernel(), request).map(|reply| line_of(&reply))
+        }
+        Request::Page(request) => {
+            matrix::page::page(&backend.world(), kernel(), request).map(|reply| line_of(&reply))
+        }
+        Request::Status => Ok(line_of(&backend.status())),
+        Request::Endpoints(scope) => Ok(line_of(&backend.endpoints(scope))),
+        Request::Policies(request) => {
+            Ok(backend.policies(request).map_or_else(|refusal| line_of(&refusal), |found| line_of(&found)))
+        }
         Request::Observe(_) => return Err(io::Error::other("observe is no question")),
     };
     answer.unwrap_or_else(|error| line_of(&Refusal { error: error.to_string(), exit: error.exit().code() }))

@@ -107,7 +107,10 @@ pub(super) fn sum(each: impl Iterator<Item = Stats>) -> Stats {
     })
 }
 
-fn pinned<T: TryFrom<Map, Error = MapError>>(pins: &Pins, name: &'static str) -> Result<T, BpfError> {
+pub(super) fn pinned<T: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    name: &'static str,
+) -> Result<T, BpfError> {
     let open = || T::try_from(Map::from_map_data(MapData::from_pin(pins.maps().join(name))?)?);
     open().map_err(|e| BpfError::map("open", name, e))
 }

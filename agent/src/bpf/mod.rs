@@ -3,6 +3,7 @@
 
 pub mod counters;
 pub mod events;
+pub mod figures;
 pub mod kernel;
 pub mod load;
 pub mod probe;

@@ -22,8 +22,25 @@ Examples:
 
 pub(super) const OBSERVE: &str = "\
 Examples:
-  portcullis observe
-  portcullis observe -o json --count 100";
+  portcullis observe --last 100
+  portcullis observe -f --verdict deny --pod shop/web-0
+  portcullis observe -f -o json --count 100";
+
+pub(super) const STATUS: &str = "\
+Examples:
+  portcullis status
+  portcullis status -o json";
+
+pub(super) const ENDPOINTS: &str = "\
+Examples:
+  portcullis endpoints
+  portcullis endpoints -n shop -o json";
+
+pub(super) const POLICIES: &str = "\
+Examples:
+  portcullis policies
+  portcullis policies shop/web-allow
+  portcullis policies lint manifests/";
 
 pub(super) const PREFLIGHT: &str = "\
 Examples:

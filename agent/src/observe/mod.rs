@@ -138,9 +138,12 @@ impl Recorder {
         }
     }
 
-    /// A counter counts something new from here on, and stands at `packets`.
-    pub fn renamed(&self, counter: u32, packets: u64) {
-        self.state().hits.insert(counter, Hits { seen: packets, last: None });
+    /// A counter counts something new, by a change that began then, and stands at `packets`.
+    pub fn renamed(&self, counter: u32, packets: u64, began: u64) {
+        let mut state = self.state();
+        let hits = state.hits.entry(counter).or_default();
+        // What was told since then is of the new name already.
+        *hits = Hits { seen: packets, last: hits.last.filter(|last| *last >= began) };
     }
 
     /// Compares with the kernel's counters after a loss: what they hold beyond the verdicts that were told fell
@@ -221,14 +224,17 @@ mod tests {
     #[test]
     fn last_hits_come_from_verdicts_and_after_a_loss_from_counters() {
         let recorder = Recorder::default();
-        recorder.renamed(7, 40);
+        recorder.renamed(7, 40, 0);
         assert_eq!(recorder.last_hit(7), None);
         recorder.record(event(7, 10));
         recorder.catch_up([(7, 41)], 99);
         assert_eq!(recorder.last_hit(7), Some(10), "nothing is missing");
         recorder.catch_up([(7, 42)], 99);
         assert_eq!(recorder.last_hit(7), Some(99));
-        recorder.renamed(7, 0);
+        recorder.renamed(7, 0, 100);
         assert_eq!(recorder.last_hit(7), None);
+        recorder.record(event(7, 120));
+        recorder.renamed(7, 1, 110);
+        assert_eq!(recorder.last_hit(7), Some(120), "it fell under the new name");
     }
 }

@@ -93,6 +93,8 @@ pub struct MatrixRequest {
     pub family: Option<Family>,
     /// Who answers.
     pub judge: Judge,
+    /// Cells between two pods outside of these are left blank; none: no cell is.
+    pub namespaces: Vec<String>,
 }
 
 /// Who fills a matrix.
@@ -181,6 +183,14 @@ pub enum AskError {
         /// What was looked for.
         wanted: &'static str,
     },
+    /// No pod is there.
+    #[error("no live pod is in namespace {name}{}", suggestion(.known))]
+    UnknownNamespace {
+        /// As asked.
+        name: String,
+        /// Namespaces that have some.
+        known: Vec<String>,
+    },
     /// Nothing to show.
     #[error("there is no pod: name a source with Pods, or workloads that stand for pods")]
     NoPods,
@@ -204,6 +214,7 @@ impl AskError {
             | Self::OwnNodeAddress
             | Self::NodeAddress(_)
             | Self::Families { .. }
+            | Self::UnknownNamespace { .. }
             | Self::NoPods => Exit::Usage,
         }
     }

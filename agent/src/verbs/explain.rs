@@ -1,15 +1,24 @@
 //! `explain`: the verdict of one flow, what decided in each direction, and what the kernel says to the same
-//! packet.
+//! packet; why each other rule did not, and what would turn the verdict.
+
+mod change;
+mod rules;
+mod table;
 
 use std::fmt::Write as _;
 
-use portcullis_common::event::{Action, Reason};
-use portcullis_policy::answer::{Answers, DirectionAnswer};
+use portcullis_common::event::{Action, Direction as Way, Reason};
+use portcullis_policy::answer::{Answers, DirectionAnswer, Party};
 use portcullis_policy::convert::printable;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::frame::Traffic;
 use portcullis_policy::model::ObjectKey;
+use portcullis_policy::turn;
 use serde::{Deserialize, Serialize};
+
+pub use change::{ExplainedChange, ExplainedEdit};
+pub use rules::{ExplainedMiss, ExplainedRule, ExplainedWhy};
+pub use table::table;
 
 use super::ask::{AskError, ExplainRequest, Family, Heard, Reply, hear};
 use super::ends::{End, Wanted, resolve};
@@ -78,6 +87,9 @@ pub struct Direction {
     pub undeclared_namespace: Option<String>,
     /// What the loaded program says; `None` where it cannot be asked.
     pub kernel: Option<Verdict>,
+    /// Every rule of the policies that isolate the subject, in the order in which they are asked; the first that
+    /// matches decides. None where something else decides.
+    pub rules: Vec<ExplainedRule>,
     /// False if it is denied and passes, for the node or every isolating policy is in audit mode; left out where
     /// neither is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -105,6 +117,8 @@ pub struct Explained {
     pub port: Option<u16>,
     /// Of the addresses.
     pub family: Family,
+    /// The smallest change that turns the verdict.
+    pub change: ExplainedChange,
     /// False if the verdict is to deny and the packet passes, for neither direction drops it; left out where nothing
     /// is in audit mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -181,14 +195,25 @@ pub fn explain(
         Traffic::To(protocol, port) => (protocol.name(), Some(port)),
         Traffic::Echo => ("ICMP", None),
     };
+    let change = turn::change(&answers, &from.party, &to.party, traffic, &world.problems).into();
+    let side = |way: Way, answer: Option<DirectionAnswer>, heard| {
+        let (subject, remote) = match way {
+            Way::Egress => (&from.party, &to.party),
+            Way::Ingress => (&to.party, &from.party),
+        };
+        answer.map(|answer| {
+            let rules = rules::rules(&answers, &answer, way, (subject, remote), traffic);
+            Direction { rules, ..direction(answer, heard, world.audit) }
+        })
+    };
     let asked = [(egress.is_some(), heard.egress), (ingress.is_some(), heard.ingress)];
     let verdict = answer.action().into();
-    let egress = answer.egress.map(|d| direction(d, heard.egress, world.audit));
-    let ingress = answer.ingress.map(|d| direction(d, heard.ingress, world.audit));
+    let egress = side(Way::Egress, answer.egress, heard.egress);
+    let ingress = side(Way::Ingress, answer.ingress, heard.ingress);
     let both: Vec<&Direction> = egress.iter().chain(&ingress).collect();
     let result = Explained {
-        verdict,
         enforced: enforced_overall(&both),
+        verdict,
         egress,
         ingress,
         kernel: overall(asked),
@@ -197,6 +222,7 @@ pub fn explain(
         protocol: protocol.to_owned(),
         port,
         family: ends.family.into(),
+        change,
     };
     Ok(Reply { result, notes })
 }
@@ -246,64 +272,24 @@ fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>, node_audits:
         policies,
         undeclared_namespace,
         kernel: kernel.map(|k| k.action.into()),
+        rules: Vec::new(),
         enforced: (node_audits || answer.audited).then_some(answer.action == Action::Allow),
     }
 }
 
-/// For people.
-#[must_use]
-pub fn table(explained: &Explained, colour: Colour) -> String {
-    let end = |end: &ExplainedEnd| {
-        let name = printable(&end.name);
-        if name == end.address { name } else { format!("{name} ({})", end.address) }
-    };
-    let port = explained.port.map(|port| format!("/{port}")).unwrap_or_default();
-    let shout = colour.paint(explained.verdict, explained.verdict.shout());
-    let (from, to, protocol) = (end(&explained.from), end(&explained.to), &explained.protocol);
-    let mut text = format!("{shout} {from} -> {to} {protocol}{port}\n");
-    for (name, of) in [("egress", &explained.egress), ("ingress", &explained.ingress)] {
-        text.push_str(&direction_line(name, of.as_ref(), colour));
-    }
-    let _ = match explained.kernel {
-        None => writeln!(text, "  kernel   -      not asked"),
-        Some(verdict) => {
-            let word = colour.paint(verdict, &format!("{:5}", verdict.name()));
-            let agrees = match explained.agreement() {
-                Agreement::Agrees => "(agrees)",
-                Agreement::Disagrees => "(DISAGREES: the verdict above is not what packets meet)",
-            };
-            writeln!(text, "  kernel   {word}  {agrees}")
-        }
-    };
-    text
-}
-
-fn direction_line(name: &str, direction: Option<&Direction>, colour: Colour) -> String {
-    let Some(direction) = direction else {
-        return format!("  {name:7}  -      this end is no pod\n");
-    };
-    let word = colour.paint(direction.verdict, &format!("{:5}", direction.verdict.name()));
-    let mut line = format!("  {name:7}  {word}  {}", direction.reason);
-    // Writing to a string cannot fail.
-    let _ = match (&direction.policy, direction.rule, &direction.undeclared_namespace) {
-        (Some(policy), Some(rule), _) => write!(line, "  by {} spec.{name}[{rule}]", policy.label()),
-        (Some(policy), None, _) => {
-            let more = direction.policies.len().saturating_sub(1);
-            let others = if more > 0 { format!(" and {more} more") } else { String::new() };
-            write!(line, "  by {}{others} (no rule allows it)", policy.label())
-        }
-        (None, _, Some(namespace)) => {
-            write!(line, "  because no file declares namespace {}", printable(namespace))
-        }
-        (None, _, None) => Ok(()),
-    };
-    if direction.enforced == Some(false) {
-        line.push_str("  (audit: the packet passes)");
-    }
-    if direction.kernel.is_some_and(|kernel| kernel != direction.verdict) {
-        line.push_str("  BUT THE KERNEL SAYS OTHERWISE");
-    }
-    line + "\n"
+/// One direction as lines for people: the verdict's, and one for each rule that did not decide.
+pub(super) fn lines(
+    answers: &Answers<'_>,
+    answer: DirectionAnswer,
+    way: Way,
+    ends: (&Party, &Party),
+    traffic: Traffic,
+) -> (String, Vec<String>) {
+    let rules = rules::rules(answers, &answer, way, ends, traffic);
+    let direction = Direction { rules, ..direction(answer, None, false) };
+    let name = way.name();
+    let line = table::direction_line(name, Some(&direction), Colour::Plain);
+    (line.trim().to_owned(), table::other_rules(name, &direction))
 }
 
 /// The reasons, for `--help`.

@@ -1,5 +1,9 @@
 //! `matrix`: which pod reaches which, for each protocol and port.
 
+pub mod diff;
+pub mod explained;
+pub mod page;
+
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -15,6 +19,12 @@ use super::ask::{AskError, Family, Judge, MatrixRequest, Reply, hear};
 use crate::output::{Colour, Verdict};
 use crate::world::{AskKernel, World};
 
+/// A cell between two pods outside of the namespaces that were asked for.
+const BLANK: char = ' ';
+
+/// How many namespaces an error suggests.
+const SUGGESTIONS: usize = 5;
+
 /// One protocol and port. Its JSON is these five keys and never more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Matrix {
@@ -26,7 +36,7 @@ pub struct Matrix {
     pub family: Family,
     /// `ns/pod` of every live pod with an address of the family and a network of its own.
     pub order: Vec<String>,
-    /// From, then to, as `order`: `.` allowed, `X` denied, `-` self, `?` not known.
+    /// From, then to, as `order`: `.` allowed, `X` denied, `-` self, `?` not known; blank outside of `-n`.
     pub rows: Vec<String>,
 }
 
@@ -36,6 +46,17 @@ pub fn matrix(
     kernel: Option<&dyn AskKernel>,
     request: &MatrixRequest,
 ) -> Result<Reply<Vec<Matrix>>, AskError> {
+    let (filler, ports, notes) = prepare(world, kernel, request)?;
+    let result = ports.into_iter().map(|traffic| filler.matrix(traffic)).collect::<Result<_, AskError>>()?;
+    Ok(Reply { result, notes })
+}
+
+/// What fills the cells, the ports, and what there is to say.
+fn prepare<'a>(
+    world: &'a World,
+    kernel: Option<&'a dyn AskKernel>,
+    request: &MatrixRequest,
+) -> Result<(Filler<'a>, Vec<Traffic>, Vec<String>), AskError> {
     let answers = Answers::new(&world.cluster, &world.desired);
     let (v4, v6) = (answers.order(IpFamily::Ipv4), answers.order(IpFamily::Ipv6));
     if v4.is_empty() && v6.is_empty() {
@@ -50,14 +71,18 @@ pub fn matrix(
     if order.is_empty() {
         notes.push(format!("no live pod has an {} address", family.name()));
     }
+    let namespaces: BTreeSet<&str> = order.iter().map(|(key, _)| key.namespace.as_str()).collect();
+    if let Some(name) = request.namespaces.iter().find(|name| !namespaces.contains(name.as_str())) {
+        let known = namespaces.into_iter().take(SUGGESTIONS).map(str::to_owned).collect();
+        return Err(AskError::UnknownNamespace { name: name.clone(), known });
+    }
     let judge = match (request.judge, kernel) {
         (Judge::Userspace, _) => None,
         (Judge::Kernel, Some(kernel)) => Some(kernel),
         (Judge::Kernel, None) => return Err(AskError::Kernel("no program is loaded".to_owned())),
     };
-    let declared = declared_ports(&world.cluster);
     let ports: Vec<Traffic> = if request.ports.is_empty() {
-        declared.into_iter().map(|(protocol, port)| Traffic::To(protocol, port)).collect()
+        declared_ports(&world.cluster)
     } else {
         request.ports.iter().map(|text| text.0).collect()
     };
@@ -65,26 +90,37 @@ pub fn matrix(
         notes
             .push("no pod declares a containerPort: name the ports, as in `matrix TCP/80 UDP/53`".to_owned());
     }
-    let filler = Filler { answers, order, judge };
-    let result =
-        ports.into_iter().map(|traffic| filler.matrix(family, traffic)).collect::<Result<_, AskError>>()?;
-    Ok(Reply { result, notes })
+    let scope = Scope(request.namespaces.iter().cloned().collect());
+    Ok((Filler { answers, family, order, judge, scope }, ports, notes))
+}
+
+/// The namespaces whose cells are wanted; none named: all.
+struct Scope(BTreeSet<String>);
+
+impl Scope {
+    /// True if one of the ends is wanted.
+    fn touches(&self, from: &ObjectKey, to: &ObjectKey) -> bool {
+        self.0.is_empty() || self.0.contains(&from.namespace) || self.0.contains(&to.namespace)
+    }
 }
 
 /// Every containerPort of live pods with a network of their own, by protocol number, then port.
-fn declared_ports(cluster: &Cluster) -> BTreeSet<(Protocol, u16)> {
+pub(super) fn declared_ports(cluster: &Cluster) -> Vec<Traffic> {
     let live = cluster.pods.values().filter(|pod| pod.is_live() && pod.has_own_network());
-    live.flat_map(|pod| pod.container_ports.iter().copied()).collect()
+    let ports: BTreeSet<(Protocol, u16)> = live.flat_map(|pod| pod.container_ports.iter().copied()).collect();
+    ports.into_iter().map(|(protocol, port)| Traffic::To(protocol, port)).collect()
 }
 
 struct Filler<'a> {
     answers: Answers<'a>,
+    family: Family,
     order: Vec<(ObjectKey, IpAddr)>,
     judge: Option<&'a dyn AskKernel>,
+    scope: Scope,
 }
 
 impl Filler<'_> {
-    fn matrix(&self, family: Family, traffic: Traffic) -> Result<Matrix, AskError> {
+    fn matrix(&self, traffic: Traffic) -> Result<Matrix, AskError> {
         let (protocol, port) = match traffic {
             Traffic::To(protocol, port) => (protocol.name(), Some(port)),
             Traffic::Echo => ("ICMP", None),
@@ -93,10 +129,21 @@ impl Filler<'_> {
             self.order.iter().map(|(key, address)| Party::Pod(key.clone(), *address)).collect();
         let rows = parties
             .iter()
-            .map(|from| parties.iter().map(|to| self.cell(from, to, traffic)).collect())
+            .zip(&self.order)
+            .map(|(from, (sender, _))| {
+                let row = parties.iter().zip(&self.order);
+                row.map(|(to, (receiver, _))| {
+                    if self.scope.touches(sender, receiver) {
+                        self.cell(from, to, traffic)
+                    } else {
+                        Ok(BLANK)
+                    }
+                })
+                .collect()
+            })
             .collect::<Result<_, AskError>>()?;
         let order = self.order.iter().map(|(key, _)| key.to_string()).collect();
-        Ok(Matrix { protocol: protocol.to_owned(), port, family, order, rows })
+        Ok(Matrix { protocol: protocol.to_owned(), port, family: self.family, order, rows })
     }
 
     fn cell(&self, from: &Party, to: &Party, traffic: Traffic) -> Result<char, AskError> {
@@ -138,7 +185,9 @@ pub fn table(matrices: &[Matrix], colour: Colour) -> String {
     if !matrices.is_empty() {
         let unknown = matrices.iter().any(|m| m.rows.iter().any(|row| row.contains('?')));
         text.push_str(". allowed  X denied  - itself");
-        text.push_str(if unknown { "  ? not known here\n" } else { "\n" });
+        let blank = matrices.iter().any(|m| m.rows.iter().any(|row| row.contains(BLANK)));
+        text.push_str(if unknown { "  ? not known here" } else { "" });
+        text.push_str(if blank { "  blank: neither is in a namespace of -n\n" } else { "\n" });
     }
     text
 }
@@ -169,3 +218,6 @@ fn one(matrix: &Matrix, colour: Colour, text: &mut String) {
         text.push('\n');
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,8 @@
 pub mod ask;
 pub mod cleanup;
 pub mod completions;
+pub mod diff;
+pub mod endpoints;
 pub mod ends;
 pub mod explain;
 pub mod lint;
@@ -10,6 +12,9 @@ pub mod man;
 pub mod matrix;
 pub mod observe;
 pub mod offline;
+pub mod policies;
+pub mod status;
+mod table;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,6 +45,9 @@ pub enum Failure {
     /// The socket.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// `--diff` with `-o html`.
+    #[error("--diff has no page: use -o table, json or yaml, or leave --diff out")]
+    DiffPage,
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
@@ -81,7 +89,7 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::UnknownVerb { .. } => Exit::Usage,
+            Self::UnknownVerb { .. } | Self::DiffPage => Exit::Usage,
             Self::Lint(_)
             | Self::WritePages { .. }
             | Self::Agent(_)
@@ -155,10 +163,7 @@ pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, F
         From::Agent { run_dir } => live(run_dir, &Request::Matrix(request))?,
         From::Directory { dir, node, pod_cidrs } => {
             let world = read(dir, node.as_deref(), pod_cidrs)?;
-            let kernel = match request.judge {
-                Judge::Userspace => None,
-                Judge::Kernel => Some(private(&world).map_err(AskError::Kernel)?),
-            };
+            let kernel = loaded(&world, request.judge)?;
             matrix::matrix(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
         }
     };
@@ -166,6 +171,30 @@ pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, F
     let text = output::render(&result, face.format, || matrix::table(&result, face.colour));
     output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
     Ok(Exit::Fine)
+}
+
+/// `matrix -o html`.
+pub fn page(from: &From, request: MatrixRequest) -> Result<Exit, Failure> {
+    let Reply { result, notes } = match from {
+        From::Agent { run_dir } => live(run_dir, &Request::Page(request))?,
+        From::Directory { dir, node, pod_cidrs } => {
+            let world = read(dir, node.as_deref(), pod_cidrs)?;
+            let kernel = loaded(&world, request.judge)?;
+            matrix::page::page(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
+        }
+    };
+    notes.iter().for_each(output::note);
+    let text = matrix::page::html(&result).map_err(Failure::Output)?;
+    output::print(&text).map_err(Failure::Output)?;
+    Ok(Exit::Fine)
+}
+
+/// The program of a directory's own, where cells are the kernel's.
+fn loaded(world: &World, judge: Judge) -> Result<Option<Private>, AskError> {
+    match judge {
+        Judge::Userspace => Ok(None),
+        Judge::Kernel => private(world).map(Some).map_err(AskError::Kernel),
+    }
 }
 
 fn live<T: DeserializeOwned>(run_dir: &Path, request: &Request) -> Result<Reply<T>, Failure> {

@@ -30,6 +30,9 @@ use scenario::Sizes;
 /// Every so many rounds it says where it is.
 const REPORTED: u32 = 15;
 
+/// Rounds of what takes a second each.
+const MAX_TELLING: u32 = 15;
+
 #[derive(Parser)]
 #[command(name = "portcullis-bench", about = "Nanoseconds a packet, by BPF_PROG_TEST_RUN. Needs root.")]
 struct Args {
@@ -141,9 +144,10 @@ fn run(args: &Args) -> Result<()> {
         }
         bench.round(packets, &mut rng)?;
     }
+    let telling = bench.telling(&sizes, rounds.min(MAX_TELLING))?;
     let seconds = begin.elapsed().as_secs_f64();
     let conditions = Conditions { kernel, seed: args.seed, rounds, packets, seconds };
-    let results = bench.results();
+    let results = bench.results(telling);
     match args.output {
         Format::Text => print!("{}{}", table::text(&conditions, &sizes, &results), events::text(&rows)),
         Format::Json => {

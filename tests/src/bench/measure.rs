@@ -1,6 +1,10 @@
 //! Loads, puts packets to them and keeps the times. Knows nothing of manifests and tables.
 
+use std::thread;
+use std::time::Duration;
+
 use anyhow::{Context as _, Result, ensure};
+use nix::time::{ClockId, clock_gettime};
 use portcullis_common::event::Direction;
 use portcullis_oracle::rng::SplitMix64;
 use portcullis_tests::attached::{Attached, Place, Ran};
@@ -12,6 +16,14 @@ use crate::scenario::{self, Case, Family, Peers, Put, Sizes, Subject, World};
 const EMPTY_A_ROUND: u32 = 15;
 /// How many times more packets the empty program gets: the call itself takes some 30 µs, which must vanish.
 const EMPTY_TIMES: u32 = 20;
+/// Packets of one measurement of telling: their events fit into the ring.
+const TOLD: u32 = 10_000;
+/// `EVENTS_PER_SECOND` of `ebpf/src/report.rs`.
+const BUDGET: u32 = 20_000;
+/// More than a tick of the coarse clock, at 100 Hz.
+const COARSE: Duration = Duration::from_millis(12);
+/// How often a measurement of telling may miss its second.
+const TRIES: u32 = 5;
 /// Packets before a measurement, which are not measured: what they touch is warm then, as it is in a flow.
 const WARM_UP: u32 = 200;
 
@@ -38,7 +50,15 @@ pub(crate) struct Times {
 #[derive(Debug)]
 pub(crate) struct Results {
     pub(crate) empty: Times,
+    pub(crate) telling: Telling,
     pub(crate) measured: Vec<(What, Times)>,
+}
+
+/// A denied packet: with its event in the ring, and with the budget of events used up. Nobody reads meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Telling {
+    pub(crate) told: Times,
+    pub(crate) counted: Times,
 }
 
 /// Whether a pod is measured both ways and by both families.
@@ -192,12 +212,48 @@ impl Bench {
         Ok(ran)
     }
 
+    /// What telling a denial costs: a SYN to the pod of the typical size, by IPv4. Once a second, for that is what
+    /// budgets are of: first within it, then, when it is used up, once more.
+    pub(crate) fn telling(&mut self, sizes: &Sizes, rounds: u32) -> Result<Telling> {
+        let (rule_count, peer_count) = sizes.typical();
+        let typical = What {
+            peers: Peers::Pods,
+            rule_count,
+            peer_count,
+            case: Case::Denied,
+            family: Family::V4,
+            direction: Direction::Ingress,
+        };
+        let item = self.items.iter().find(|item| item.what == Some(typical)).context("no typical pod")?;
+        let (index, place, put) = (item.load, item.place, item.put.clone());
+        let (mut told, mut counted) = (Vec::new(), Vec::new());
+        let mut tries = 0;
+        while u32::try_from(told.len())? < rounds {
+            tries += 1;
+            ensure!(tries <= rounds * TRIES, "no whole measurement within a second, {tries} times");
+            next_second()?;
+            self.load(index)?.drain();
+            let sent = self.checked(index, place, &put, TOLD)?;
+            let in_ring = self.load(index)?.drain();
+            self.checked(index, place, &put, BUDGET)?;
+            self.load(index)?.drain();
+            let only_counted = self.checked(index, place, &put, TOLD)?;
+            let late = self.load(index)?.drain();
+            // Where the second ended meanwhile, or the thread went to another CPU, it is not what it says.
+            if (in_ring, late) == (u64::from(TOLD), 0) {
+                told.push(sent.time.as_secs_f64() * 1e9 / f64::from(TOLD));
+                counted.push(only_counted.time.as_secs_f64() * 1e9 / f64::from(TOLD));
+            }
+        }
+        Ok(Telling { told: times(told), counted: times(counted) })
+    }
+
     fn load(&mut self, index: usize) -> Result<&mut Attached> {
         self.loads.get_mut(index).context("no such load")
     }
 
     /// What the rounds gave, in the order of preparation's sizes.
-    pub(crate) fn results(self) -> Results {
+    pub(crate) fn results(self, telling: Telling) -> Results {
         let (empty, measured): (Vec<Item>, Vec<Item>) =
             self.items.into_iter().partition(|i| i.what.is_none());
         let empty = times(empty.into_iter().flat_map(|item| item.samples).collect());
@@ -207,7 +263,7 @@ impl Bench {
             let What { peers, rule_count, peer_count, case, family, direction } = *what;
             (direction, family, peers, rule_count, peer_count, case)
         });
-        Results { empty, measured }
+        Results { empty, telling, measured }
     }
 }
 
@@ -218,6 +274,13 @@ fn place(put: &Put, (device, uplink): (&Veth, &Veth)) -> Place {
         Direction::Egress => device.index,
     };
     Place { direction: put.direction, ifindex: device.index, came_from }
+}
+
+/// Waits for a second of the clock that budgets are counted by, and a little more: the programs' clock is coarse.
+fn next_second() -> Result<()> {
+    let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?.into();
+    thread::sleep(Duration::from_nanos(1_000_000_000 - u64::from(now.subsec_nanos())) + COARSE);
+    Ok(())
 }
 
 fn times(mut samples: Vec<f64>) -> Times {

@@ -64,6 +64,15 @@ pub(crate) fn text(conditions: &Conditions, sizes: &Sizes, results: &Results) ->
         line(&mut out, &row(&label, Some((rules, peers)), direction, family));
         line(&mut out, &row("  no policy", None, direction, family));
     }
+    line(
+        &mut out,
+        "\nSYN denied, IPv4 to a pod, with its event sent, and with the second's budget of events used up:",
+    );
+    for (label, times) in [("event sent", &results.telling.told), ("counted only", &results.telling.counted)]
+    {
+        let ratio = times.median / results.empty.median;
+        line(&mut out, &format!("{label:<13}  {:>4.0} {:>5.0} {ratio:>4.1}x", times.lowest, times.median));
+    }
     out
 }
 
@@ -108,6 +117,7 @@ pub(crate) fn json(conditions: &Conditions, results: &Results) -> Value {
         "packets": conditions.packets,
         "seconds": conditions.seconds,
         "empty": {"ns": times(&results.empty)},
+        "telling": {"eventSent": {"ns": times(&results.telling.told)}, "countedOnly": {"ns": times(&results.telling.counted)}},
         "measured": measured,
     })
 }

@@ -72,10 +72,10 @@ fn every_expression_that_fails_is_written_as_a_selector_is() {
 #[test]
 fn another_namespace_is_told_by_name_or_by_label() {
     let why = only(json!({"from": [{"podSelector": {}}]}), "b/other", "TCP/80");
-    assert_eq!(why.text, "wants pods of namespace a, and the namespace has the name b");
+    assert_eq!(why.text, "wants namespace a, and the pod is of namespace b");
     let why =
         only(json!({"from": [{"namespaceSelector": {"matchLabels": {"team": "one"}}}]}), "b/other", "TCP/80");
-    assert_eq!(why.text, "wants namespaces with team=one, and the namespace has team=two");
+    assert_eq!(why.text, "wants a namespace with team=one, and the pod is of one with team=two");
     assert_eq!(why.misses[0].of, Compared::Namespace);
 }
 

@@ -1,0 +1,344 @@
+//! What the running agent says of itself: `status`, `endpoints`, `policies` and the metrics' readings, from what is
+//! in force and what the programs counted. Decides nothing; a counter that cannot be read is absent, not zero.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use portcullis_common::event::Direction;
+use portcullis_common::wire::RULESET_OPEN;
+use portcullis_policy::answer::owned_addresses;
+use portcullis_policy::compile::ruleset::isolating;
+use portcullis_policy::desired::{CounterName, EndpointRulesets, RuleSource};
+use portcullis_policy::findings::{FindingKind, policy_object, selected};
+use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, Severity};
+use portcullis_policy::select::Directory;
+
+use crate::api::observed::rfc3339;
+use crate::api::{PodName, Refusal};
+use crate::bpf::figures::Figures;
+use crate::clock::wall_time;
+use crate::daemon::Snapshot;
+use crate::health::Health;
+use crate::metrics::{PolicyLabels, Readings, RulePackets};
+use crate::observe::Recorder;
+use crate::output::Exit;
+use crate::verbs::endpoints::{Endpoint, Flows, Scope, Side};
+use crate::verbs::policies::{
+    DirectionReport, Hits, PoliciesRequest, PolicyReport, ProblemReport, RuleReport,
+};
+use crate::verbs::status::{EndpointCounts, FlowCounts, LastReconciliation, MapFill, PolicyCounts, Status};
+
+/// How long flows are counted for one answer.
+const COUNTING: Duration = Duration::from_secs(2);
+/// The same for a scrape, which comes again soon.
+const COUNTING_BRIEFLY: Duration = Duration::from_millis(250);
+/// How many times as long as a scrape's counting took nothing is counted after it: whoever may scrape gets a twentieth
+/// of a CPU at most.
+const REST: u32 = 20;
+/// Warnings that `status` shows; `policies` has all of those about policies.
+const MAX_WARNINGS: usize = 50;
+
+/// What does not change while the agent runs.
+#[derive(Clone, Debug)]
+pub struct Facts {
+    /// The agent's node.
+    pub node: Option<String>,
+    /// Whether what is denied is dropped.
+    pub mode: Mode,
+    /// `tcx` or `clsact`.
+    pub hook: String,
+    /// The kernel's release.
+    pub kernel: String,
+    /// Where objects come from.
+    pub source: String,
+    /// Size of an endpoint's table of flows.
+    pub flows_per_endpoint: u32,
+}
+
+/// Where answers come from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Reporter<'a> {
+    pub(crate) snapshot: &'a Snapshot,
+    pub(crate) figures: &'a Figures,
+    pub(crate) health: &'a Health,
+    pub(crate) recorder: &'a Recorder,
+    pub(crate) facts: &'a Facts,
+}
+
+impl Reporter<'_> {
+    pub(crate) fn status(&self) -> Status {
+        let progress = self.health.progress();
+        let not_ready = self.health.not_ready();
+        let wanting = self.figures.wanting().ok();
+        let reports = self.all_policies(&PoliciesRequest::default());
+        let is_problem =
+            |problem: &ProblemReport| problem.severity != ProblemReport::severity(Severity::Note);
+        let enforced = self.snapshot.endpoints.len() as u64;
+        Status {
+            node: self.facts.node.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            mode: mode_name(self.facts.mode).to_owned(),
+            ready: not_ready.is_empty(),
+            not_ready,
+            since: rfc3339(wall_time(self.health.started())),
+            hook: self.facts.hook.clone(),
+            kernel: self.facts.kernel.clone(),
+            source: self.facts.source.clone(),
+            source_age_seconds: self.health.staleness().as_secs(),
+            endpoints: EndpointCounts { enforced, known: enforced + progress.wanting.missing.len() as u64 },
+            policies: PolicyCounts {
+                total: reports.len() as u64,
+                selecting_here: reports.iter().filter(|one| !one.selects_here.is_empty()).count() as u64,
+                with_problems: reports.iter().filter(|one| one.problems.iter().any(is_problem)).count()
+                    as u64,
+            },
+            maps: self
+                .snapshot
+                .fills
+                .iter()
+                .map(|fill| MapFill {
+                    map: fill.map.to_owned(),
+                    entries: fill.entries,
+                    capacity: fill.capacity,
+                })
+                .collect(),
+            flows: FlowCounts {
+                entries: self.flows(COUNTING),
+                capacity: enforced * u64::from(self.facts.flows_per_endpoint),
+                refused: wanting.map(|wanting| wanting.flows_refused),
+            },
+            events_lost: wanting.map(|wanting| wanting.events_lost),
+            reconciliation: progress.last.map(|last| LastReconciliation {
+                time: rfc3339(wall_time(last.ended)),
+                microseconds: u64::try_from(last.took.as_micros()).unwrap_or(u64::MAX),
+                error: progress.failure.clone(),
+            }),
+            reconcile_errors: progress.errors,
+            warnings: self.warnings(),
+        }
+    }
+
+    /// Problems first: they closed something.
+    fn warnings(&self) -> Vec<String> {
+        let problems = self.snapshot.problems.iter().filter(|problem| problem.severity != Severity::Note);
+        let findings = self.snapshot.findings().iter().filter(|finding| finding.severity != Severity::Note);
+        let mut all: Vec<String> =
+            problems.map(ToString::to_string).chain(findings.map(ToString::to_string)).collect();
+        if all.len() > MAX_WARNINGS {
+            let more = all.len() - MAX_WARNINGS;
+            all.truncate(MAX_WARNINGS);
+            all.push(format!("{more} more are not shown: `portcullis policies` shows those about policies"));
+        }
+        all
+    }
+
+    fn flows(&self, patience: Duration) -> Option<u64> {
+        let until = Instant::now() + patience;
+        self.snapshot.endpoints.values().map(|one| self.figures.flows(one.slot, until)).sum()
+    }
+
+    pub(crate) fn endpoints(&self, scope: &Scope) -> Vec<Endpoint> {
+        let directory = Directory::new(&self.snapshot.cluster);
+        let until = Instant::now() + COUNTING;
+        let wanted = |key: &ObjectKey| scope.namespace.as_ref().is_none_or(|only| *only == key.namespace);
+        let endpoint = |(key, enforced): (&ObjectKey, &crate::reconcile::Enforced)| {
+            let rulesets = EndpointRulesets { ingress: enforced.word.ingress, egress: enforced.word.egress };
+            let side = |direction| {
+                let ruleset = u32::from(rulesets.of(direction));
+                let policies = directory.pods.get(key).map_or_else(Vec::new, |facts| {
+                    isolating(&self.snapshot.cluster, key, &facts.pod.labels, direction)
+                });
+                Side {
+                    ruleset,
+                    isolated: ruleset != RULESET_OPEN,
+                    audited: ruleset != RULESET_OPEN
+                        && (self.facts.mode == Mode::Audit
+                            || (!policies.is_empty() && policies.iter().all(|one| one.mode == Mode::Audit))),
+                    policies: policies.into_iter().map(|one| one.name.into()).collect(),
+                }
+            };
+            Endpoint {
+                pod: key.into(),
+                slot: enforced.slot,
+                interface: interface_name(enforced.config.ifindex),
+                ifindex: enforced.config.ifindex,
+                addresses: owned_addresses(&directory, key),
+                ingress: side(Direction::Ingress),
+                egress: side(Direction::Egress),
+                flows: Flows {
+                    entries: self.figures.flows(enforced.slot, until),
+                    capacity: u64::from(self.facts.flows_per_endpoint),
+                },
+            }
+        };
+        self.snapshot.endpoints.iter().filter(|(key, _)| wanted(key)).map(endpoint).collect()
+    }
+
+    pub(crate) fn policies(&self, request: &PoliciesRequest) -> Result<Vec<PolicyReport>, Refusal> {
+        let reports = self.all_policies(request);
+        match &request.policy {
+            Some(name) if reports.is_empty() => Err(Refusal {
+                error: format!("no NetworkPolicy {name}: `portcullis policies` lists those that there are"),
+                exit: Exit::Usage.code(),
+            }),
+            Some(_) | None => Ok(reports),
+        }
+    }
+
+    fn all_policies(&self, request: &PoliciesRequest) -> Vec<PolicyReport> {
+        let directory = Directory::new(&self.snapshot.cluster);
+        let counters: BTreeMap<&CounterName, u32> =
+            self.snapshot.counters.iter().map(|(counter, name)| (name, *counter)).collect();
+        let mut problems = self.problems();
+        let wanted = |key: &ObjectKey| {
+            request.namespace.as_ref().is_none_or(|only| *only == key.namespace)
+                && request.policy.as_ref().is_none_or(|only| only.0 == PodName::from(key))
+        };
+        let mut reports = Vec::new();
+        for (key, policy) in self.snapshot.cluster.policies.iter().filter(|(key, _)| wanted(key)) {
+            let pods = selected(&directory, key, policy);
+            let here: Vec<PodName> = pods
+                .iter()
+                .filter(|pod| self.snapshot.endpoints.contains_key(**pod))
+                .map(|pod| (*pod).into())
+                .collect();
+            let mut of_this = problems.remove(&policy_object(key)).unwrap_or_default();
+            if here.is_empty() && !pods.is_empty() {
+                of_this.push(ProblemReport {
+                    severity: ProblemReport::severity(Severity::Note).to_owned(),
+                    kind: "selects-nothing-here".to_owned(),
+                    field: "spec.podSelector".to_owned(),
+                    message:
+                        "none of the pods that it selects is enforced here; ask the agents of other nodes"
+                            .to_owned(),
+                });
+            }
+            let directions = [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)]
+                .into_iter()
+                .filter_map(|(direction, spec)| match spec {
+                    DirectionSpec::Ignored => None,
+                    DirectionSpec::Isolated { rules, .. } => {
+                        let hits = |source| self.hits(&counters, &CounterName { source, direction });
+                        Some(DirectionReport {
+                            direction: direction.name().to_owned(),
+                            rules: (0u32..)
+                                .zip(rules)
+                                .map(|(rule, _)| RuleReport {
+                                    rule,
+                                    hits: hits(RuleSource::NetworkPolicy(key.clone(), rule)),
+                                })
+                                .collect(),
+                            isolation: hits(RuleSource::Isolation(key.clone())),
+                        })
+                    }
+                })
+                .collect();
+            reports.push(PolicyReport {
+                kind: "NetworkPolicy".to_owned(),
+                name: key.into(),
+                mode: mode_name(self.snapshot.cluster.mode(key, policy)).to_owned(),
+                since: self.snapshot.since.get(key).map(|since| rfc3339(wall_time(*since))),
+                selects: pods.len() as u64,
+                selects_here: here,
+                directions,
+                problems: of_this,
+            });
+        }
+        reports
+    }
+
+    /// By object: what the conversion and the compiler said, then what is odd.
+    fn problems(&self) -> BTreeMap<String, Vec<ProblemReport>> {
+        let mut all: BTreeMap<String, Vec<ProblemReport>> = BTreeMap::new();
+        for problem in &self.snapshot.problems {
+            all.entry(problem.object.clone()).or_default().push(ProblemReport {
+                severity: ProblemReport::severity(problem.severity).to_owned(),
+                kind: "invalid".to_owned(),
+                field: problem.field.clone(),
+                message: problem.message.clone(),
+            });
+        }
+        for finding in self.snapshot.findings() {
+            all.entry(finding.object.clone()).or_default().push(ProblemReport {
+                severity: ProblemReport::severity(finding.severity).to_owned(),
+                kind: FindingKind::name(finding.kind).to_owned(),
+                field: finding.field.clone(),
+                message: finding.message.clone(),
+            });
+        }
+        all
+    }
+
+    fn hits(&self, counters: &BTreeMap<&CounterName, u32>, name: &CounterName) -> Hits {
+        let Some(counter) = counters.get(name) else {
+            return Hits::default();
+        };
+        let stats = self.figures.rule(*counter).ok();
+        Hits {
+            packets: stats.map(|stats| stats.packets),
+            bytes: stats.map(|stats| stats.bytes),
+            last_hit: self.recorder.last_hit(*counter).map(|time| rfc3339(wall_time(time))),
+        }
+    }
+
+    /// Flows are counted if `rest` is over, which then begins anew.
+    pub(crate) fn readings(&self, labels: PolicyLabels, rest: &Mutex<Option<Instant>>) -> Readings {
+        let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        let flows = if rest.is_some_and(|until| begun < until) {
+            None
+        } else {
+            let flows = self.flows(COUNTING_BRIEFLY);
+            *rest = Some(Instant::now() + begun.elapsed() * REST);
+            flows
+        };
+        let progress = self.health.progress();
+        Readings {
+            verdicts: self.figures.verdicts().ok(),
+            wanting: self.figures.wanting().ok(),
+            rules: match labels {
+                PolicyLabels::Off => None,
+                PolicyLabels::On => Some(self.rule_packets()),
+            },
+            fills: self.snapshot.fills.clone(),
+            flows,
+            endpoints: self.snapshot.endpoints.len() as u64,
+            endpoints_missing: progress.wanting.missing.len() as u64,
+            policies: self.snapshot.cluster.policies.len() as u64,
+            ready: self.health.not_ready().is_empty(),
+            staleness: self.health.staleness(),
+            reconcile_errors: progress.errors,
+        }
+    }
+
+    fn rule_packets(&self) -> Vec<RulePackets> {
+        let packets = |(counter, name): (&u32, &CounterName)| {
+            let (key, rule) = match &name.source {
+                RuleSource::NetworkPolicy(key, rule) => (key, Some(*rule)),
+                RuleSource::Isolation(key) => (key, None),
+                RuleSource::UndeclaredNamespace(_) => return None,
+            };
+            Some(RulePackets {
+                direction: name.direction.name(),
+                namespace: key.namespace.clone(),
+                policy: key.name.clone(),
+                rule,
+                packets: self.figures.rule(*counter).ok()?.packets,
+            })
+        };
+        self.snapshot.counters.iter().filter_map(packets).collect()
+    }
+}
+
+const fn mode_name(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Enforce => "enforce",
+        Mode::Audit => "audit",
+    }
+}
+
+/// In the agent's network namespace, now.
+fn interface_name(index: u32) -> Option<String> {
+    nix::net::if_::if_indextoname(index).ok()?.into_string().ok()
+}
