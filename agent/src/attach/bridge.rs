@@ -8,7 +8,6 @@
 //! frames can be forged: an address keeps the port that it was given for as long as port and claim live.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -114,7 +113,7 @@ pub struct Bridges {
 
 impl Bridges {
     /// Places the claims whose addresses are behind bridges. Asks for addresses that nothing is known of, and
-    /// waits for those that are asked for the first time, [`PATIENCE`] at most.
+    /// waits for those that are asked for the first time, 200 ms at most.
     pub fn place(&mut self, network: &Network, claims: &[Claim]) -> Result<Placement, AttachError> {
         if !network.has_bridges() {
             *self = Self::default();
@@ -176,16 +175,17 @@ impl Bridges {
             self.asked.insert(*at, (times.saturating_add(1), now));
             let netlink = match &mut netlink {
                 Some(netlink) => netlink,
-                none @ None => none.insert(Netlink::open().map_err(cannot_ask)?),
+                none @ None => {
+                    none.insert(Netlink::open().map_err(|cause| AttachError::Neighbour { cause })?)
+                }
             };
-            tables.resolve(netlink, *at).map_err(cannot_ask)?;
+            // An address that the kernel refuses must not keep the others from being enforced.
+            if let Err(error) = tables.resolve(netlink, *at) {
+                tracing::warn!("asking for {} on interface {}: {error}", at.1, at.0);
+            }
         }
         Ok(fresh)
     }
-}
-
-fn cannot_ask(cause: io::Error) -> AttachError {
-    AttachError::Neighbour { cause }
 }
 
 fn rest_after(times: u32) -> Duration {
