@@ -8,7 +8,10 @@ use std::sync::Arc;
 use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
-use portcullis_common::wire::{EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS};
+use portcullis_common::wire::{
+    ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP,
+    MAX_ENDPOINT_ADDRS,
+};
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::compile::{Held, NO_ROOM};
 use portcullis_policy::desired::{CounterName, EndpointRulesets, ip_addr};
@@ -16,7 +19,7 @@ use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::{Sizes, Table};
 
-use crate::attach::{Attacher, Bridges, Claim, Hook, Interface, Network, Programs, State, plan};
+use crate::attach::{Attacher, Bridges, Claim, HeldPort, Hook, Interface, Network, Programs, State, plan};
 use crate::bpf::counters::CounterNames;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
@@ -68,6 +71,8 @@ pub struct Reconciler {
     endpoints: BTreeMap<ObjectKey, Enforced>,
     free: BTreeSet<u32>,
     retired: Vec<u32>,
+    /// Slots of interfaces that may be anybody's, by interface.
+    quarantined: BTreeMap<u32, u32>,
     flows: u32,
     mode: Mode,
     slots: u32,
@@ -93,6 +98,7 @@ impl Reconciler {
             endpoints: BTreeMap::new(),
             free: (0..slots).collect(),
             retired: Vec::new(),
+            quarantined: BTreeMap::new(),
             flows,
             mode,
             slots,
@@ -111,15 +117,15 @@ impl Reconciler {
     pub fn reconcile(&mut self, cluster: &Arc<Cluster>) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome { complete: true, ..Outcome::default() };
         let directory = Directory::new(cluster);
-        let interfaces = self.interfaces(&directory, &mut outcome.problems)?;
+        let (interfaces, quarantined) = self.interfaces(&directory, &mut outcome.problems)?;
         let wanted = wanted(&directory, &interfaces, &mut outcome.problems);
         let mut adopted = BTreeMap::new();
         if !self.started {
             adopted = self.adopt(&wanted)?;
         }
-        let enforced = self.enforce(cluster, &directory, &wanted, &adopted, &mut outcome);
+        let enforced = self.enforce(cluster, &directory, &wanted, &quarantined, &adopted, &mut outcome);
         // Whatever failed: an interface that is attached to and leads to no endpoint drops everything.
-        self.attach(&wanted, &mut outcome)?;
+        self.attach(&wanted, &quarantined, &mut outcome)?;
         enforced?;
         if !self.started {
             self.tables.kernel.set_mode(self.mode)?;
@@ -141,10 +147,13 @@ impl Reconciler {
         cluster: &Arc<Cluster>,
         directory: &Directory<'_>,
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
+        quarantined: &BTreeMap<u32, Interface>,
         adopted: &BTreeMap<ObjectKey, Enforced>,
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         self.drop_unwanted(wanted)?;
+        // An interface can go from a pod to nobody in particular, and from there to a pod.
+        self.quarantine(quarantined)?;
         let in_force = self.in_force();
         let compiled = self.tables.bring(cluster, wanted.keys().cloned().collect(), &in_force);
         let (rulesets, released) = if compiled.is_ok() {
@@ -237,42 +246,50 @@ impl Reconciler {
         Ok(self.tables.kernel.rule_stats(counter)?.packets)
     }
 
-    /// Which interface leads to which address: by routes to one address, and by ports of bridges.
+    /// Which interface leads to which address, by routes to one address and by ports of bridges; and which lead
+    /// nobody knows where.
     fn interfaces(
         &mut self,
         directory: &Directory<'_>,
         problems: &mut Vec<Problem>,
-    ) -> anyhow::Result<BTreeMap<IpAddr, Interface>> {
+    ) -> anyhow::Result<(BTreeMap<IpAddr, Interface>, BTreeMap<u32, Interface>)> {
         let network = Network::look()?;
         let mut interfaces = network.straight().clone();
         let mut keys = Vec::new();
         let mut claims = Vec::new();
         if network.has_bridges() {
             let held = self.held()?;
+            if !self.started {
+                let found = self.tables.kernel.found_endpoints()?;
+                let quarantined = found.values().filter(|f| f.config.flags & ENDPOINT_QUARANTINED != 0);
+                self.bridges.restore(quarantined.map(|found| found.config.ifindex));
+            }
             for (key, facts) in &directory.pods {
-                let held = held.get(&identity(&facts.pod.uid, key)).copied();
-                claims.push(Claim { addresses: owned_addresses(directory, key), held });
+                let addresses = owned_addresses(directory, key);
+                let same = |config: &&EndpointConfig| has_one_of(config, &addresses);
+                let held = held.get(&identity(&facts.pod.uid, key)).filter(same).map(held_by);
+                claims.push(Claim { addresses, held });
                 keys.push(*key);
             }
         }
         let placement = self.bridges.place(&network, &claims)?;
         interfaces.extend(placement.interfaces);
+        let name = |number: usize| keys.get(number).map_or_else(String::new, ToString::to_string);
         for (number, trouble) in &placement.troubles {
-            let name = keys.get(*number).map_or_else(String::new, ToString::to_string);
-            problems.push(pod_problem(&name, trouble.to_string()));
+            problems.push(pod_problem(&name(*number), trouble.tell(name)));
         }
-        Ok(interfaces)
+        Ok((interfaces, placement.quarantined))
     }
 
-    /// Which pod has which interface, by the pod's identity: at first what the last agent left.
-    fn held(&self) -> anyhow::Result<BTreeMap<u64, u32>> {
+    /// What each pod has, by the pod's identity: at first what the last agent left.
+    fn held(&self) -> anyhow::Result<BTreeMap<u64, EndpointConfig>> {
         if self.started {
-            return Ok(self.endpoints.values().map(|e| (e.config.pod, e.config.ifindex)).collect());
+            return Ok(self.endpoints.values().map(|e| (e.config.pod, e.config)).collect());
         }
         let ifaces = self.tables.kernel.found_ifaces();
         let found = self.tables.kernel.found_endpoints()?;
         let held = found.iter().filter(|(slot, found)| ifaces.get(&found.config.ifindex) == Some(slot));
-        Ok(held.map(|(_, found)| (found.config.pod, found.config.ifindex)).collect())
+        Ok(held.map(|(_, found)| (found.config.pod, found.config)).collect())
     }
 
     /// Matches what the last agent left with what is wanted, so that flows live on.
@@ -317,6 +334,38 @@ impl Reconciler {
             self.tables.kernel.forget_iface(enforced.config.ifindex)?;
             self.retired.push(enforced.slot);
             self.endpoints.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// Lets interfaces that may be anybody's tell whose they are, and do nothing else.
+    fn quarantine(&mut self, interfaces: &BTreeMap<u32, Interface>) -> anyhow::Result<()> {
+        let over: Vec<(u32, u32)> = self
+            .quarantined
+            .iter()
+            .filter(|(index, _)| !interfaces.contains_key(index))
+            .map(|(index, slot)| (*index, *slot))
+            .collect();
+        for (index, slot) in over {
+            self.tables.kernel.forget_iface(index)?;
+            self.retired.push(slot);
+            self.quarantined.remove(&index);
+        }
+        for interface in interfaces.values() {
+            if self.quarantined.contains_key(&interface.index) {
+                continue;
+            }
+            // Without an endpoint it cannot tell whose it is, and is closed all the same.
+            let Some(slot) = self.free.pop_first() else { return Ok(()) };
+            let flags = ENDPOINT_USED | ENDPOINT_QUARANTINED;
+            let config = EndpointConfig { flags, ..config_of(interface, &[]) };
+            let closed = EndpointRulesets::CLOSED;
+            let word = EndpointWord { ingress: closed.ingress, egress: closed.egress, generation: 1 };
+            if let Err(error) = self.tables.kernel.add_endpoint(slot, config, word, self.flows) {
+                self.free.insert(slot);
+                return Err(error.into());
+            }
+            self.quarantined.insert(interface.index, slot);
         }
         Ok(())
     }
@@ -389,10 +438,12 @@ impl Reconciler {
     fn attach(
         &mut self,
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
+        quarantined: &BTreeMap<u32, Interface>,
         outcome: &mut Outcome,
     ) -> anyhow::Result<()> {
         let observed = self.attacher.observed()?;
         let mut interfaces: BTreeSet<u32> = wanted.values().map(|config| config.ifindex).collect();
+        interfaces.extend(quarantined.keys());
         interfaces.extend(observed.iter().filter_map(|one| match one.state {
             State::Live { .. } => Some(one.slot.interface),
             State::Dead => None,
@@ -444,13 +495,33 @@ fn wanted(
                 "only the first {MAX_ENDPOINT_ADDRS} addresses count; the pod cannot use the others"
             ));
         }
-        let mut config = endpoint_config(&addresses);
-        config.ifindex = interface.index;
-        config.link = if interface.arphrd == ARPHRD_ETHER { LINK_ETHERNET } else { LINK_IP };
-        config.pod = identity(&facts.pod.uid, key);
-        wanted.insert((*key).clone(), config);
+        let pod = identity(&facts.pod.uid, key);
+        wanted.insert((*key).clone(), EndpointConfig { pod, ..config_of(interface, &addresses) });
     }
     wanted
+}
+
+/// An endpoint of nobody in particular behind an interface.
+fn config_of(interface: &Interface, addresses: &[IpAddr]) -> EndpointConfig {
+    let mut config = endpoint_config(addresses);
+    config.ifindex = interface.index;
+    config.link = if interface.arphrd == ARPHRD_ETHER { LINK_ETHERNET } else { LINK_IP };
+    if let (Some(station), Some(place)) = (interface.station, config.mac.first_chunk_mut()) {
+        *place = station;
+        config.flags |= ENDPOINT_MAC;
+    }
+    config
+}
+
+/// A pod that has none of its addresses any more is in another network namespace by now.
+fn has_one_of(config: &EndpointConfig, addresses: &[IpAddr]) -> bool {
+    let count = usize::try_from(config.addr_count).unwrap_or(0);
+    config.addrs.iter().take(count).any(|own| addresses.contains(&ip_addr(own)))
+}
+
+fn held_by(config: &EndpointConfig) -> HeldPort {
+    let station = config.mac.first_chunk().copied().filter(|_| config.flags & ENDPOINT_MAC != 0);
+    HeldPort { port: config.ifindex, station }
 }
 
 fn pod_problem(pod: &str, message: String) -> Problem {

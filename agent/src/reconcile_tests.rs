@@ -37,10 +37,10 @@ impl Node {
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
-                let none: Option<&str> = None;
-                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+                let without: Option<&str> = None;
+                mount(without, "/", without, MsFlags::MS_REC | MsFlags::MS_PRIVATE, without).unwrap();
                 let bpffs = Scratch::new();
-                mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), none).unwrap();
+                mount(Some("bpf"), bpffs.path(), Some("bpf"), MsFlags::empty(), without).unwrap();
                 ip("link set lo up");
                 for n in 1..=3 {
                     ip(&format!("link add pod{n} type veth peer name eth{n}"));

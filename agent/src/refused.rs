@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use portcullis_policy::model::{Problem, Severity};
 
 /// How often at most the warning is said; a minute without a refused flow ends it.
-const PAUSE: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_mins(1);
 
 /// What was said of the count, and when.
 #[derive(Debug)]

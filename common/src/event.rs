@@ -159,6 +159,8 @@ reasons! {
     TablesUnreadable = 20, Deny, "tables-unreadable";
     /// The interface is ours and no endpoint is programmed for it.
     UnknownEndpoint = 21, Deny, "unknown-endpoint";
+    /// A bridge did not know where the receiver is, and copied the packet to every port; counted, not told.
+    OtherStation = 22, Deny, "other-station";
 }
 
 /// Number of reasons.

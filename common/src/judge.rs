@@ -8,8 +8,9 @@ use crate::event::{Action, Direction, Outcome, Reason};
 use crate::flow::{STATE_OPENING, Side, expired, next_state};
 use crate::packet::{Bytes, Embedded, ICMP, ICMPV6, Packet, PacketView, SCTP, Shape, TCP, parse_embedded};
 use crate::wire::{
-    COUNTER_NONE, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig, EndpointWord,
-    FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, RULESET_AUDIT, RULESET_OPEN,
+    COUNTER_NONE, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig,
+    EndpointWord, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, RULESET_AUDIT,
+    RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -17,8 +18,11 @@ use crate::wire::{
 pub enum Origin {
     /// A device.
     Forwarded,
-    /// The pod's own interface: a packet of the pod that came back to it.
+    /// The pod's own interface: a packet of the pod, or one that came back to it.
     OwnInterface,
+    /// Another station than the pod, where its MAC address is known: from its interface a frame that bears another
+    /// one, towards it a frame that is for another one.
+    OtherStation,
     /// The node itself: no device, and a socket (without the socket it can be forged).
     OwnNode,
 }
@@ -238,6 +242,15 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
     if config.flags & ENDPOINT_USED == 0 {
         return Verdict::deny(Reason::UnknownEndpoint);
     }
+    if let Origin::OtherStation = at.origin {
+        return match at.direction {
+            Direction::Egress => Verdict::deny(Reason::SpoofedSource),
+            Direction::Ingress => Verdict { news: News::None, ..Verdict::deny(Reason::OtherStation) },
+        };
+    }
+    if config.flags & ENDPOINT_QUARANTINED != 0 {
+        return quarantined(packet.shape, at.direction);
+    }
     match packet.shape {
         Shape::BrokenIp => match at.direction {
             Direction::Egress => Verdict::deny(packet.error.reason()),
@@ -270,6 +283,27 @@ fn unreadable<E: Environment>(env: &E, ruleset: u16, reason: Reason) -> Verdict 
         Verdict::allow(Reason::UnreadableOpen)
     } else {
         isolated(env, ruleset, reason)
+    }
+}
+
+/// Of an interface that may be anybody's: what tells whose it is, and nothing that carries more.
+#[inline(always)]
+const fn quarantined(shape: Shape, direction: Direction) -> Verdict {
+    match (shape, direction) {
+        (Shape::Arp | Shape::Neighbour | Shape::NeighbourAdvertisement, _)
+        | (Shape::RouterAdvertisement, Direction::Ingress) => Verdict::allow(Reason::Discovery),
+        (
+            Shape::RouterAdvertisement
+            | Shape::Opening
+            | Shape::Ongoing
+            | Shape::DhcpDiscover
+            | Shape::ListenerDiscovery
+            | Shape::IcmpError
+            | Shape::Unreadable
+            | Shape::BrokenIp
+            | Shape::Other,
+            _,
+        ) => Verdict::deny(Reason::UnknownEndpoint),
     }
 }
 
@@ -363,7 +397,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
                     return Verdict::allow(Reason::SelfTraffic);
                 }
-                (Direction::Ingress, Origin::Forwarded | Origin::OwnNode) => {}
+                (Direction::Ingress, Origin::Forwarded | Origin::OwnNode | Origin::OtherStation) => {}
             }
         }
         if let Shape::IcmpError = packet.shape {
@@ -389,7 +423,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             // Multicast and broadcast towards the pod: judged one by one.
             None => match self.at.origin {
                 Origin::OwnNode => Verdict::allow(Reason::OwnNode),
-                Origin::Forwarded | Origin::OwnInterface => self.classified(packet, remote).verdict(),
+                Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation => {
+                    self.classified(packet, remote).verdict()
+                }
             },
         }
     }
@@ -557,7 +593,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 work.entry.tag |= FLOW_OPENED_INGRESS | FLOW_OWN_NODE;
                 Packed::new(Verdict::allow(Reason::OwnNode))
             }
-            (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface) => {
+            (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation) => {
                 work.entry.tag |= FLOW_OPENED_INGRESS;
                 self.classified(&work.packet, &key.remote)
             }

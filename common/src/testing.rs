@@ -261,8 +261,15 @@ impl World {
     pub(crate) fn new() -> Self {
         let mut addrs = [Addr::UNSPECIFIED; MAX_ENDPOINT_ADDRS];
         (addrs[0], addrs[1]) = (POD4, POD6);
-        let config =
-            EndpointConfig { ifindex: 7, link: 1, flags: ENDPOINT_USED, addr_count: 2, pod: 1, addrs };
+        let config = EndpointConfig {
+            ifindex: 7,
+            link: 1,
+            flags: ENDPOINT_USED,
+            addr_count: 2,
+            pod: 1,
+            mac: [0; 8],
+            addrs,
+        };
         let open = u16::try_from(RULESET_OPEN).unwrap();
         Self {
             config,

@@ -7,8 +7,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::addr::{Addr, mix64};
 
 /// Version of this layout; part of the pins' path. Raise it with every change to a type or a size in this module,
-/// and with every new [`crate::event::Reason`]: a map that is pinned already keeps its size.
+/// and with every new [`crate::event::Reason`]: a map that is pinned already keeps its size, and an agent that wants
+/// another refuses it.
 pub const LAYOUT_VERSION: u32 = 1;
+
+// The numbers of entries are those of an agent that is told no others (`--map-size`): no program relies on one.
 
 /// Endpoints a node can hold.
 pub const MAX_ENDPOINTS: u32 = 4096;
@@ -119,6 +122,8 @@ wire! {
         pub addr_count: u32,
         /// A hash of the pod's UID and name: another pod never inherits this one's flows.
         pub pod: u64,
+        /// The pod's MAC address in the first six, with [`ENDPOINT_MAC`].
+        pub mac: [u8; 8],
         /// The pod's addresses.
         pub addrs: [Addr; MAX_ENDPOINT_ADDRS],
     }
@@ -132,6 +137,10 @@ pub const LINK_IP: u32 = 1;
 pub const ENDPOINT_USED: u32 = 1;
 /// An administrator opted this endpoint out of source binding.
 pub const ENDPOINT_UNBOUND: u32 = 2;
+/// Frames from the pod bear its MAC address. Set behind bridges, which learn from frames where an address is.
+pub const ENDPOINT_MAC: u32 = 4;
+/// It is not clear whose interface this is: neighbour discovery passes, so that it can become clear, nothing else.
+pub const ENDPOINT_QUARANTINED: u32 = 8;
 
 wire! {
     /// `peers` and `prefixes`: address to class.

@@ -16,6 +16,12 @@ use crate::tables;
 #[unsafe(no_mangle)]
 static PROBE: u32 = 0;
 
+/// Where in a frame the receiver's and the sender's MAC address stand.
+const ETHERNET_DESTINATION: u32 = 0;
+const ETHERNET_SOURCE: u32 = 6;
+/// The bit of a MAC address's first byte that says it is a group's (IEEE 802).
+const ETHERNET_GROUP: u8 = 1;
+
 /// Values of `cb[1]` of a question.
 const ASK_OWN_NODE: u32 = 1;
 const ASK_OWN_INTERFACE: u32 = 2;
@@ -66,14 +72,36 @@ impl Skb {
         // SAFETY: the context is valid for the whole program.
         let ifindex = unsafe { (*skb).ifindex };
         let slot = tables::slot_of(ifindex)?;
-        let origin = match direction {
-            Direction::Egress => Origin::OwnInterface,
-            Direction::Ingress => self.ingress_origin(ifindex),
+        let origin = if self.is_of_other_station(slot, direction) {
+            Origin::OtherStation
+        } else {
+            match direction {
+                Direction::Egress => Origin::OwnInterface,
+                Direction::Ingress => self.ingress_origin(ifindex),
+            }
         };
         Some(Source { slot, origin })
     }
 
-    /// Locally generated is: no device, and a socket (a device alone can be lost on the way).
+    /// A frame says from which station it is, and a bridge behind this hook will believe it; or to which, and a
+    /// bridge that does not know where that is has copied it.
+    #[inline(always)]
+    fn is_of_other_station(&self, slot: u32, direction: Direction) -> bool {
+        let Some(own) = tables::mac_of(slot) else {
+            return false;
+        };
+        let (place, group) = match direction {
+            Direction::Egress => (ETHERNET_SOURCE, 0),
+            Direction::Ingress => (ETHERNET_DESTINATION, ETHERNET_GROUP),
+        };
+        match self.load::<6>(place) {
+            Some(Bytes(station)) => station != own && station[0] & group == 0,
+            None => true,
+        }
+    }
+
+    /// Locally generated is: no device, and a socket. Either alone is not enough: a device can be lost on the way
+    /// (IPv6 fragments), and what crosses a bridge without netfilter keeps the socket of the pod that sent it.
     #[inline(always)]
     fn ingress_origin(&self, ifindex: u32) -> Origin {
         let skb = self.ctx.skb.skb;

@@ -12,9 +12,9 @@ use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{Environment, Flows, Work};
 use portcullis_common::wire::{
     BANKS, CounterKey, CpuState, DEFAULT_FLOWS, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord,
-    FlowEntry, FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS, MAX_PEERS,
-    MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NodeState, PeerRowKey,
-    PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
+    ENDPOINT_MAC, FlowEntry, FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS,
+    MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NodeState,
+    PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
 };
 
 use crate::skb::is_probe;
@@ -122,6 +122,13 @@ pub fn slot_of(ifindex: u32) -> Option<u32> {
 #[inline(always)]
 pub fn link_of(slot: u32) -> u32 {
     ENDPOINT_CFG.get(slot).map_or(LINK_ETHERNET, |config| config.link)
+}
+
+/// The MAC address that frames from an endpoint bear, where it is known.
+#[inline(always)]
+pub fn mac_of(slot: u32) -> Option<[u8; 6]> {
+    let config = ENDPOINT_CFG.get(slot).filter(|config| config.flags & ENDPOINT_MAC != 0)?;
+    config.mac.first_chunk().copied()
 }
 
 /// This CPU's place to work. Programs at TC run with softirqs off: none interrupts another on a CPU.

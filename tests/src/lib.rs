@@ -3,6 +3,7 @@
 pub mod attached;
 pub mod compare;
 pub mod device;
+pub mod dump;
 pub mod edits;
 pub mod flow;
 pub mod foreign;

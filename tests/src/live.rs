@@ -114,8 +114,8 @@ impl Live {
     /// Where anything of it fails, as all here does.
     #[must_use]
     pub fn up(state: &State, outside: Vec<IpAddr>, rig: impl Into<Rig>) -> Self {
-        let Rig { hook, cni } = rig.into();
         static NEXT: AtomicU32 = AtomicU32::new(0);
+        let Rig { hook, cni } = rig.into();
         let name = format!("portcullis-live-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let base = std::env::temp_dir().join(name);
         let source = base.join("source");

@@ -1,9 +1,13 @@
 //! The node, the world outside and echoes against an isolated pod, by real packets: what no Cyclonus case asks.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
-use portcullis_lab::{Ask, Client, Family, Hook, Probe, ProbeOptions, Target};
+use std::fs;
+use std::path::Path;
+
+use portcullis_lab::{Ask, Client, Cni, Family, Hook, Probe, ProbeOptions, Target};
 use portcullis_policy::model::{ObjectKey, Protocol};
 use portcullis_tests::lifecycle::{Life, PORT};
+use portcullis_tests::live::Rig;
 use portcullis_tests::privilege::is_root;
 
 fn pod(name: &str) -> ObjectKey {
@@ -14,11 +18,19 @@ fn probe(from: Client, to: &str, ask: Ask) -> Probe {
     Probe { from, to: Target::Pod(pod(to), Family::Ipv4), ask }
 }
 
-fn cells(hook: Hook) {
+fn cells(rig: impl Into<Rig>) {
+    cells_with(rig.into(), None);
+}
+
+/// With what a sysctl of the node's is set to.
+fn cells_with(rig: Rig, setting: Option<(&str, &str)>) {
     if !is_root("an agent in a network namespace") {
         return;
     }
-    let mut life = Life::new(hook);
+    let mut life = Life::new(rig);
+    if let Some((path, value)) = setting {
+        life.lab.node().run(|| fs::write(path, value)).unwrap().unwrap();
+    }
     life.write_policy();
     life.start_and_wait();
     let tcp = Ask::Port(Protocol::Tcp, PORT);
@@ -49,7 +61,7 @@ fn cells(hook: Hook) {
         .filter(|((_, _, expected), outcome)| outcome.cell() != *expected)
         .map(|((what, _, expected), outcome)| format!("{what}: {outcome}, not {expected}"))
         .collect();
-    println!("{}: {} probes", hook.name(), probes.len());
+    println!("{}: {} probes", rig.name(), probes.len());
     assert_eq!(wrong, Vec::<String>::new());
 }
 
@@ -61,4 +73,28 @@ fn node_world_and_echoes_on_tcx() {
 #[test]
 fn node_world_and_echoes_on_clsact() {
     cells(Hook::Clsact);
+}
+
+/// Whether bridged packets go through netfilter. Through it they lose their sender's socket; else they keep it, in
+/// another network namespace than that of the socket.
+const BRIDGED_BY_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+fn behind_a_bridge(hook: Hook) {
+    let rig = Rig { hook, cni: Cni::Bridge };
+    if !Path::new(BRIDGED_BY_NETFILTER).exists() {
+        return cells(rig);
+    }
+    for value in ["0", "1"] {
+        cells_with(rig, Some((BRIDGED_BY_NETFILTER, value)));
+    }
+}
+
+#[test]
+fn node_world_and_echoes_behind_a_bridge_on_tcx() {
+    behind_a_bridge(Hook::Tcx);
+}
+
+#[test]
+fn node_world_and_echoes_behind_a_bridge_on_clsact() {
+    behind_a_bridge(Hook::Clsact);
 }

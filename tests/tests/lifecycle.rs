@@ -11,9 +11,10 @@ use std::thread::{scope, sleep};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use portcullis_lab::{Hook, Lab};
+use portcullis_lab::{Cni, Hook, Lab};
 use portcullis_policy::model::Protocol;
 use portcullis_tests::lifecycle::{Life, to_server};
+use portcullis_tests::live::Rig;
 use portcullis_tests::privilege::{is_root, number};
 
 /// Takeovers of each kind.
@@ -60,15 +61,16 @@ fn under_traffic(what: &str, life: &mut Life, act: impl FnOnce(&mut Life)) {
     assert_eq!(wrong, Vec::<String>::new(), "{what}: new connections");
 }
 
-fn takeovers(hook: Hook, signal: Signal) {
+fn takeovers(rig: impl Into<Rig>, signal: Signal) {
     if !is_root("an agent in a network namespace") {
         return;
     }
-    let mut life = Life::new(hook);
+    let rig = rig.into();
+    let mut life = Life::new(rig);
     life.write_policy();
     life.start_and_wait();
     for round in 1..=number("PORTCULLIS_ROUNDS", ROUNDS) {
-        under_traffic(&format!("{} {signal} round {round}", hook.name()), &mut life, |life| {
+        under_traffic(&format!("{} {signal} round {round}", rig.name()), &mut life, |life| {
             life.lab.kill(signal).unwrap();
             sleep(MARGIN);
             life.start_and_wait();
@@ -84,6 +86,11 @@ fn kill_and_takeover_on_tcx() {
 #[test]
 fn kill_and_takeover_on_clsact() {
     takeovers(Hook::Clsact, Signal::SIGKILL);
+}
+
+#[test]
+fn kill_and_takeover_behind_a_bridge() {
+    takeovers(Rig { hook: Hook::Tcx, cni: Cni::Bridge }, Signal::SIGKILL);
 }
 
 #[test]
@@ -127,11 +134,11 @@ fn starts_that_are_killed_on_clsact() {
 }
 
 /// The first policy cuts what it denies, and nothing that it allows.
-fn first_policy(hook: Hook) {
+fn first_policy(rig: impl Into<Rig>) {
     if !is_root("an agent in a network namespace") {
         return;
     }
-    let mut life = Life::new(hook);
+    let mut life = Life::new(rig);
     life.start_and_wait();
     let probes: Vec<_> = ["friend", "stranger"]
         .into_iter()
@@ -150,6 +157,11 @@ fn first_policy(hook: Hook) {
     assert!(friends.iter().all(|one| one == "Alive"), "allowed ones were cut: {friends:?}");
     assert!(strangers.iter().all(|one| one == "Silent"), "denied ones live: {strangers:?}");
     assert_eq!(stream.missing, Vec::<u64>::new(), "allowed datagrams were lost");
+}
+
+#[test]
+fn first_policy_on_held_connections_behind_a_bridge() {
+    first_policy(Rig { hook: Hook::Clsact, cni: Cni::Bridge });
 }
 
 #[test]

@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// Take down what an earlier `--keep` left, and do nothing else
     #[arg(long, conflicts_with = "keep")]
     down: bool,
+    /// How pods hang on their node: routed, or ports of a bridge
+    #[arg(long, value_name = "SHAPE", default_value = "routed", value_parser = ["routed", "bridge"])]
+    cni: String,
 }
 
 pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
@@ -55,7 +58,7 @@ pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
         standing::down(&built, ID)?;
     }
     source.fresh()?;
-    let lab = Standing::up(&built, ID, &source.dir, [""; 0])?;
+    let lab = Standing::up(&built, ID, &source.dir, ["--cni", &args.cni])?;
     let ended = act::play(&lab, &built, &source);
     if interrupt.came() {
         drop(lab);

@@ -229,7 +229,8 @@ fn to_deny(
             | Reason::ExtensionHeader
             | Reason::UnrelatedError
             | Reason::TablesUnreadable
-            | Reason::UnknownEndpoint => {}
+            | Reason::UnknownEndpoint
+            | Reason::OtherStation => {}
         }
     }
     best.map(|(_, proposal)| proposal.edits).ok_or(why)

@@ -8,54 +8,35 @@
 //! frames can be forged: an address keeps the port that it was given for as long as port and claim live.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::libc;
-
 use super::AttachError;
-use super::discover::{Interface, Lead, Network, dump};
-use super::netlink::{Attributes, HEADER, Netlink, Request, bytes_at, u16_at, u32_at};
+use super::discover::{Interface, Lead, Network};
+use super::neighbours::{HeldPort, Mac, Tables};
+use super::netlink::Netlink;
 
-/// `struct ndmsg` of `linux/neighbour.h`.
-const NDMSG: usize = 12;
-/// `NDA_MASTER` of the same: the bridge of an entry of a forwarding table.
-const MASTER: u16 = 9;
-/// States in which a neighbour's MAC address is known.
-const ANSWERED: u16 = libc::NUD_REACHABLE
-    | libc::NUD_STALE
-    | libc::NUD_DELAY
-    | libc::NUD_PROBE
-    | libc::NUD_NOARP
-    | libc::NUD_PERMANENT;
-/// States that somebody has set, who shall keep them.
-const SET: u16 = libc::NUD_NOARP | libc::NUD_PERMANENT;
 /// How long to wait for addresses that are asked for the first time: on one machine an answer takes less than a
 /// millisecond, and what waits for it are all other changes.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Between two looks for the answer.
 const PAUSE: Duration = Duration::from_millis(2);
+/// After how many questions without an answer the claimant may have another MAC address: seven seconds.
+const FORGET_AFTER: u32 = 3;
 /// How long an address that did not answer is left alone, at first and at most; doubled each time.
 const REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(32);
 /// The same where the bridge has heard somebody new meanwhile.
 const SHORT_REST: Duration = Duration::from_millis(100);
-/// Neighbours of which the last news are remembered; past it all are news again.
-const MAX_NEWS: usize = 65_536;
-
-/// A hardware address of Ethernet.
-pub type Mac = [u8; 6];
-
 /// Somebody's claim to addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claim {
     /// The addresses, of which one is enough to find the port.
     pub addresses: Vec<IpAddr>,
-    /// The port that the same claimant has already.
-    pub held: Option<u32>,
+    /// What the same claimant has already.
+    pub held: Option<HeldPort>,
 }
 
 /// Why a claim is not simply placed. The claims are numbered as they were given.
@@ -84,6 +65,30 @@ pub enum Trouble {
     },
 }
 
+impl Trouble {
+    /// What is wrong and what to do, where claims are those of pods with these names.
+    pub fn tell(&self, name: impl Fn(usize) -> String) -> String {
+        let look = "look for a pod that forges ARP or MAC addresses, and drop NET_RAW from it";
+        match self {
+            Self::Moved { held, answers } => {
+                format!("answers at {answers}, and {held} is still there: it stays at {held}; {look}")
+            }
+            Self::Taken { port, by } => {
+                let by = name(*by);
+                format!(
+                    "answers at {port}, which is Pod {by}'s: it is not found, and ports of nobody are closed; {look}"
+                )
+            }
+            Self::Shared { port, with } => {
+                let with = name(*with);
+                format!(
+                    "answers at {port}, and so does Pod {with}: neither is found, and ports of nobody are closed; {look}"
+                )
+            }
+        }
+    }
+}
+
 /// Which ports lead to what is claimed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
@@ -100,8 +105,8 @@ pub struct Placement {
 pub struct Bridges {
     /// Addresses that did not answer: how often they were asked, and when last.
     asked: BTreeMap<(u32, IpAddr), (u32, Instant)>,
-    /// Ports of addresses, from earlier. One that carries nothing cannot answer any more.
-    known: BTreeMap<IpAddr, u32>,
+    /// Where addresses were, from earlier. A port that carries nothing cannot answer any more.
+    known: BTreeMap<IpAddr, HeldPort>,
     /// Who was heard where when last looked.
     heard: BTreeSet<(u32, Mac, u32)>,
     quarantined: BTreeSet<u32>,
@@ -116,22 +121,32 @@ impl Bridges {
             return Ok(Placement::default());
         }
         let mut tables = Tables::read()?;
-        let mut decision = decide(network, &tables, claims, &self.known, &self.quarantined);
+        let mut decision = decide(network, &tables, claims, self);
         let mut fresh = self.ask(&tables, &decision.unanswered)?;
         let deadline = Instant::now() + PATIENCE;
         while !fresh.is_empty() && Instant::now() < deadline {
             sleep(PAUSE);
             tables = Tables::read()?;
-            decision = decide(network, &tables, claims, &self.known, &self.quarantined);
+            decision = decide(network, &tables, claims, self);
             fresh.retain(|asked| decision.unanswered.contains_key(asked));
         }
         self.asked.retain(|asked, _| decision.unanswered.contains_key(asked));
         self.heard = tables.heard();
         for (address, port) in &decision.placement.interfaces {
-            self.known.insert(*address, port.index);
+            self.known.insert(*address, HeldPort { port: port.index, station: port.station });
         }
         self.quarantined = decision.placement.quarantined.keys().copied().collect();
         Ok(decision.placement)
+    }
+
+    /// Takes over what was quarantined by an earlier agent.
+    pub fn restore(&mut self, quarantined: impl IntoIterator<Item = u32>) {
+        self.quarantined.extend(quarantined);
+    }
+
+    /// Whether addresses have been silent for so long that they may have moved to another MAC address.
+    fn is_silent(&self, behind: &[(u32, IpAddr)]) -> bool {
+        behind.iter().any(|at| self.asked.get(at).is_some_and(|(times, _)| *times >= FORGET_AFTER))
     }
 
     /// Asks for the addresses whose turn it is; returns those that somebody waits for, asked for the first time.
@@ -195,47 +210,39 @@ struct Decision {
 
 /// What is known of a claim's place.
 enum Place {
-    /// No address is behind a bridge.
-    NotBridged,
-    /// It keeps this port of this bridge.
-    Held(u32, u32),
-    /// It answers at this port of this bridge.
-    Answers(u32, u32),
-    /// It answers at a port that is no veth: another machine's.
+    /// It keeps what it has, at this bridge.
+    Held(u32, HeldPort),
+    /// It answers there, at this bridge.
+    Answers(u32, HeldPort),
+    /// No address is behind a bridge; or it answers at a port that is no veth, another machine's.
     Elsewhere,
     Unknown,
 }
 
 /// Places claims by what the tables say. Whoever holds a port keeps it; of the others each port takes one.
-fn decide(
-    network: &Network,
-    tables: &Tables,
-    claims: &[Claim],
-    known: &BTreeMap<IpAddr, u32>,
-    quarantined: &BTreeSet<u32>,
-) -> Decision {
+fn decide(network: &Network, tables: &Tables, claims: &[Claim], bridges: &Bridges) -> Decision {
     let mut decision = Decision::default();
-    let mut owners: BTreeMap<u32, usize> = BTreeMap::new();
-    let mut takers: BTreeMap<u32, Vec<(usize, u32)>> = BTreeMap::new();
+    let mut owners: BTreeMap<u32, (usize, Option<Mac>)> = BTreeMap::new();
+    let mut takers: BTreeMap<u32, Vec<(usize, u32, Option<Mac>)>> = BTreeMap::new();
     // A bridge that leads to a claim, and the trouble that is on it.
     let mut unclear: BTreeSet<u32> = BTreeSet::new();
     for (number, claim) in claims.iter().enumerate() {
         let behind: Vec<(u32, IpAddr)> = behind_bridges(network, claim).collect();
-        let heard: Vec<(u32, u32)> =
-            behind.iter().filter_map(|(bridge, a)| Some((*bridge, tables.port(*bridge, *a)?))).collect();
-        let urgency = match place_of(network, claim, &behind, &heard, known) {
-            Place::NotBridged | Place::Elsewhere => continue,
-            Place::Held(bridge, port) => {
-                owners.insert(port, number);
-                if let Some((_, other)) = heard.iter().find(|(_, heard)| *heard != port) {
+        let heard: Vec<(u32, HeldPort)> =
+            behind.iter().filter_map(|(bridge, a)| Some((*bridge, tables.answer(*bridge, *a)?))).collect();
+        let urgency = match place_of(network, claim, &behind, &heard, bridges) {
+            Place::Elsewhere => continue,
+            Place::Held(bridge, HeldPort { port, station }) => {
+                owners.insert(port, (number, station));
+                if let Some((_, other)) = heard.iter().find(|(_, heard)| heard.port != port) {
                     let held = network.port(bridge, port).map(Interface::label).unwrap_or_default();
-                    let trouble = Trouble::Moved { held, answers: label(network, bridge, *other) };
+                    let trouble = Trouble::Moved { held, answers: label(network, bridge, other.port) };
                     decision.placement.troubles.insert(number, trouble);
                 }
                 Urgency::Refresh
             }
-            Place::Answers(bridge, port) => {
-                takers.entry(port).or_default().push((number, bridge));
+            Place::Answers(bridge, HeldPort { port, station }) => {
+                takers.entry(port).or_default().push((number, bridge, station));
                 Urgency::Refresh
             }
             Place::Unknown => Urgency::Waited,
@@ -246,15 +253,15 @@ fn decide(
         }
     }
     for (port, claimants) in takers {
-        let taken = owners.get(&port).copied();
-        for (position, (number, bridge)) in claimants.iter().enumerate() {
-            let other = claimants.iter().enumerate().find(|(p, _)| *p != position).map(|(_, (n, _))| *n);
+        let taken = owners.get(&port).map(|(number, _)| *number);
+        for (number, bridge, station) in &claimants {
+            let other = claimants.iter().map(|(other, _, _)| *other).find(|other| other != number);
             let name = label(network, *bridge, port);
             let trouble = match (taken, other) {
                 (Some(by), _) => Trouble::Taken { port: name, by },
                 (None, Some(with)) => Trouble::Shared { port: name, with },
                 (None, None) => {
-                    owners.insert(port, *number);
+                    owners.insert(port, (*number, *station));
                     continue;
                 }
             };
@@ -264,18 +271,20 @@ fn decide(
             decision.unanswered.extend(again.map(|at| (at, Urgency::Refresh)));
         }
     }
-    for (port, number) in &owners {
+    for (port, (number, station)) in &owners {
         for address in claims.get(*number).into_iter().flat_map(|claim| &claim.addresses) {
             let port = network.bridge_to(*address).and_then(|bridge| network.port(bridge, *port));
-            decision.placement.interfaces.extend(port.map(|port| (*address, port.behind_bridge())));
+            decision.placement.interfaces.extend(port.map(|port| (*address, port.behind_bridge(*station))));
         }
     }
     // Somebody lies about addresses, and it may be a port that nobody knows.
     let suspects = unclear.iter().flat_map(|bridge| network.ports(*bridge));
-    let still =
-        network.bridges().flat_map(|bridge| network.ports(bridge)).filter(|p| quarantined.contains(&p.index));
+    let still = network
+        .bridges()
+        .flat_map(|bridge| network.ports(bridge))
+        .filter(|p| bridges.quarantined.contains(&p.index));
     let free = suspects.chain(still).filter(|port| !owners.contains_key(&port.index));
-    decision.placement.quarantined = free.map(|port| (port.index, port.behind_bridge())).collect();
+    decision.placement.quarantined = free.map(|port| (port.index, port.behind_bridge(None))).collect();
     decision
 }
 
@@ -287,27 +296,28 @@ fn place_of(
     network: &Network,
     claim: &Claim,
     behind: &[(u32, IpAddr)],
-    heard: &[(u32, u32)],
-    known: &BTreeMap<IpAddr, u32>,
+    heard: &[(u32, HeldPort)],
+    bridges: &Bridges,
 ) -> Place {
-    if behind.is_empty() {
-        return Place::NotBridged;
-    }
     let is_port = |bridge: u32, port: u32| network.port(bridge, port).is_some();
-    if let Some(port) = claim.held
-        && let Some((bridge, _)) = behind.iter().find(|(bridge, _)| is_port(*bridge, port))
+    if let Some(held) = claim.held
+        && let Some((bridge, _)) = behind.iter().find(|(bridge, _)| is_port(*bridge, held.port))
     {
-        return Place::Held(*bridge, port);
+        let answer =
+            heard.iter().find(|(_, heard)| heard.port == held.port).and_then(|(_, heard)| heard.station);
+        let kept = held.station.filter(|_| !bridges.is_silent(behind));
+        return Place::Held(*bridge, HeldPort { station: answer.or(kept), ..held });
     }
-    if let Some((bridge, port)) = heard.iter().find(|(bridge, port)| is_port(*bridge, *port)) {
-        return Place::Answers(*bridge, *port);
+    if let Some((bridge, heard)) = heard.iter().find(|(bridge, heard)| is_port(*bridge, heard.port)) {
+        return Place::Answers(*bridge, *heard);
     }
-    if !heard.is_empty() {
+    if behind.is_empty() || !heard.is_empty() {
         return Place::Elsewhere;
     }
-    let earlier = behind.iter().filter_map(|(bridge, address)| Some((*bridge, *known.get(address)?)));
-    match earlier.filter(|(bridge, port)| is_port(*bridge, *port)).last() {
-        Some((bridge, port)) => Place::Answers(bridge, port),
+    let mut earlier =
+        behind.iter().filter_map(|(bridge, address)| Some((*bridge, *bridges.known.get(address)?)));
+    match earlier.find(|(bridge, held)| is_port(*bridge, held.port)) {
+        Some((bridge, held)) => Place::Answers(bridge, held),
         None => Place::Unknown,
     }
 }
@@ -321,178 +331,8 @@ impl Interface {
         format!("{} (interface {})", self.name, self.index)
     }
 
-    fn behind_bridge(&self) -> Self {
-        Self { lead: Lead::Bridge, ..self.clone() }
-    }
-}
-
-/// What neighbour discovery and bridges have learned.
-#[derive(Debug, Default)]
-struct Tables {
-    /// By device and address: state, and MAC address where there is one.
-    neighbours: BTreeMap<(u32, IpAddr), (u16, Option<Mac>)>,
-    /// By bridge and MAC address: ports, several where VLANs are kept apart.
-    stations: BTreeMap<(u32, Mac), BTreeSet<u32>>,
-}
-
-impl Tables {
-    fn read() -> Result<Self, AttachError> {
-        let of = |what, family: libc::c_int| {
-            let mut fixed = [0; NDMSG];
-            // The families that are asked for fit a byte.
-            fixed[0] = u8::try_from(family).unwrap_or_default();
-            dump(what, libc::RTM_GETNEIGH, &fixed)
-        };
-        let mut tables = Self::default();
-        for body in
-            of("neighbours", libc::AF_UNSPEC)?.iter().chain(&of("bridges' stations", libc::AF_BRIDGE)?)
-        {
-            tables.take(Entry::parse(body));
-        }
-        Ok(tables)
-    }
-
-    fn take(&mut self, entry: Option<Entry>) {
-        match entry {
-            Some(Entry::Neighbour { device, address, state, mac }) => {
-                self.neighbours.insert((device, address), (state, mac));
-            }
-            Some(Entry::Station { bridge: Some(bridge), port, mac }) => {
-                self.stations.entry((bridge, mac)).or_default().insert(port);
-            }
-            Some(Entry::Station { bridge: None, .. }) | None => {}
-        }
-    }
-
-    /// At which port of the bridge an address answers, if at one.
-    fn port(&self, bridge: u32, address: IpAddr) -> Option<u32> {
-        let (state, mac) = self.neighbours.get(&(bridge, address))?;
-        let mac = mac.filter(|_| state & ANSWERED != 0)?;
-        let mut ports = self.stations.get(&(bridge, mac))?.iter();
-        match (ports.next(), ports.next()) {
-            (Some(port), None) => Some(*port),
-            (_, _) => None,
-        }
-    }
-
-    fn heard(&self) -> BTreeSet<(u32, Mac, u32)> {
-        let of = |((bridge, mac), ports): (&(u32, Mac), &BTreeSet<u32>)| {
-            let (bridge, mac) = (*bridge, *mac);
-            ports.iter().map(move |port| (bridge, mac, *port)).collect::<Vec<_>>()
-        };
-        self.stations.iter().flat_map(of).collect()
-    }
-
-    /// Lets the kernel ask everybody on the bridge for an address. What it knows it forgets first: it would ask
-    /// only whom it knows, and that one can be gone. What somebody has set stays.
-    fn resolve(&self, netlink: &mut Netlink, (bridge, address): (u32, IpAddr)) -> io::Result<()> {
-        if let Some((state, _)) = self.neighbours.get(&(bridge, address)) {
-            if state & SET != 0 {
-                return Ok(());
-            }
-            gone_is_fine(netlink.act(&neighbour(libc::RTM_DELNEIGH, 0, 0, bridge, address)))?;
-        }
-        // `NTF_USE` is the kernel's word for: as if a packet were to be sent there.
-        let ask = neighbour(libc::RTM_NEWNEIGH, libc::NLM_F_CREATE, libc::NTF_USE, bridge, address);
-        gone_is_fine(netlink.act(&ask))
-    }
-}
-
-/// An entry, or a bridge, that has gone meanwhile needs no answer; and a full table has room again later.
-fn gone_is_fine(outcome: io::Result<()>) -> io::Result<()> {
-    match outcome {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV | libc::ENOBUFS)) => {
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-fn neighbour(kind: u16, flags: libc::c_int, how: u8, bridge: u32, address: IpAddr) -> Request {
-    let (family, bytes) = match address {
-        IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
-        IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
-    };
-    let [a, b, c, d] = bridge.to_ne_bytes();
-    // Family, padding, interface, state (none), flags, type.
-    let fixed = [u8::try_from(family).unwrap_or_default(), 0, 0, 0, a, b, c, d, 0, 0, how, 0];
-    Request::new(kind, flags, &fixed).with(libc::NDA_DST, &bytes)
-}
-
-/// A neighbour's message.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Entry {
-    /// Of ARP or of neighbour discovery.
-    Neighbour { device: u32, address: IpAddr, state: u16, mac: Option<Mac> },
-    /// Of a bridge's forwarding table. The bridge's own MAC addresses are not among them.
-    Station { bridge: Option<u32>, port: u32, mac: Mac },
-}
-
-impl Entry {
-    fn parse(body: &[u8]) -> Option<Self> {
-        let family = i32::from(*body.first()?);
-        let (device, state) = (u32_at(body, 4)?, u16_at(body, 8)?);
-        let find = |kind| Attributes::find(body, NDMSG, kind);
-        let mac: Option<Mac> = find(libc::NDA_LLADDR).and_then(|value| value.try_into().ok());
-        let address = match family {
-            libc::AF_INET => IpAddr::from(bytes_at::<4>(find(libc::NDA_DST)?, 0)?),
-            libc::AF_INET6 => IpAddr::from(bytes_at::<16>(find(libc::NDA_DST)?, 0)?),
-            libc::AF_BRIDGE if state & libc::NUD_PERMANENT == 0 => {
-                let bridge = find(MASTER).and_then(|value| u32_at(value, 0));
-                return Some(Self::Station { bridge, port: device, mac: mac? });
-            }
-            _ => return None,
-        };
-        Some(Self::Neighbour { device, address, state, mac })
-    }
-}
-
-/// Tells news of neighbours from the many messages that say the same again: a neighbour in use changes its state
-/// every few seconds.
-#[derive(Debug, Default)]
-pub(super) struct News {
-    last: BTreeMap<(u32, Subject), Option<Mac>>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Subject {
-    Address(IpAddr),
-    Station(Mac),
-}
-
-impl News {
-    /// Whether a datagram says something new. Whatever it cannot read, or is about something else, is.
-    pub(super) fn is_news(&mut self, datagram: &[u8]) -> bool {
-        let Some(kind @ (libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH)) = u16_at(datagram, 4) else {
-            return true;
-        };
-        if self.last.len() > MAX_NEWS {
-            self.last.clear();
-        }
-        let (subject, mac) = match Entry::parse(datagram.get(HEADER..).unwrap_or_default()) {
-            Some(Entry::Neighbour { device, address, state, mac }) => {
-                ((device, Subject::Address(address)), mac.filter(|_| state & ANSWERED != 0))
-            }
-            Some(Entry::Station { port, mac, .. }) => ((port, Subject::Station(mac)), Some(mac)),
-            // Proxies, the bridge's own addresses and other families.
-            None => return false,
-        };
-        match mac.filter(|_| kind == libc::RTM_NEWNEIGH) {
-            Some(mac) => self.last.insert(subject, Some(mac)) != Some(Some(mac)),
-            None => self.last.remove(&subject).is_some(),
-        }
-    }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Moved { held, answers } => {
-                write!(f, "answers at {answers} too, and {held} is still there: it stays at {held}")
-            }
-            Self::Taken { port, .. } => write!(f, "answers at {port}, which is another pod's"),
-            Self::Shared { port, .. } => write!(f, "answers at {port}, as another pod does"),
-        }
+    fn behind_bridge(&self, station: Option<Mac>) -> Self {
+        Self { lead: Lead::Bridge, station, ..self.clone() }
     }
 }
 

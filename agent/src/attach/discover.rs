@@ -14,7 +14,7 @@ use nix::libc;
 use tokio::net::UnixDatagram;
 
 use super::AttachError;
-use super::bridge::News;
+use super::neighbours::{Mac, News};
 use super::netlink::{Attributes, Netlink, Request, bytes_at, listen, text, u16_at, u32_at};
 
 /// `struct ifinfomsg` and `struct rtmsg`.
@@ -58,7 +58,7 @@ pub struct Interface {
     /// Its name when asked.
     pub name: String,
     /// Its own hardware address, where it has one of Ethernet's length.
-    pub mac: Option<[u8; 6]>,
+    pub mac: Option<Mac>,
     /// `ARPHRD_*`: packets start at L2 for 1 (Ethernet), at L3 for 65534 (none).
     pub arphrd: u16,
     /// The kind of virtual device: `veth`, `netkit`, `wireguard`.
@@ -69,6 +69,8 @@ pub struct Interface {
     pub peer: Option<Peer>,
     /// How it was found.
     pub lead: Lead,
+    /// The hardware address of who answers behind it, where it was found by that.
+    pub station: Option<Mac>,
 }
 
 /// The links and routes of a network namespace at one moment.
@@ -92,6 +94,17 @@ impl Network {
 
     fn new(links: BTreeMap<u32, Interface>, routes: &[Route]) -> Self {
         Self { straight: from_routes(&links, routes), ways: Ways::new(&links, routes), links }
+    }
+
+    /// These devices, and routes to some of them.
+    #[cfg(test)]
+    pub(super) fn of(links: impl IntoIterator<Item = Interface>, routes: &[(&str, u32)]) -> Self {
+        let route = |(net, interface): &(&str, u32)| Route {
+            destination: net.parse().unwrap(),
+            kind: RouteKind::Device { interface: *interface, metric: 0 },
+        };
+        let routes: Vec<Route> = routes.iter().map(route).collect();
+        Self::new(links.into_iter().map(|link| (link.index, link)).collect(), &routes)
     }
 
     /// Which interface a route to one address leads to.
@@ -220,8 +233,8 @@ impl Ways {
         }
         let longest = IpNet::from(address).prefix_len();
         let prefix = |length| IpNet::new(address, length).ok().map(|net| net.trunc());
-        let nets = self.lengths.range(..=longest).rev().filter_map(|length| prefix(*length));
-        nets.filter_map(|net| self.best.get(&net)).next().and_then(|(_, bridge)| *bridge)
+        let mut nets = self.lengths.range(..=longest).rev().filter_map(|length| prefix(*length));
+        nets.find_map(|net| self.best.get(&net)).and_then(|(_, bridge)| *bridge)
     }
 }
 
@@ -263,6 +276,7 @@ fn parse_link(body: &[u8]) -> Option<Interface> {
         master: number(libc::IFLA_MASTER),
         peer,
         lead: Lead::Route,
+        station: None,
     })
 }
 

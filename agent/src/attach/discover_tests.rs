@@ -44,7 +44,7 @@ impl Draft {
 
 fn interface(index: u32) -> Interface {
     let (name, lead) = (format!("veth{index}"), Lead::Route);
-    Interface { index, name, mac: None, arphrd: 1, kind: None, master: None, peer: None, lead }
+    Interface { index, name, mac: None, arphrd: 1, kind: None, master: None, peer: None, lead, station: None }
 }
 
 fn leads(routes: impl IntoIterator<Item = Draft>) -> Vec<(String, u32)> {
@@ -118,4 +118,36 @@ fn loopback_leads_nowhere() {
     let lo = Interface { arphrd: libc::ARPHRD_LOOPBACK, ..interface(3) };
     let route = Draft::to(POD).dev(3).parse().expect("a route");
     assert_eq!(from_routes(&[(3, lo)].into(), &[route]), BTreeMap::new());
+}
+
+#[test]
+fn the_longest_prefix_that_ends_at_a_bridge_counts() {
+    let mut bridge = interface(3);
+    bridge.kind = Some("bridge".to_owned());
+    let links = [(3, bridge), (4, interface(4))].into();
+    let prefix = |length| Draft::to(POD).dev(3).byte(1, length);
+    let bridge_to = |routes: Vec<Draft>| {
+        let routes: Vec<Route> = routes.into_iter().filter_map(Draft::parse).collect();
+        Ways::new(&links, &routes).bridge_to(POD.into())
+    };
+    let default = Draft(vec![2, 0, 0, 0, libc::RT_TABLE_MAIN, 0, 0, libc::RTN_UNICAST, 0, 0, 0, 0]);
+
+    assert_eq!(bridge_to(vec![prefix(24)]), Some(3));
+    assert_eq!(bridge_to(vec![default.dev(3)]), Some(3));
+    assert_eq!(bridge_to(vec![prefix(32)]), Some(3));
+    assert_eq!(bridge_to(vec![Draft::to([10, 9, 0, 0]).dev(3).byte(1, 16)]), None);
+    // A longer one leads elsewhere, or nowhere.
+    for length in [25, 32] {
+        assert_eq!(bridge_to(vec![prefix(24), Draft::to(POD).dev(4).byte(1, length)]), None);
+        let gateway = Draft::to(POD).dev(3).byte(1, length).with(libc::RTA_GATEWAY, &[10, 1, 2, 1]);
+        assert_eq!(bridge_to(vec![prefix(24), gateway]), None);
+        let blackhole = Draft::to(POD).byte(1, length).byte(7, libc::RTN_BLACKHOLE);
+        assert_eq!(bridge_to(vec![prefix(24), blackhole]), None);
+    }
+    let better = Draft::to(POD).dev(4).byte(1, 24);
+    let worse = prefix(24).with(libc::RTA_PRIORITY, &1u32.to_ne_bytes());
+    assert_eq!(bridge_to(vec![worse, better]), None);
+    // The gateway's own address.
+    let local = Draft::to(POD).dev(3).byte(7, libc::RTN_LOCAL).byte(4, libc::RT_TABLE_LOCAL);
+    assert_eq!(bridge_to(vec![prefix(24), local]), None);
 }

@@ -12,6 +12,7 @@ mod clsact;
 pub mod discover;
 pub mod exec;
 pub mod foreign;
+pub mod neighbours;
 mod netlink;
 pub mod plan;
 mod tcx;
@@ -31,6 +32,7 @@ use thiserror::Error;
 pub use bridge::{Bridges, Claim, Placement, Trouble};
 pub use discover::{Interface, Lead, Network, Peer, Watch, watch};
 pub use exec::{Attacher, Cleanup, Programs, Report, cleanup};
+pub use neighbours::{HeldPort, Mac};
 pub use plan::{
     AttachOp, Hook, HookChoice, HookError, KernelRelease, Observed, ProgramIds, Slot, State, Why, plan,
 };

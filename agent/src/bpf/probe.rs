@@ -60,7 +60,8 @@ impl Asker {
     ) -> anyhow::Result<KernelAnswer> {
         let mut context = [0u8; CONTEXT_BYTES];
         let asked = match origin {
-            Origin::Forwarded => 0,
+            // What the hook sees in a frame is not asked.
+            Origin::Forwarded | Origin::OtherStation => 0,
             Origin::OwnNode => ASK_OWN_NODE,
             Origin::OwnInterface => ASK_OWN_INTERFACE,
         };

@@ -40,7 +40,7 @@ pub struct Shape {
 /// The pinned maps at these sizes, in the order of `docs/maps.md`.
 #[must_use]
 pub fn shapes(sizes: &Sizes) -> [Shape; 18] {
-    let sized = |name, kind, key, value: usize, table| Shape {
+    let chosen = |name, kind, key, value: usize, table| Shape {
         name,
         kind,
         key,
@@ -58,9 +58,9 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 18] {
         flags: 0,
         table: None,
     };
-    let array = |name, value, table| sized(name, MapType::Array, 4, value, table);
+    let array = |name, value, table| chosen(name, MapType::Array, 4, value, table);
     [
-        sized("ifaces", MapType::Hash, 4, size_of::<IfaceWord>(), Table::Endpoints),
+        chosen("ifaces", MapType::Hash, 4, size_of::<IfaceWord>(), Table::Endpoints),
         array("endpoints", size_of::<EndpointWord>(), Table::Endpoints),
         array("endpoint_cfg", size_of::<EndpointConfig>(), Table::Endpoints),
         array("rulesets", size_of::<Ruleset>(), Table::Rulesets),
@@ -71,7 +71,7 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 18] {
         fixed("prefixes", MapType::ArrayOfMaps, size_of::<u32>(), BANKS),
         Shape {
             flags: NO_PREALLOC,
-            ..sized(
+            ..chosen(
                 "peer_rows",
                 MapType::Hash,
                 bytes(size_of::<PeerRowKey>()),
@@ -81,14 +81,14 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 18] {
         },
         fixed("epochs", MapType::Array, size_of::<u32>(), EPOCH_CELLS),
         fixed("node_state", MapType::Array, size_of::<NodeState>(), 1),
-        sized("flows", MapType::ArrayOfMaps, 4, size_of::<u32>(), Table::Endpoints),
-        sized("rule_stats", MapType::PerCpuArray, 4, size_of::<Stats>(), Table::Counters),
+        chosen("flows", MapType::ArrayOfMaps, 4, size_of::<u32>(), Table::Endpoints),
+        chosen("rule_stats", MapType::PerCpuArray, 4, size_of::<Stats>(), Table::Counters),
         fixed("verdicts", MapType::PerCpuArray, size_of::<Stats>(), VERDICT_CELLS),
         fixed("cpu_state", MapType::PerCpuArray, size_of::<CpuState>(), 1),
-        sized("events", MapType::RingBuf, 0, 0, Table::Events),
+        chosen("events", MapType::RingBuf, 0, 0, Table::Events),
         Shape {
             flags: NO_PREALLOC,
-            ..sized(
+            ..chosen(
                 "counter_names",
                 MapType::Hash,
                 bytes(size_of::<CounterKey>()),

@@ -291,6 +291,45 @@ fn the_own_node_always_comes_in_and_gets_its_answers() {
     denies(world.by_pod(&ip(TCP, FROM_POD, &tcp(80, 4000, TCP_SYN))), Reason::Isolated);
 }
 
+/// T6: a bridge believes every frame where its sender is; it must not see one that lies.
+#[test]
+fn a_frame_with_another_mac_address_is_forged_whatever_it_carries() {
+    let world = world(open(), open());
+    for frame in
+        [ethernet(0x0800, &ip(TCP, FROM_POD, &tcp(80, 4000, TCP_SYN))), arp(POD4), ethernet(0x88cc, &[0; 46])]
+    {
+        let judged = world.judge_frame(Link::Ethernet, Direction::Egress, Origin::OtherStation, &frame);
+        denies(judged, Reason::SpoofedSource);
+        // What a bridge floods is not for this pod, and no news.
+        let judged = world.judge_frame(Link::Ethernet, Direction::Ingress, Origin::OtherStation, &frame);
+        denies(judged, Reason::OtherStation);
+        assert_eq!(judged.news, News::None);
+    }
+    assert_eq!(world.flow_count(), 0);
+}
+
+#[test]
+fn an_interface_that_may_be_anybodys_carries_neighbour_discovery_only() {
+    let mut world = world(open(), open());
+    world.config.flags |= ENDPOINT_QUARANTINED;
+    world.config.addr_count = 0;
+    let judge =
+        |direction, frame: &[u8]| world.judge_frame(Link::Ethernet, direction, Origin::OwnInterface, frame);
+    for direction in [Direction::Egress, Direction::Ingress] {
+        allows(judge(direction, &arp(PEER4)), Reason::Discovery);
+        for frame in [
+            ethernet(0x0800, &syn_to_pod()),
+            ethernet(0x0800, &ip(UDP, FROM_POD, &udp(68, 67))),
+            ethernet(0x88cc, &[0; 46]),
+            ethernet(0x0800, &[0; 3]),
+        ] {
+            denies(judge(direction, &frame), Reason::UnknownEndpoint);
+        }
+    }
+    denies(world.judge(Direction::Ingress, Origin::OwnNode, &syn_to_pod()), Reason::UnknownEndpoint);
+    assert_eq!(world.flow_count(), 0);
+}
+
 #[test]
 fn a_pod_reaches_itself() {
     let world = world(ISOLATING, ISOLATING);

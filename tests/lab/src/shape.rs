@@ -66,7 +66,10 @@ impl Cni {
     /// What the node has for a pod.
     pub(crate) fn port_lines(self, link: &Link, place: &Place, addresses: &[IpAddr]) -> Vec<String> {
         let Place { device, netns, index } = place;
-        let add = format!("link add {device} index {index} type veth peer name eth0 netns {netns}");
+        let add = format!(
+            "link add {device} index {index} type veth peer name eth0 address {} netns {netns}",
+            place.mac()
+        );
         let up = format!("link set {device} up");
         let route = |verb, net: String, address: &IpAddr, device: &str| {
             let source = match address {
@@ -111,6 +114,15 @@ impl Cni {
             lines.push(format!("route add ::/0 via {GATEWAY6} dev eth0"));
         }
         lines
+    }
+
+    /// Lets a pod that is reachable tell its neighbours who has its addresses now, as the bridge plugin does: its
+    /// MAC address is set to what it is, upon which the kernel announces it.
+    pub(crate) fn announce_lines(self, place: &Place) -> Vec<String> {
+        match self {
+            Self::Routed => Vec::new(),
+            Self::Bridge => vec![format!("link set eth0 address {}", place.mac())],
+        }
     }
 
     /// Subnets that pods with these addresses share with others.

@@ -30,8 +30,9 @@ const READY: Duration = Duration::from_secs(10);
 
 /// Settings of every namespace. IPv6 addresses are usable at once; no router is asked for; ICMP errors are not
 /// rated, because a closed UDP port is told from a dropped packet by one; many packets may wait for a
-/// neighbour's address, because probes all start together; root may open ping sockets.
-const SYSCTLS: [(&str, &str); 15] = [
+/// neighbour's address, because probes all start together; root may open ping sockets; a MAC address that is set is
+/// announced.
+const SYSCTLS: [(&str, &str); 17] = [
     ("net/ipv6/conf/all/disable_ipv6", "0"),
     ("net/ipv6/conf/default/disable_ipv6", "0"),
     ("net/ipv6/conf/all/accept_dad", "0"),
@@ -47,6 +48,8 @@ const SYSCTLS: [(&str, &str); 15] = [
     ("net/ipv6/neigh/default/unres_qlen_bytes", "8388608"),
     ("net/ipv4/ping_group_range", "0 2147483647"),
     ("net/core/somaxconn", "8192"),
+    ("net/ipv4/conf/all/arp_notify", "1"),
+    ("net/ipv6/conf/all/ndisc_notify", "1"),
 ];
 
 /// Settings that make the node a router.
@@ -81,6 +84,12 @@ impl Place {
             device: format!("pcl{number}"),
             index: FIRST_INDEX.saturating_add(number),
         }
+    }
+
+    /// The pod's MAC address: locally administered, and its number's.
+    pub(crate) fn mac(&self) -> String {
+        let [a, b, c, d] = self.index.to_be_bytes();
+        format!("0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
     }
 }
 
@@ -156,7 +165,13 @@ pub(crate) fn add_pods(
     }
     let devices: Vec<&str> = pods.iter().map(|(place, _)| place.device.as_str()).collect();
     wait_ready(node, &devices)?;
-    made.iter().try_for_each(|netns| wait_ready(netns, &["eth0"]))?;
+    for (netns, (place, _)) in made.iter().zip(pods) {
+        wait_ready(netns, &["eth0"])?;
+        let lines = cni.announce_lines(place);
+        if !lines.is_empty() {
+            ip::batch(netns, &lines)?;
+        }
+    }
     Ok(made)
 }
 

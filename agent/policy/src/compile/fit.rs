@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::Candidate;
+use super::wanted::Candidate;
 use crate::desired::CounterName;
 use crate::sizes::{Sizes, Table};
 

@@ -4,6 +4,8 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use portcullis_common::wire::RULESET_CLOSED;
+
 use super::*;
 use crate::manifest::{self, ManifestObject, Options, ParsedFile};
 use crate::sizes::TableSize;
