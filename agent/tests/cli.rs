@@ -46,11 +46,15 @@ fn assert_fails(output: &Output, status: i32, words: &[&str]) {
 }
 
 /// The verbs that ask an agent, each with what it asks.
-const ASKING: [&[&str]; 4] = [
+const ASKING: [&[&str]; 8] = [
     &["explain", "shop/web", "shop/db", "TCP/80"],
     &["matrix", "TCP/80"],
     &["matrix", "TCP/80", "-o", "json"],
     &["observe"],
+    &["status"],
+    &["status", "-o", "json"],
+    &["endpoints"],
+    &["policies"],
 ];
 
 #[test]
@@ -181,12 +185,15 @@ fn ports_are_checked_and_lower_case_is_read() {
     assert_eq!((lower.status.code(), stdout(&lower)), (Some(0), stdout(&upper)));
 }
 
-const VERBS: [&[&str]; 9] = [
+const VERBS: [&[&str]; 12] = [
     &["agent"],
     &["preflight"],
     &["explain"],
     &["matrix"],
     &["observe"],
+    &["status"],
+    &["endpoints"],
+    &["policies"],
     &["policies", "lint"],
     &["cleanup"],
     &["completions"],

@@ -1,8 +1,8 @@
 //! What the documents show is what the program prints: every command of `docs/verbs.md` that works offline is run,
 //! as nobody, and its output compared. `PORTCULLIS_BLESS=1` writes what it prints into the document instead.
 //!
-//! A fenced block of `console` holds commands (`$ ...`) and under each what it prints, errors included. A block with
-//! a command of root's (`# ...`) is left as it is: it needs an agent.
+//! A fenced block of `console` holds commands (`$ ...`) and under each what it prints, errors included. A block that
+//! begins with a command of root's (`# ...`) is left as it is: it needs an agent.
 #![allow(missing_docs, clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod common;
@@ -47,7 +47,7 @@ fn present(sandbox: &Sandbox, text: &str) -> (String, usize) {
             continue;
         }
         let block: Vec<&str> = lines.by_ref().take_while(|line| *line != "```").collect();
-        if block.iter().any(|line| line.starts_with("# ")) {
+        if block.first().is_some_and(|line| line.starts_with("# ")) {
             out += &block.iter().map(|line| (*line).to_owned() + "\n").collect::<String>();
         } else {
             for command in block.iter().filter_map(|line| line.strip_prefix("$ ")) {
@@ -79,7 +79,7 @@ fn the_document_shows_what_the_program_prints() {
 
 #[test]
 fn a_block_of_roots_is_left_alone_and_another_is_not() {
-    let text = "a\n```console\n# portcullis observe\nold\n```\n```text\n$ x\n```\n```console\n$ echo new\nold\n$ echo $((1+1))\n```\nb\n";
+    let text = "a\n```console\n# portcullis observe\nold\n```\n```text\n$ x\n```\n```console\n$ echo new\n# old\n$ echo $((1+1))\n```\nb\n";
     let (printed, commands) = present(&sandbox(), text);
     let expected = "a\n```console\n# portcullis observe\nold\n```\n```text\n$ x\n```\n```console\n$ echo new\nnew\n$ echo $((1+1))\n2\n```\nb\n";
     assert_eq!((printed.as_str(), commands), (expected, 2));
