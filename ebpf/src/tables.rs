@@ -11,8 +11,8 @@ use portcullis_common::classify::Tables;
 use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{Environment, Flows, Work};
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, DEFAULT_FLOWS, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord,
-    ENDPOINT_MAC, FlowEntry, FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS,
+    BANKS, CounterKey, CpuState, DEFAULT_FLOWS, ENDPOINT_MAC, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig,
+    EndpointWord, FlowEntry, FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS,
     MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NodeState,
     PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
 };
