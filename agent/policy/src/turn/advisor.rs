@@ -372,5 +372,8 @@ fn lacking(peer: &Peer, facts: &PodFacts<'_>) -> Option<(String, String)> {
         // Both hold for a label that is absent.
         Operator::NotIn(_) | Operator::DoesNotExist => return None,
     };
-    Some((first.key.clone(), value))
+    // Another requirement may want the label absent, or not of this value.
+    let mut after = facts.pod.labels.clone();
+    after.insert(first.key.clone(), value.clone());
+    pods.matches(&after).then(|| (first.key.clone(), value))
 }

@@ -76,6 +76,14 @@ fn one_missing_label_is_smaller_than_a_rule() {
 }
 
 #[test]
+fn a_label_that_another_requirement_forbids_is_not_proposed() {
+    let expressions =
+        json!([{"key": "role", "operator": "Exists"}, {"key": "role", "operator": "DoesNotExist"}]);
+    let np = on_db("db", json!([{"from": [{"podSelector": {"matchExpressions": expressions}}]}]));
+    assert_eq!(told(&turned(&with(&[np]), "a/web", "a/db", "TCP/80"))[0].2, "append");
+}
+
+#[test]
 fn a_peer_without_labels_and_one_from_outside_are_named_by_address() {
     let np = on_db("db", json!([]));
     for (from, address) in [("a/bare", "10.0.0.3/32"), ("192.0.2.1", "192.0.2.1/32")] {
