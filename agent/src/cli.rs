@@ -40,7 +40,7 @@ struct Cli {
     verb: Verb,
 }
 
-const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready; `--diff`: differs), 2 usage, 3 the environment is not fit.";
+const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready; `policies lint`: an error or a warning; `--diff`: differs), 2 usage, 3 the environment is not fit.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {

@@ -93,7 +93,7 @@ pub(crate) struct Snapshot {
     node: Option<String>,
     local: BTreeMap<ObjectKey, u32>,
     /// Pods whose policies have no room in the tables: they have other rulesets than the objects say.
-    held: BTreeSet<ObjectKey>,
+    pub(crate) held: BTreeSet<ObjectKey>,
     pub(crate) endpoints: BTreeMap<ObjectKey, Enforced>,
     pub(crate) fills: Vec<Fill>,
     pub(crate) counters: BTreeMap<u32, CounterName>,

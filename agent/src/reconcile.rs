@@ -241,11 +241,6 @@ impl Reconciler {
         Ok(self.tables.kernel.flows_refused()?)
     }
 
-    /// Packets under a counter.
-    pub fn hits(&self, counter: u32) -> anyhow::Result<u64> {
-        Ok(self.tables.kernel.rule_stats(counter)?.packets)
-    }
-
     /// Which interface leads to which address, by routes to one address and by ports of bridges; and which lead
     /// nobody knows where.
     fn interfaces(

@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use portcullis_common::event::Direction;
-use portcullis_common::wire::RULESET_OPEN;
+use portcullis_common::wire::{RULESET_CLOSED, RULESET_OPEN};
 use portcullis_policy::answer::owned_addresses;
 use portcullis_policy::compile::ruleset::isolating;
 use portcullis_policy::desired::{CounterName, EndpointRulesets, RuleSource};
@@ -146,15 +146,26 @@ impl Reporter<'_> {
             let rulesets = EndpointRulesets { ingress: enforced.word.ingress, egress: enforced.word.egress };
             let side = |direction| {
                 let ruleset = u32::from(rulesets.of(direction));
-                let policies = directory.pods.get(key).map_or_else(Vec::new, |facts| {
+                // No policy is why a direction is closed whose pod's labels or namespace are not known, or that
+                // could not be programmed.
+                let known = directory
+                    .pods
+                    .get(key)
+                    .filter(|facts| facts.pod.has_known_labels() && facts.namespace_labels.is_some())
+                    .filter(|_| ruleset != RULESET_CLOSED);
+                let policies = known.map_or_else(Vec::new, |facts| {
                     isolating(&self.snapshot.cluster, key, &facts.pod.labels, direction)
                 });
+                // A pod whose policies have no room has other rulesets than they say.
+                let as_written = !self.snapshot.held.contains(key);
                 Side {
                     ruleset,
                     isolated: ruleset != RULESET_OPEN,
                     audited: ruleset != RULESET_OPEN
                         && (self.facts.mode == Mode::Audit
-                            || (!policies.is_empty() && policies.iter().all(|one| one.mode == Mode::Audit))),
+                            || (as_written
+                                && !policies.is_empty()
+                                && policies.iter().all(|one| one.mode == Mode::Audit))),
                     policies: policies.into_iter().map(|one| one.name.into()).collect(),
                 }
             };

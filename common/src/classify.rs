@@ -4,9 +4,10 @@
 use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
-    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, CLASS_NONE, CLASS_VIRTUAL, COUNTER_NONE, KIND_INVALID,
-    KIND_ISOLATION, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_AUDIT,
-    RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS, port_position,
+    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, ACTION_PASS, CLASS_NONE, CLASS_VIRTUAL, COUNTER_NONE,
+    KIND_INVALID, KIND_ISOLATION, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS,
+    RULESET_AUDIT, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS,
+    port_position,
 };
 
 /// The policy tables, as they stand at this moment. A reader may see an element of a hash that is being
@@ -119,7 +120,9 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
     let action = match rule.action {
         ACTION_ALLOW => Action::Allow,
         ACTION_DENY | ACTION_AUDIT => Action::Deny,
-        _ => return Ok(Step::Passed(ruleset.pass_to)),
+        ACTION_PASS => return Ok(Step::Passed(ruleset.pass_to)),
+        // What another version means by it is not known here.
+        _ => return Err(Unreadable),
     };
     let reason = match rule.kind {
         KIND_ISOLATION => Reason::Isolated,

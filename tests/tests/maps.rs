@@ -17,7 +17,7 @@ use std::time::Duration;
 use portcullis_agent::bpf::Pins;
 use portcullis_agent::bpf::load::{Purpose, load};
 use portcullis_agent::bpf::shape::shapes;
-use portcullis_common::event::VERDICT_CELLS;
+use portcullis_common::event::{Direction, Outcome, Reason, VERDICT_CELLS, verdict_cell};
 use portcullis_lab::{AgentSpec, Hook, Lab, LabOptions};
 use portcullis_policy::model::ObjectKey;
 use portcullis_policy::sizes::{Sizes, Table};
@@ -30,7 +30,13 @@ const SIZES: &str = "endpoints=4,rulesets=12,rules=48,rows=48,port-ranges=48,pee
                      counters=16,events=65536";
 const FLOWS: &str = "16";
 /// Cells of `verdicts` that this traffic alone counts in: `rule`, `not-isolated`, `isolated` and `flow`.
-const VERDICTS: [u64; 5] = [0, 6, 9, 24, 26];
+const VERDICTS: [u32; 5] = [
+    verdict_cell(Direction::Ingress, Outcome::Allow, Reason::Rule),
+    verdict_cell(Direction::Egress, Outcome::Allow, Reason::NotIsolated),
+    verdict_cell(Direction::Ingress, Outcome::Deny, Reason::Isolated),
+    verdict_cell(Direction::Ingress, Outcome::Allow, Reason::Flow),
+    verdict_cell(Direction::Egress, Outcome::Allow, Reason::Flow),
+];
 
 /// A row of a table in the document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,7 +257,7 @@ fn the_document_lists_the_maps_as_they_are_and_its_dumps_are_theirs() {
         let show = match shape.name {
             "ifaces" => Show { key_is_interface: true, sorted: true, ..show.clone() },
             "peer_rows" | "counter_names" => Show { sorted: true, ..show.clone() },
-            "verdicts" => Show { keys: VERDICTS.to_vec(), ..show.clone() },
+            "verdicts" => Show { keys: VERDICTS.map(u64::from).to_vec(), ..show.clone() },
             "peers" | "prefixes" | "flows" | "events" => continue,
             _ => show.clone(),
         };

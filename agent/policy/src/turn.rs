@@ -123,12 +123,18 @@ fn to_allow(
         match (side.answer.reason, &side.answer.decided_by) {
             (Reason::Isolated | Reason::InvalidClosed, Some(_)) => {}
             (Reason::ServiceNotResolved, _) => return Err(VIRTUAL),
-            (_, _) => {
+            (Reason::InvalidClosed, None)
+                if answers.directory().pods.get(side.subject).is_some_and(|f| !f.pod.has_known_labels()) =>
+            {
+                return Err("the pod's labels cannot be read, and it is closed: mend its metadata.labels");
+            }
+            (Reason::InvalidClosed, None) => {
                 return Err(
                     "more rules apply than an endpoint can hold, and it is closed: select the pod with fewer \
-                            policies",
+                     policies",
                 );
             }
+            (_, _) => return Err("no change of policies allows this packet"),
         }
     }
     // A namespace first: once it is declared, other selectors match and other policies isolate.

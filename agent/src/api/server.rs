@@ -30,6 +30,9 @@ const MAX_REQUEST: u64 = 64 << 10;
 /// The most clients at a time; more wait.
 const MAX_CLIENTS: usize = 32;
 
+/// The most of them that observe: they stay, and must not keep those out who ask how the node does.
+const MAX_OBSERVERS: usize = 16;
+
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 
@@ -116,13 +119,14 @@ fn clear(path: &Path) -> Result<(), BindError> {
 /// Answers until it is dropped; clients that are being answered then go with the runtime.
 pub async fn serve(listener: UnixListener, shared: Shared) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+    let observers = Arc::new(Semaphore::new(MAX_OBSERVERS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let shared = Arc::clone(&shared);
+                let (shared, observers) = (Arc::clone(&shared), Arc::clone(&observers));
                 tokio::spawn(async move {
-                    if let Err(error) = client(stream, shared).await {
+                    if let Err(error) = client(stream, shared, &observers).await {
                         tracing::debug!(%error, "a client of the socket went");
                     }
                     drop(place);
@@ -137,7 +141,7 @@ pub async fn serve(listener: UnixListener, shared: Shared) {
     }
 }
 
-async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
+async fn client(stream: UnixStream, shared: Shared, observers: &Semaphore) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -150,7 +154,13 @@ async fn client(stream: UnixStream, shared: Shared) -> io::Result<()> {
                 format!("the request is not understood ({error}): use a verb of the agent's own version");
             send(&mut writer, &Refusal { error, exit: Exit::Usage.code() }).await
         }
-        Ok(Request::Observe(request)) => observing::observe(reader, writer, shared.as_ref(), &request).await,
+        Ok(Request::Observe(request)) => {
+            let Ok(_place) = observers.try_acquire() else {
+                let error = format!("{MAX_OBSERVERS} others observe already: end one of them");
+                return send(&mut writer, &Refusal { error, exit: Exit::Unfit.code() }).await;
+            };
+            observing::observe(reader, writer, shared.as_ref(), &request).await
+        }
         Ok(
             request @ (Request::Explain(_)
             | Request::Matrix(_)

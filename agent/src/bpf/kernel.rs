@@ -17,7 +17,6 @@ use portcullis_policy::diff::MapOp;
 use portcullis_policy::model::Mode;
 use portcullis_policy::sizes::{Sizes, Table};
 
-use super::counters::sum;
 use super::load::{self, BpfError, Pins, Purpose};
 use super::sys;
 use super::wire::Wire;
@@ -261,12 +260,6 @@ impl Kernel {
     pub fn free_slot(&mut self, slot: u32) -> Result<(), BpfError> {
         put(&mut self.configs, "endpoint_cfg", slot, EndpointConfig::default())?;
         sys::delete_slot(fd(&self.flows), slot).map_err(|e| BpfError::map("empty", "flows", e))
-    }
-
-    /// Packets and bytes under a counter, all CPUs.
-    pub fn rule_stats(&self, counter: u32) -> Result<Stats, BpfError> {
-        let values = self.rule_stats.get(&counter, 0).map_err(|e| BpfError::map("read", "rule_stats", e))?;
-        Ok(sum(values.iter().map(|one| one.0)))
     }
 
     /// A counter starts anew.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use clap::ValueEnum;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -159,12 +160,24 @@ macro_rules! as_string {
 }
 as_string!(NameText, EndText, LabelText, ProtocolText);
 
+/// Which verdicts `--verdict` keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Came {
+    /// What was allowed
+    Allow,
+    /// What was denied, dropped or not
+    Deny,
+    /// What was denied and passed, for it is audited
+    Audit,
+}
+
 /// Which verdicts are wanted: those that each part wants. A part without entries wants all; of several entries
 /// one has to fit, of labels all, at one end.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Filter {
-    /// Allowed or denied.
-    pub verdict: Option<Verdict>,
+    /// Allowed, denied, or denied and passed.
+    pub verdict: Option<Came>,
     /// `ingress` or `egress`.
     pub direction: Option<String>,
     /// At either end.
@@ -208,8 +221,11 @@ impl Filter {
         let sender = |end: &EndText| is_end(end, from, shown.source);
         let receiver = |end: &EndText| is_end(end, to, shown.destination);
         let ends = || [from, to].into_iter().flatten();
-        self.verdict.is_none_or(|wanted| wanted == shown.verdict)
-            && self.direction.as_ref().is_none_or(|wanted| *wanted == shown.direction)
+        self.verdict.is_none_or(|wanted| match wanted {
+            Came::Allow => shown.verdict == Verdict::Allow,
+            Came::Deny => shown.verdict == Verdict::Deny,
+            Came::Audit => shown.verdict == Verdict::Deny && !shown.enforced,
+        }) && self.direction.as_ref().is_none_or(|wanted| *wanted == shown.direction)
             && any(&self.pods, |end| sender(end) || receiver(end))
             && any(&self.from, sender)
             && any(&self.to, receiver)
@@ -297,10 +313,8 @@ mod tests {
     fn each_part_can_want_and_refuse() {
         let none = Filter::default;
         let cases = [
-            (
-                Filter { verdict: Some(Verdict::Deny), ..none() },
-                Filter { verdict: Some(Verdict::Allow), ..none() },
-            ),
+            (Filter { verdict: Some(Came::Deny), ..none() }, Filter { verdict: Some(Came::Allow), ..none() }),
+            (Filter { verdict: Some(Came::Deny), ..none() }, Filter { verdict: Some(Came::Audit), ..none() }),
             (
                 Filter { direction: Some("ingress".to_owned()), ..none() },
                 Filter { direction: Some("egress".to_owned()), ..none() },

@@ -169,10 +169,25 @@ fn remember(memory: &Path, files: &BTreeMap<String, ParsedFile>) -> std::io::Res
 }
 
 fn recall(memory: &Path) -> BTreeMap<String, ParsedFile> {
-    let Ok(text) = fs::read(memory) else {
-        return BTreeMap::new();
+    let lost = |error: &dyn std::fmt::Display| {
+        tracing::warn!(
+            "{}: {error}: what files that cannot be read said last is forgotten; mend those files",
+            memory.display()
+        );
     };
-    let files: Vec<Value> = serde_json::from_slice(&text).unwrap_or_default();
+    let text = match fs::read(memory) {
+        Ok(text) => text,
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                lost(&error);
+            }
+            return BTreeMap::new();
+        }
+    };
+    let files: Vec<Value> = serde_json::from_slice(&text).unwrap_or_else(|error| {
+        lost(&error);
+        Vec::new()
+    });
     files
         .iter()
         .filter_map(|file| {

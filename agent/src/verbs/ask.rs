@@ -135,6 +135,18 @@ pub enum AskError {
         /// Pods that may be meant.
         known: Vec<String>,
     },
+    /// More than one answer can hold.
+    #[error(
+        "{pods} pods at {ports} ports are more than {most} cells: name fewer ports, as in `matrix TCP/80 UDP/53`"
+    )]
+    TooManyCells {
+        /// Pods.
+        pods: usize,
+        /// Ports.
+        ports: usize,
+        /// The bound.
+        most: usize,
+    },
     /// The pod has no network to be judged by.
     #[error("pod {0} is Succeeded or Failed: it owns no address any more; name a live pod or an address")]
     Finished(ObjectKey),
@@ -215,6 +227,7 @@ impl AskError {
             | Self::NodeAddress(_)
             | Self::Families { .. }
             | Self::UnknownNamespace { .. }
+            | Self::TooManyCells { .. }
             | Self::NoPods => Exit::Usage,
         }
     }

@@ -94,6 +94,9 @@ pub struct Direction {
     /// neither is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enforced: Option<bool>,
+    /// The same by the loaded program; left out where it was not asked, or knows of no audit either.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kernel_enforced: Option<bool>,
 }
 
 /// The JSON of `explain`.
@@ -139,7 +142,10 @@ impl Explained {
     #[must_use]
     pub fn agreement(&self) -> Agreement {
         let differs = |d: &Option<Direction>| {
-            d.as_ref().is_some_and(|d| d.kernel.is_some_and(|kernel| kernel != d.verdict))
+            d.as_ref().is_some_and(|d| {
+                d.kernel.is_some_and(|kernel| kernel != d.verdict)
+                    || d.kernel_enforced.is_some_and(|kernel| kernel != d.enforced.unwrap_or(true))
+            })
         };
         let overall = self.kernel.is_some_and(|kernel| kernel != self.verdict);
         if overall || differs(&self.egress) || differs(&self.ingress) {
@@ -254,6 +260,7 @@ fn enforced_overall(both: &[&Direction]) -> Option<bool> {
 }
 
 fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>, node_audits: bool) -> Direction {
+    let is_audited = node_audits || answer.audited;
     let source = answer.decided_by.map(|name| name.source);
     let (policy, rule) = source.as_ref().map_or((None, None), PolicyRef::of);
     let undeclared_namespace = match source {
@@ -273,7 +280,10 @@ fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>, node_audits:
         undeclared_namespace,
         kernel: kernel.map(|k| k.action.into()),
         rules: Vec::new(),
-        enforced: (node_audits || answer.audited).then_some(answer.action == Action::Allow),
+        enforced: is_audited.then_some(answer.action == Action::Allow),
+        kernel_enforced: kernel
+            .filter(|k| is_audited || k.audited)
+            .map(|k| k.action == Action::Allow || !k.audited),
     }
 }
 

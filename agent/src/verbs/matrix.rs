@@ -90,9 +90,17 @@ fn prepare<'a>(
         notes
             .push("no pod declares a containerPort: name the ports, as in `matrix TCP/80 UDP/53`".to_owned());
     }
+    let cells = order.len().saturating_mul(order.len()).saturating_mul(ports.len());
+    if cells > MAX_CELLS {
+        return Err(AskError::TooManyCells { pods: order.len(), ports: ports.len(), most: MAX_CELLS });
+    }
     let scope = Scope(request.namespaces.iter().cloned().collect());
     Ok((Filler { answers, family, order, judge, scope }, ports, notes))
 }
+
+/// The most cells of one answer, a byte each: 5,000 pods at 40 ports. Pods declare ports as they like, and the agent
+/// holds the answer until it is sent.
+const MAX_CELLS: usize = 1_000_000_000;
 
 /// The namespaces whose cells are wanted; none named: all.
 struct Scope(BTreeSet<String>);

@@ -14,9 +14,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Failure;
 use crate::api::client::{self, Asked};
 use crate::api::{ObserveRequest, Observed, ObservedVerdict, Observing, PodName, Request, Told};
-use crate::observe::filter::{EndText, Filter, LabelText, NameText, ProtocolText};
+use crate::observe::filter::{Came, EndText, Filter, LabelText, NameText, ProtocolText};
 use crate::observe::fold::Folding;
-use crate::output::{self, Colour, Exit, Verdict};
+use crate::output::{self, Colour, Exit};
 
 /// How verdicts are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,9 +39,9 @@ enum End {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Filters (each narrows; of several values of one, any fits)")]
 pub struct FilterArgs {
-    /// Only what was allowed, or only what was denied
+    /// Only what was allowed, what was denied, or of that what passed nevertheless
     #[arg(long)]
-    verdict: Option<Verdict>,
+    verdict: Option<Came>,
     /// Towards the pod, or from it
     #[arg(long, value_parser = PossibleValuesParser::new(["ingress", "egress"]))]
     direction: Option<String>,
@@ -249,7 +249,7 @@ mod tests {
             time: "2026-01-02T12:01:02.345678901Z".to_owned(),
             last_time: "2026-01-02T12:01:02.745678901Z".to_owned(),
             count: 1,
-            verdict: Verdict::Deny,
+            verdict: crate::output::Verdict::Deny,
             enforced: true,
             direction: direction.to_owned(),
             reason: "isolated".to_owned(),

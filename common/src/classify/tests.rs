@@ -222,3 +222,11 @@ fn the_walk_finds_what_the_rules_say() {
         }
     }
 }
+
+#[test]
+fn an_action_that_nobody_knows_closes() {
+    for action in [4, 9, u8::MAX] {
+        let world = world(&[any(Rule { action, ..allow(1) }), any(allow(2))]);
+        assert_eq!(ask(&world, RULESET), Decision::Unreadable);
+    }
+}

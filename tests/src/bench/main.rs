@@ -132,7 +132,7 @@ fn run(args: &Args) -> Result<()> {
         match args.output {
             Format::Text => print!("{}", events::text(&rows)),
             Format::Json => {
-                println!("{}", serde_json::json!({ "kernel": kernel, "events": events::json(&rows) }))
+                println!("{}", serde_json::json!({ "kernel": kernel, "events": events::json(&rows) }));
             }
         }
         return Ok(());

@@ -188,7 +188,7 @@ impl Compiler {
             });
             let Some(facts) = facts else { continue };
             let selectors = standing.matcher.of_address(address, &facts);
-            let class = self.class_followed(standing, selectors, goal, &mut new).ok()?;
+            let class = self.class_followed(standing, &selectors, goal, &mut new).ok()?;
             let prefix = standing.matcher.blocks.longest(address).map(|(prefix, _)| prefix);
             let covered =
                 prefix.and_then(|prefix| standing.by_prefix.get(&prefix)).copied().unwrap_or(CLASS_NONE);
@@ -207,14 +207,14 @@ impl Compiler {
     fn class_followed(
         &mut self,
         standing: &mut Standing,
-        selectors: Vec<u32>,
+        selectors: &[u32],
         goal: &Desired,
         new: &mut Desired,
     ) -> Result<u32, CompileError> {
         if selectors.is_empty() {
             return Ok(CLASS_NONE);
         }
-        let class = self.full(Table::PeerRows, |c| c.classes.intern(&selectors, 1))?;
+        let class = self.full(Table::PeerRows, |c| c.classes.intern(&selectors.to_vec(), 1))?;
         if !standing.used.insert(class) {
             return Ok(class);
         }
