@@ -71,7 +71,8 @@ impl Reporter<'_> {
         let progress = self.health.progress();
         let not_ready = self.health.not_ready();
         let wanting = self.figures.wanting().ok();
-        let reports = self.all_policies(&PoliciesRequest::default());
+        // Without hits: only how many there are is told.
+        let reports = self.all_policies(&PoliciesRequest::default(), &BTreeMap::new());
         let is_problem =
             |problem: &ProblemReport| problem.severity != ProblemReport::severity(Severity::Note);
         let enforced = self.snapshot.endpoints.len() as u64;
@@ -187,7 +188,8 @@ impl Reporter<'_> {
     }
 
     pub(crate) fn policies(&self, request: &PoliciesRequest) -> Result<Vec<PolicyReport>, Refusal> {
-        let reports = self.all_policies(request);
+        let counters = self.snapshot.counters.iter().map(|(counter, name)| (name, *counter)).collect();
+        let reports = self.all_policies(request, &counters);
         match &request.policy {
             Some(name) if reports.is_empty() => Err(Refusal {
                 error: format!("no NetworkPolicy {name}: `portcullis policies` lists those that there are"),
@@ -197,10 +199,13 @@ impl Reporter<'_> {
         }
     }
 
-    fn all_policies(&self, request: &PoliciesRequest) -> Vec<PolicyReport> {
+    /// Each policy, with the hits of these counters.
+    fn all_policies(
+        &self,
+        request: &PoliciesRequest,
+        counters: &BTreeMap<&CounterName, u32>,
+    ) -> Vec<PolicyReport> {
         let directory = Directory::new(&self.snapshot.cluster);
-        let counters: BTreeMap<&CounterName, u32> =
-            self.snapshot.counters.iter().map(|(counter, name)| (name, *counter)).collect();
         let mut problems = self.problems();
         let wanted = |key: &ObjectKey| {
             request.namespace.as_ref().is_none_or(|only| *only == key.namespace)
@@ -230,7 +235,7 @@ impl Reporter<'_> {
                 .filter_map(|(direction, spec)| match spec {
                     DirectionSpec::Ignored => None,
                     DirectionSpec::Isolated { rules, .. } => {
-                        let hits = |source| self.hits(&counters, &CounterName { source, direction });
+                        let hits = |source| self.hits(counters, &CounterName { source, direction });
                         Some(DirectionReport {
                             direction: direction.name().to_owned(),
                             rules: (0u32..)
