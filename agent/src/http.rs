@@ -72,10 +72,13 @@ pub fn serve(name: &str, listener: StdListener, pages: Arc<dyn Pages>) -> io::Re
 
 async fn accept(listener: &TcpListener, pages: Arc<dyn Pages>) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    // Probes of this host do not wait behind whoever else reaches the port.
+    let own_places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
+            Ok((stream, peer)) => {
+                let of_peer = if peer.ip().to_canonical().is_loopback() { &own_places } else { &places };
+                let Ok(place) = Arc::clone(of_peer).try_acquire_owned() else { continue };
                 let pages = Arc::clone(&pages);
                 tokio::spawn(async move {
                     // A client that is too slow, or speaks no HTTP, is no matter of ours.

@@ -203,6 +203,40 @@ fn t17_a_pod_whose_endpoint_cannot_be_made_is_attached_to_and_closed() {
 }
 
 #[test]
+fn t25_peers_that_change_while_writes_fail_are_judged_again() {
+    if !is_root() {
+        return;
+    }
+    // Two peers that live elsewhere.
+    let state = |label: &str| {
+        let mut manifests = pods(&["a"]);
+        for n in [1, 2] {
+            manifests.push(json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"namespace": "shop", "name": format!("peer{n}"), "labels": {"app": label}},
+                "status": {"podIPs": [{"ip": format!("10.9.0.{n}")}]},
+            }));
+        }
+        manifests.push(policy(80, "10.1.0.0/16"));
+        cluster(&manifests)
+    };
+    for (from, to) in [("b", "x"), ("x", "b")] {
+        Node::run(|node| {
+            node.reconciler.reconcile(&state(from)).unwrap();
+            node.reconciler.settle().unwrap();
+            let before = node.reconciler.tables.kernel.prefix_epoch().unwrap();
+            let after = state(to);
+            node.reconciler.tables.kernel.fault = Some(Fault { map: "peers", errno: libc::ENOMEM, after: 1 });
+            node.reconciler.reconcile(&after).unwrap_err();
+            node.reconciler.tables.kernel.fault = None;
+            node.reconciler.reconcile(&after).unwrap();
+            // The first peer's class is written and is no news to the second try; its flows must age all the same.
+            assert_ne!(node.reconciler.tables.kernel.prefix_epoch().unwrap(), before, "{from} to {to}");
+        });
+    }
+}
+
+#[test]
 fn pins_of_another_shape_are_refused_and_stay_as_they_are() {
     if !is_root() {
         return;

@@ -46,6 +46,9 @@ pub struct Tables {
     writes: usize,
     /// True if something may be left to free.
     unsettled: bool,
+    /// True if writes ended half-way: an address may have changed whose epoch did not, and what is written already is
+    /// no news to the next change. Then all flows are judged again.
+    interrupted: bool,
 }
 
 impl Tables {
@@ -77,6 +80,7 @@ impl Tables {
             followed: 0,
             writes: 0,
             unsettled: false,
+            interrupted: false,
             kernel,
         }
     }
@@ -163,6 +167,10 @@ impl Tables {
         }
         let plan = diff(&self.written, &desired);
         self.write_all(&plan.before)?;
+        if self.interrupted {
+            self.write_all(&[MapOp::BumpPrefixEpoch])?;
+            self.interrupted = false;
+        }
         self.written.endpoints.clone_from(&desired.endpoints);
         self.written.counters.clone_from(&desired.counters);
         self.goal = desired;
@@ -204,7 +212,7 @@ impl Tables {
     fn write_all(&mut self, ops: &[MapOp]) -> anyhow::Result<()> {
         self.writes = ops.len();
         for op in ops {
-            self.kernel.apply(op)?;
+            self.kernel.apply(op).inspect_err(|_| self.interrupted = true)?;
             op.apply(&mut self.written);
         }
         Ok(())

@@ -6,11 +6,13 @@ use crate::addr::Addr;
 use crate::classify::{Decision, Tables, classify};
 use crate::event::{Action, Direction, Outcome, Reason};
 use crate::flow::{STATE_OPENING, Side, expired, next_state};
-use crate::packet::{Bytes, Embedded, ICMP, ICMPV6, Packet, PacketView, SCTP, Shape, TCP, parse_embedded};
+use crate::packet::{
+    Bytes, Embedded, ICMP, ICMPV6, ND_MAX_BYTES, Packet, PacketView, SCTP, Shape, TCP, parse_embedded,
+};
 use crate::wire::{
-    COUNTER_NONE, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig,
-    EndpointWord, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, RULESET_AUDIT,
-    RULESET_OPEN,
+    COUNTER_NONE, ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS,
+    EndpointConfig, EndpointWord, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey,
+    RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -258,6 +260,7 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
         },
         Shape::Arp => match at.direction {
             Direction::Ingress => Verdict::allow(Reason::Discovery),
+            Direction::Egress if !of_station(config, view, packet) => Verdict::deny(Reason::SpoofedSource),
             Direction::Egress => arp(config, &packet.src),
         },
         Shape::Other => match at.direction {
@@ -352,6 +355,56 @@ fn position_of(config: &EndpointConfig, addr: &Addr) -> u8 {
         index += 1;
     }
     NOT_OWN
+}
+
+/// Most options of a neighbour discovery message: each has 8 bytes at least.
+const ND_OPTIONS: u32 = ND_MAX_BYTES / 8;
+/// Types of messages (RFC 4861 section 4).
+const ND_ROUTER_SOLICITATION: u8 = 133;
+const ND_REDIRECT: u8 = 137;
+/// Options that hold a link-layer address, of the sender or of the target (RFC 4861 section 4.6.1).
+const ND_LINK_ADDRESS: [u8; 2] = [1, 2];
+
+/// True unless ARP or neighbour discovery tells others on the link of another station than the endpoint's, where that is
+/// known: behind a bridge they would send there. A link-local address has to be the station's (EUI-64, RFC 4291
+/// appendix A): nobody knows the others', and the gateway's is one. No pod redirects.
+#[inline(never)]
+fn of_station<V: PacketView>(config: &EndpointConfig, view: &V, packet: &Packet) -> bool {
+    if config.flags & ENDPOINT_MAC == 0 {
+        return true;
+    }
+    let [a, b, c, d, e, f, _, _] = config.mac;
+    let station = [a, b, c, d, e, f];
+    if let Shape::Arp = packet.shape {
+        return view.load::<6>(packet.inner).is_some_and(|Bytes(sender)| sender == station);
+    }
+    let own = Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let is_own = |addr: &Addr| !addr.is_link_local_v6() || addr.same(&own);
+    let Some(Bytes([kind])) = view.load::<1>(packet.inner.wrapping_sub(8)) else {
+        return false;
+    };
+    if kind == ND_REDIRECT || !is_own(&packet.src) {
+        return false;
+    }
+    let mut at = packet.inner;
+    if kind != ND_ROUTER_SOLICITATION {
+        if let Shape::NeighbourAdvertisement = packet.shape
+            && !view.load::<16>(at).is_some_and(|Bytes(target)| is_own(&Addr::v6(target)))
+        {
+            return false;
+        }
+        at += 16;
+    }
+    for _ in 0..ND_OPTIONS {
+        let Some(Bytes([kind, length, address @ ..])) = view.load::<8>(at) else {
+            return true;
+        };
+        if length == 0 || (ND_LINK_ADDRESS.contains(&kind) && address != station) {
+            return false;
+        }
+        at += u32::from(length) * 8;
+    }
+    true
 }
 
 struct Judge<'a, E, V> {
@@ -451,8 +504,11 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 own.is_some() || packet.src.is_link_local_v6() || packet.src.same(&Addr::UNSPECIFIED);
             let bound = match packet.shape {
                 Shape::DhcpDiscover => true,
-                Shape::Neighbour | Shape::ListenerDiscovery => link_scope,
-                Shape::NeighbourAdvertisement => link_scope && self.advertises_itself(packet),
+                Shape::ListenerDiscovery => link_scope,
+                Shape::Neighbour => link_scope && of_station(self.config, self.view, packet),
+                Shape::NeighbourAdvertisement => {
+                    link_scope && self.advertises_itself(packet) && of_station(self.config, self.view, packet)
+                }
                 Shape::RouterAdvertisement => return Some(Verdict::deny(Reason::RouterAdvertisement)),
                 Shape::Opening
                 | Shape::Ongoing

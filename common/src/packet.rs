@@ -68,7 +68,7 @@ const ND_HOP_LIMIT: u8 = 255;
 const MLD_HOP_LIMIT: u8 = 1;
 /// Bytes of a neighbour discovery message that always passes: the longest is a solicitation of 24 with options
 /// for a link-layer address and a nonce (RFC 3971). What always passes must not carry much else.
-const ND_MAX_BYTES: u32 = 128;
+pub(crate) const ND_MAX_BYTES: u32 = 128;
 /// Stands for the ports of ICMP other than echo: both of an echo's are its identifier, so no flow has these.
 const NO_ECHO: (u16, u16) = (0, 1);
 const DHCP_CLIENT: u16 = 68;
@@ -113,7 +113,8 @@ pub struct Packet {
     pub dst: Addr,
     /// Bytes from the IP header on, 0 where it is unknown.
     pub bytes: u32,
-    /// Where the inside starts: the packet that an ICMP error is about, a neighbour advertisement's target.
+    /// Where the inside starts: the packet that an ICMP error is about, what follows the 8 bytes of a neighbour discovery
+    /// message's head, of ARP the sender's hardware address.
     pub inner: u32,
     /// Source port; an echo's identifier; else 0.
     pub src_port: u16,
@@ -301,6 +302,7 @@ fn parse_arp<V: PacketView>(view: &V, packet: &mut Packet) {
     if head[0] == 0 && head[1] == 1 && head[2] == 8 && head[3] == 0 && head[4] == 6 && head[5] == 4 {
         packet.shape = Shape::Arp;
         packet.src = Addr::v4([head[14], head[15], head[16], head[17]]);
+        packet.inner = ETHERNET_BYTES + 8;
     }
 }
 
@@ -554,7 +556,10 @@ fn icmpv6(packet: &mut Packet, head: &[u8; 8], at: u32, remaining: u32, hops: u8
         130..=132 | 143 => Shape::ListenerDiscovery,
         133 | 135..=137 if remaining > ND_MAX_BYTES => return packet.unreadable(ParseError::BadHeader),
         133..=137 if hops != ND_HOP_LIMIT => return packet.unreadable(ParseError::BadHeader),
-        133 | 135 | 137 => Shape::Neighbour,
+        133 | 135 | 137 => {
+            packet.inner = at + 8;
+            Shape::Neighbour
+        }
         134 => Shape::RouterAdvertisement,
         136 => {
             if remaining < 24 {

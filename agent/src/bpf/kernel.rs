@@ -329,6 +329,12 @@ impl Kernel {
         })
     }
 
+    #[cfg(test)]
+    pub(crate) fn prefix_epoch(&self) -> Result<u32, BpfError> {
+        let state = self.node_state.get(&0, 0).map_err(|e| BpfError::map("read", "node_state", e))?.0;
+        Ok(state.prefix_epoch)
+    }
+
     fn change_node_state(&mut self, change: impl FnOnce(&mut NodeState)) -> Result<(), BpfError> {
         let mut state = self.node_state.get(&0, 0).map_err(|e| BpfError::map("read", "node_state", e))?.0;
         change(&mut state);

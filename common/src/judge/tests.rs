@@ -635,3 +635,60 @@ fn a_node_in_audit_mode_drops_nothing_and_switches_at_once() {
         }
     }
 }
+
+#[test]
+fn t6_behind_a_bridge_a_pod_speaks_for_its_own_station_only() {
+    const STATION: [u8; 6] = [0x0a, 0x58, 10, 1, 2, 3];
+    const OTHER: [u8; 6] = [0x02, 0, 0, 0, 0, 1];
+    let own = Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0x08, 0x58, 10, 0xff, 0xfe, 1, 2, 3]);
+    let gateway = Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    let group = Addr::v6([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    let mut world = world(open(), open());
+    let say = |kind, src, target, option: Option<(u8, [u8; 6])>| {
+        let mut message = match kind {
+            133 => icmp(133, 0),
+            _ => neighbour(kind, target),
+        };
+        if let Some((kind, address)) = option {
+            message.extend([kind, 1]);
+            message.extend(address);
+        }
+        ipv6_with(ICMPV6, 255, (src, group), &message)
+    };
+    let cases = [
+        (say(136, POD6, POD6, Some((2, STATION))), true),
+        (say(136, own, own, Some((2, STATION))), true),
+        (say(136, POD6, POD6, None), true),
+        (say(135, POD6, PEER6, Some((1, STATION))), true),
+        (say(135, own, gateway, Some((1, STATION))), true),
+        (say(135, Addr::UNSPECIFIED, own, None), true),
+        (say(133, own, own, Some((1, STATION))), true),
+        // Its address elsewhere, the gateway's here, somebody's link-local as a source, a route of its own.
+        (say(136, POD6, POD6, Some((2, OTHER))), false),
+        (say(136, own, gateway, Some((2, STATION))), false),
+        (say(136, own, gateway, None), false),
+        (say(135, gateway, PEER6, Some((1, STATION))), false),
+        (say(135, POD6, PEER6, Some((1, OTHER))), false),
+        (say(133, own, own, Some((1, OTHER))), false),
+        (say(137, own, PEER6, Some((2, STATION))), false),
+        // An option without length ends nothing.
+        ([say(136, POD6, POD6, None), std::vec![14, 0, 0, 0, 0, 0, 0, 0]].concat(), false),
+    ];
+    for (bytes, _) in cases.iter().filter(|(bytes, _)| bytes.len() < 100) {
+        // Where every pod has a link of its own it hurts nobody.
+        assert_eq!(world.by_pod(bytes).reason, Reason::Discovery, "{bytes:?}");
+    }
+    world.config.flags |= ENDPOINT_MAC;
+    world.config.mac[..6].copy_from_slice(&STATION);
+    for (bytes, passes) in &cases {
+        let reason = if *passes { Reason::Discovery } else { Reason::SpoofedSource };
+        assert_eq!(world.by_pod(bytes).reason, reason, "{bytes:?}");
+    }
+    let arp_of = |sender: [u8; 6]| {
+        let mut frame = arp(POD4);
+        frame[22..28].copy_from_slice(&sender);
+        world.judge_frame(Link::Ethernet, Direction::Egress, Origin::OwnInterface, &frame)
+    };
+    allows(arp_of(STATION), Reason::Discovery);
+    denies(arp_of(OTHER), Reason::SpoofedSource);
+}

@@ -22,7 +22,8 @@ pub(crate) fn mode(value: &Value, report: &mut Report) -> Option<Mode> {
         Read::WrongType => return Some(Mode::Enforce),
         Read::Is(annotations) => annotations,
     };
-    let value = field(annotations, MODE_ANNOTATION)?;
+    // Somebody wrote the key: null is no way to say nothing.
+    let value = annotations.get(MODE_ANNOTATION)?;
     let path = path.field("annotations");
     let path = path.field(MODE_ANNOTATION);
     let Some(text) = value.as_str() else {
