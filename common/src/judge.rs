@@ -373,12 +373,12 @@ fn of_station<V: PacketView>(config: &EndpointConfig, view: &V, packet: &Packet)
     if config.flags & ENDPOINT_MAC == 0 {
         return true;
     }
-    let [a, b, c, d, e, f, _, _] = config.mac;
-    let station = [a, b, c, d, e, f];
+    let [mac0, mac1, mac2, mac3, mac4, mac5, _, _] = config.mac;
+    let station = [mac0, mac1, mac2, mac3, mac4, mac5];
     if let Shape::Arp = packet.shape {
         return view.load::<6>(packet.inner).is_some_and(|Bytes(sender)| sender == station);
     }
-    let own = Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let own = Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac0 ^ 2, mac1, mac2, 0xff, 0xfe, mac3, mac4, mac5]);
     let is_own = |addr: &Addr| !addr.is_link_local_v6() || addr.same(&own);
     let Some(Bytes([kind])) = view.load::<1>(packet.inner.wrapping_sub(8)) else {
         return false;

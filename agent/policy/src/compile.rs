@@ -25,7 +25,7 @@ use crate::desired::{CounterName, Desired, EndpointRulesets};
 use crate::model::{Cluster, ObjectKey, Problem};
 use crate::select::{Directory, PeerSelector};
 use crate::sizes::{Sizes, Table};
-use built::Built;
+use built::{Built, namespace_of};
 use classes::MAX_OVERLAPS;
 use follow::Standing;
 use pool::{NoRoom, Pool};
@@ -227,10 +227,63 @@ impl Compiler {
                 made = self.fewest_without(&directory, &wanted, in_force, &mut refused, full, of_new);
             }
         }
+        // What peer rows a ruleset takes depends on all others' prefixes, and is known only now.
+        for is_last in [false, true] {
+            let Ok((desired, _)) = &made else { break };
+            let more = self.beyond_row_shares(&wanted, desired, &refused, is_last);
+            if more.is_empty() {
+                break;
+            }
+            refused.extend(more.into_iter().map(|place| (place, Table::PeerRows)));
+            self.undo();
+            made = self.try_without(&directory, &wanted, in_force, &refused);
+        }
         let (desired, held) = made?;
         let mut problems = wanted.problems.clone();
         problems.extend(self.held_problems(&wanted, &refused, &held));
         Ok(Fitted { desired, problems, held })
+    }
+
+    /// The new rulesets that namespaces with more than their share of peer rows have to do without: the fewest, those with
+    /// most rows first, or all of them, for what a ruleset's prefixes cost the namespace's others is not counted.
+    fn beyond_row_shares(
+        &self,
+        wanted: &Wanted,
+        desired: &Desired,
+        refused: &BTreeMap<usize, Table>,
+        all: bool,
+    ) -> Vec<usize> {
+        let share = fit::share(&self.sizes, Table::PeerRows);
+        let mut of_ruleset: BTreeMap<u32, u64> = BTreeMap::new();
+        for key in desired.peer_rows.keys() {
+            *of_ruleset.entry(key.ruleset).or_default() += 1;
+        }
+        let mut of_namespace: BTreeMap<&str, u64> = BTreeMap::new();
+        for (rules, id) in self.rulesets.contents() {
+            *of_namespace.entry(namespace_of(rules)).or_default() +=
+                of_ruleset.get(&id).copied().unwrap_or(0);
+        }
+        let mut beyond = Vec::new();
+        for (namespace, mut sum) in of_namespace.into_iter().filter(|(_, sum)| *sum > share) {
+            let is_new = |one: &Candidate| one.is_wanted && one.is_new() && one.namespace() == namespace;
+            let rows = |one: &Candidate| {
+                self.rulesets.number(&one.rules).and_then(|id| of_ruleset.get(&id)).copied().unwrap_or(0)
+            };
+            let mut order: Vec<(u64, usize)> = (0..)
+                .zip(&wanted.candidates)
+                .filter(|(place, one)| is_new(one) && !refused.contains_key(place))
+                .map(|(place, one)| (rows(one), place))
+                .collect();
+            order.sort_unstable_by(|a, b| b.cmp(a));
+            for (rows, place) in order {
+                if sum <= share && !all {
+                    break;
+                }
+                sum = sum.saturating_sub(rows);
+                beyond.push(place);
+            }
+        }
+        beyond
     }
 
     /// Leaves out as few of the heaviest as it takes for the others to have room.
@@ -250,7 +303,15 @@ impl Compiler {
             .enumerate()
             .filter(|(place, one)| one.is_wanted && one.is_new() == of_new && !refused.contains_key(place))
             .collect();
-        order.sort_by(|(_, a), (_, b)| fit::weight(b, table).cmp(&fit::weight(a, table)));
+        // Of the namespace that takes most first: one that has little does not wait for another's many.
+        let mut taken: BTreeMap<&str, u64> = BTreeMap::new();
+        for one in wanted.candidates.iter().filter(|one| one.is_wanted) {
+            *taken.entry(one.namespace()).or_default() += one.built.weight(table);
+        }
+        let weight = |one: &Candidate| taken.get(one.namespace()).copied().unwrap_or(0);
+        order.sort_by(|(_, a), (_, b)| {
+            (weight(b), fit::weight(b, table)).cmp(&(weight(a), fit::weight(a, table)))
+        });
         let without = |count: usize| -> BTreeMap<usize, Table> {
             let more = order.iter().take(count).map(|(place, _)| (*place, table));
             refused.iter().map(|(place, table)| (*place, *table)).chain(more).collect()

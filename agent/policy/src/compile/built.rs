@@ -9,7 +9,8 @@ use portcullis_common::wire::{ROW_BITS, ROW_WORDS};
 use super::classes::block_prefixes;
 use super::ruleset::{LAST_POSITION, PeerSet, RuleContent};
 use crate::desired::RuleSource;
-use crate::select::PeerSelector;
+use crate::model::IpBlock;
+use crate::select::{Base, PeerSelector};
 use crate::sizes::Table;
 
 /// Vectors by peer selector and by port range.
@@ -67,6 +68,14 @@ impl Built {
         let rows = to_u32(vectors.len()).saturating_mul(chunks);
         let prefixes = by_selector.keys().filter_map(block_prefixes).flatten().collect();
         Self { chunks, any, by_selector, ports, prefixes, rules: to_u32(rules.len()), rows }
+    }
+
+    /// The blocks that its rules name.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &IpBlock> {
+        self.by_selector.keys().filter_map(|selector| match &selector.base {
+            Base::Block(block) => Some(block),
+            Base::AnyPod | Base::Pods(..) => None,
+        })
     }
 
     /// Binary logarithm of the port ranges that it is given: the search halves them.

@@ -60,6 +60,14 @@ impl Nested {
     pub(super) fn new<'a>(
         blocks: impl IntoIterator<Item = (u32, &'a IpBlock)>,
     ) -> Result<Self, TooManyOverlaps> {
+        Self::within(blocks, MAX_OVERLAPS)
+    }
+
+    /// Of blocks that hold each other's prefixes this often at most.
+    pub(super) fn within<'a>(
+        blocks: impl IntoIterator<Item = (u32, &'a IpBlock)>,
+        bound: usize,
+    ) -> Result<Self, TooManyOverlaps> {
         let mut turns: BTreeMap<IpNet, Turn> = BTreeMap::new();
         for (number, block) in blocks {
             turns.entry(block.net.trunc()).or_default().begins.push(number);
@@ -88,7 +96,7 @@ impl Nested {
             let removed: Vec<u32> = turn.ends.into_iter().filter(|number| holding.remove(number)).collect();
             path.push(Outer { net, added, removed });
             overlaps = overlaps.saturating_add(holding.len());
-            if overlaps > MAX_OVERLAPS {
+            if overlaps > bound {
                 return Err(TooManyOverlaps);
             }
             match net {

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
+use super::classes::{MAX_OVERLAPS, Nested};
 use super::wanted::Candidate;
 use crate::desired::CounterName;
+use crate::model::IpBlock;
 use crate::sizes::{Sizes, Table};
 
 /// A namespace can have one part in so many of what a bank has of a table: the policies of one never fill it. Half,
@@ -115,6 +117,9 @@ pub(super) fn beyond_shares(candidates: &[Candidate], sizes: &Sizes) -> BTreeMap
     }
     let mut refused = BTreeMap::new();
     for places in namespaces.into_values() {
+        let overlapping = beyond_overlaps(candidates, &places);
+        let places = places.into_iter().filter(|place| !overlapping.contains(place)).collect::<Vec<_>>();
+        refused.extend(overlapping.into_iter().map(|place| (place, Table::Prefixes)));
         let mut usage = Usage::default();
         let mut rest: BTreeSet<usize> = BTreeSet::new();
         for place in places {
@@ -142,6 +147,44 @@ pub(super) fn beyond_shares(candidates: &[Candidate], sizes: &Sizes) -> BTreeMap
         }
     }
     refused
+}
+
+/// The new ones of a namespace that it has to do without so that its blocks hold each other's prefixes no more often
+/// than its share of [`MAX_OVERLAPS`]: the fewest, those with most blocks first.
+fn beyond_overlaps(candidates: &[Candidate], places: &[usize]) -> Vec<usize> {
+    let bound = MAX_OVERLAPS / NAMESPACE_SHARE as usize;
+    let is_beyond = |without: &[usize]| {
+        let kept = places.iter().filter(|place| !without.contains(place));
+        let kept = kept.filter_map(|place| candidates.get(*place));
+        let blocks: BTreeSet<&IpBlock> = kept.flat_map(|one| one.built.blocks()).collect();
+        // So few cannot, whatever they hold.
+        let prefixes: usize = blocks.iter().map(|block| 1 + block.except.len()).sum();
+        blocks.len().saturating_mul(prefixes) > bound && Nested::within((0u32..).zip(blocks), bound).is_err()
+    };
+    if !is_beyond(&[]) {
+        return Vec::new();
+    }
+    let is_new = |place: &usize| candidates.get(*place).is_some_and(Candidate::is_new);
+    let mut order: Vec<usize> = places.iter().copied().filter(is_new).collect();
+    let count = |place: &usize| candidates.get(*place).map_or(0, |one| one.built.blocks().count());
+    order.sort_by_key(|place| std::cmp::Reverse(count(place)));
+    let enough = partition(order.len(), |without| is_beyond(order.get(..without).unwrap_or_default()));
+    order.truncate(enough);
+    order
+}
+
+/// The least number up to `most` for which something is not true any more, that is true for all below.
+fn partition(most: usize, is_true: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = usize::midpoint(low, high);
+        if is_true(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Of these, the one that takes most of a table; of equal ones the greatest in all, then the last by content.

@@ -317,3 +317,53 @@ fn many_blocks_compile() {
         assert_eq!(desired.prefixes.len(), count as usize);
     }
 }
+
+#[test]
+fn blocks_that_lie_in_each_other_are_a_share_of_their_namespace_too() {
+    // Each except is held by every block but its own: 2,040 blocks are 4 million places, though 2,041 prefixes.
+    let wide = |count: u32, first: u32| -> Value {
+        let except = |n: u32| format!("{}/24", std::net::Ipv4Addr::from(0x0b00_0000 + ((first + n) << 8)));
+        (0..count).map(|n| json!({"ipBlock": {"cidr": "0.0.0.0/0", "except": [except(n)]}})).collect()
+    };
+    let mut node = Node::new(Sizes::default());
+    let mut manifests = vec![namespace("evil"), namespace("good"), pod("good", "a", 1)];
+    // In one ruleset, and spread over many.
+    manifests.extend([pod("evil", "one", 2), policy("evil", "one", &json!([{"from": wide(2_040, 0)}]))]);
+    for n in 0..8 {
+        let name = format!("many-{n}");
+        manifests.push(pod("evil", &name, 10 + n));
+        manifests.push(policy("evil", &name, &json!([{"from": wide(255, 4_000 + u32::from(n) * 255)}])));
+    }
+    node.apply(&manifests).unwrap();
+    assert_eq!(node.ingress("evil/one"), RULESET_CLOSED);
+    let held = node.held();
+    assert!(!held.is_empty() && held.iter().all(|(pod, ..)| pod.starts_with("evil/")), "{held:?}");
+
+    manifests.push(policy("good", "a", &json!([{"from": blocks(30, 0x6400_0000)}])));
+    node.apply(&manifests).unwrap();
+    assert!(node.ingress("good/a") > RULESET_CLOSED);
+    assert!(node.held().iter().all(|(pod, ..)| pod.starts_with("evil/")), "{:?}", node.held());
+}
+
+#[test]
+fn peer_rows_are_shared_by_what_rulesets_really_take() {
+    // A ruleset that asks for everything has a row for each prefix of anybody: 3 x 22 rows of the 100 of a bank.
+    let mut node = Node::new(sizes("peer-rows=300"));
+    let mut manifests = vec![namespace("evil"), namespace("good"), pod("good", "a", 1)];
+    for n in 0..3u8 {
+        let name = format!("many-{n}");
+        let Value::Array(mut peers) = blocks(7, 0x0b00_0000 + u32::from(n) * 64) else { unreachable!() };
+        peers.push(json!({"ipBlock": {"cidr": "0.0.0.0/0"}}));
+        manifests.extend([pod("evil", &name, 10 + n), policy("evil", &name, &json!([{"from": peers}]))]);
+    }
+    node.apply(&manifests).unwrap();
+    let held = node.held();
+    assert!(!held.is_empty(), "one namespace has more than half");
+    assert!(held.iter().all(|(_, table, _)| *table == Table::PeerRows), "{held:?}");
+    assert!(node.fitted.desired.peer_rows.len() <= 50, "{}", node.fitted.desired.peer_rows.len());
+
+    manifests.push(policy("good", "a", &json!([{"from": blocks(10, 0x6400_0000)}])));
+    node.apply(&manifests).unwrap();
+    assert!(node.ingress("good/a") > RULESET_CLOSED);
+    assert!(node.held().iter().all(|(pod, ..)| pod.starts_with("evil/")), "{:?}", node.held());
+}
