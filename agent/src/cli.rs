@@ -2,7 +2,6 @@
 
 mod examples;
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,7 +23,7 @@ use crate::preflight::{self, Regard};
 use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
 use crate::verbs::endpoints::{Scope, endpoints};
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
-use crate::verbs::offline::{OfflineError, offline};
+use crate::verbs::offline::offline;
 use crate::verbs::policies::{PoliciesAsk, policies};
 use crate::verbs::status::status;
 use crate::verbs::{self, Face, Failure, From};
@@ -453,9 +452,6 @@ fn matrix(args: MatrixArgs, colour: Colour) -> Result<Exit, Failure> {
 }
 
 fn agent(args: AgentArgs) -> Result<Exit, Failure> {
-    if args.source.as_os_str() == OsStr::new("kube") {
-        return Err(OfflineError::Kube.into());
-    }
     // Before anything is touched: a directory that this version must not enforce.
     offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
     args.log.init();

@@ -16,7 +16,7 @@ use notify::{EventKind, RecursiveMode, Watcher as _};
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
 use portcullis_policy::findings::{Finding, findings};
-use portcullis_policy::manifest::Loaded;
+use portcullis_policy::manifest::{self, Loaded};
 use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::Sizes;
@@ -320,11 +320,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         },
     });
     let mut wakes = wakes(&options.source)?;
-    let pod_cidrs = if options.pod_cidrs.is_empty() {
-        portcullis_policy::manifest::Options::default().pod_cidrs
-    } else {
-        options.pod_cidrs.clone()
-    };
+    let pod_cidrs = manifest::Options::with(&options.pod_cidrs).pod_cidrs;
     let source = DirSource::new(options.source.clone(), options.run_dir.join(MEMORY), pod_cidrs);
     let mut agent = Agent {
         reconciler,

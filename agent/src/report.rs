@@ -79,7 +79,7 @@ impl Reporter<'_> {
         Status {
             node: self.facts.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            mode: mode_name(self.facts.mode).to_owned(),
+            mode: self.facts.mode.name().to_owned(),
             ready: not_ready.is_empty(),
             not_ready,
             since: rfc3339(wall_time(self.health.started())),
@@ -253,7 +253,7 @@ impl Reporter<'_> {
             reports.push(PolicyReport {
                 kind: "NetworkPolicy".to_owned(),
                 name: key.into(),
-                mode: mode_name(self.snapshot.cluster.mode(key, policy)).to_owned(),
+                mode: self.snapshot.cluster.mode(key, policy).name().to_owned(),
                 since: self.snapshot.since.get(key).map(|since| rfc3339(wall_time(*since))),
                 selects: pods.len() as u64,
                 selects_here: here,
@@ -344,13 +344,6 @@ impl Reporter<'_> {
             })
         };
         self.snapshot.counters.iter().filter_map(packets).collect()
-    }
-}
-
-const fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Enforce => "enforce",
-        Mode::Audit => "audit",
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use portcullis_common::addr::Addr;
 use portcullis_policy::compile::{Compiler, Fitted, Held};
 use portcullis_policy::desired::{Desired, EndpointRulesets};
-use portcullis_policy::diff::{MapOp, diff, released};
+use portcullis_policy::diff::{MapOp, diff, leftovers, released};
 use portcullis_policy::model::{Cluster, ObjectKey, Problem};
 use portcullis_policy::sizes::Sizes;
 
@@ -125,15 +125,16 @@ impl Tables {
         let Some(mut last) = self.compiled.take() else {
             return self.compile(cluster, pods, in_force);
         };
-        if last.pods != pods || !last.held.is_empty() {
-            if Arc::ptr_eq(&last.cluster, cluster) && last.pods == pods {
-                self.compiled = Some(last);
-                return Ok(());
-            }
+        if last.pods != pods {
             return self.compile(cluster, pods, in_force);
         }
         if !Arc::ptr_eq(&last.cluster, cluster) {
-            let Some(plan) = self.compiler.follow(&last.cluster, cluster, &pods, &mut self.goal) else {
+            // What has no room may find some: only the whole compilation looks for it.
+            let followed = last
+                .held
+                .is_empty()
+                .then(|| self.compiler.follow(&last.cluster, cluster, &pods, &mut self.goal));
+            let Some(plan) = followed.flatten() else {
                 return self.compile(cluster, pods, in_force);
             };
             // A write that fails leaves nothing compiled: the next change compiles everything.
@@ -185,7 +186,7 @@ impl Tables {
         self.unsettled
             && (self.followed >= TIDY_AFTER
                 || self.compiler.has_unused()
-                || !diff(&self.written, &self.goal).after.is_empty())
+                || leftovers(&self.written, &self.goal).next().is_some())
     }
 
     /// Nothing was left to free.
@@ -195,7 +196,7 @@ impl Tables {
 
     /// Frees what nobody needs and nobody reads any more, and compiles again: what had no room may have some now.
     pub fn free(&mut self, in_force: &BTreeMap<ObjectKey, EndpointRulesets>) -> anyhow::Result<()> {
-        let after = diff(&self.written, &self.goal).after;
+        let after: Vec<MapOp> = leftovers(&self.written, &self.goal).collect();
         self.write_all(&after)?;
         self.compiler.sweep();
         match self.compiled.take() {

@@ -101,6 +101,17 @@ pub fn compare_where(
     outcome
 }
 
+/// The two pods of a probe; none if one of them has no address of the family.
+#[must_use]
+pub fn parties(answers: &Answers<'_>, probe: &Probe) -> Option<(Party, Party)> {
+    let order = answers.order(family_of(probe.family));
+    let find = |pod: &str| {
+        let found = order.iter().find(|(key, _)| key.to_string() == pod);
+        found.map(|(key, address)| Party::Pod(key.clone(), *address))
+    };
+    Some((find(&probe.from)?, find(&probe.to)?))
+}
+
 fn pair(
     world: &World,
     answers: &Answers<'_>,
@@ -108,17 +119,8 @@ fn pair(
     is_judged: impl Fn(&str, Direction) -> bool,
     outcome: &mut Outcome,
 ) {
-    let order = answers.order(family_of(probe.family));
-    let find = |pod: &str| {
-        order
-            .iter()
-            .find(|(key, _)| key.to_string() == pod)
-            .map(|(key, address)| Party::Pod(key.clone(), *address))
-    };
-    let ours = match (find(&probe.from), find(&probe.to)) {
-        (Some(from), Some(to)) => Some(answers.answer(&from, &to, traffic_of(probe.traffic))),
-        _ => None,
-    };
+    let ours =
+        parties(answers, probe).map(|(from, to)| answers.answer(&from, &to, traffic_of(probe.traffic)));
     let theirs = world.pod_to_pod(&probe.from, &probe.to, probe.traffic, probe.family);
     outcome.compared += 1;
     let flow = || format!("{} -> {} {} {:?}", probe.from, probe.to, probe.traffic, probe.family);

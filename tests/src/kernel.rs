@@ -1,7 +1,5 @@
 //! The loaded programs by `BPF_PROG_TEST_RUN` against the same oracles. No attachment, no pins: a private load.
 
-use std::collections::BTreeMap;
-
 use portcullis_agent::bpf::probe::Private;
 use portcullis_agent::world::{AskKernel as _, World};
 use portcullis_common::event::Action;
@@ -11,7 +9,7 @@ use portcullis_oracle::{Verdict, World as Oracle};
 use portcullis_policy::answer::{Answers, Party, Question};
 use portcullis_policy::frame::Traffic;
 
-use crate::compare::{cluster_of, compile, ends, family_of, traffic_of, way_of};
+use crate::compare::{cluster_of, compile, ends, family_of, parties, traffic_of, way_of};
 
 /// Keeps one load over many worlds.
 #[derive(Debug, Default)]
@@ -80,20 +78,8 @@ impl Loaded {
         let world = World { cluster, desired, ..World::default() };
         let private = self.write(&world);
         let answers = Answers::new(&world.cluster, &world.desired);
-        let orders: BTreeMap<_, _> = [portcullis_oracle::Family::Ipv4, portcullis_oracle::Family::Ipv6]
-            .into_iter()
-            .map(|family| (family_of(family), answers.order(family_of(family))))
-            .collect();
         for probe in &case.probes {
-            let family = family_of(probe.family);
-            let find = |pod: &str| {
-                let order = orders.get(&family).expect("both families have an order");
-                order
-                    .iter()
-                    .find(|(key, _)| key.to_string() == pod)
-                    .map(|(key, address)| Party::Pod(key.clone(), *address))
-            };
-            let (Some(from), Some(to)) = (find(&probe.from), find(&probe.to)) else {
+            let Some((from, to)) = parties(&answers, probe) else {
                 continue;
             };
             let theirs = oracle

@@ -20,10 +20,10 @@ use portcullis_agent::world::{AskKernel as _, World as OurWorld};
 use portcullis_common::event::{Direction as Way, Outcome as Came};
 use portcullis_lab::{Hook, Outcome, ProbeOptions};
 use portcullis_oracle::{Verdict, World, generate};
-use portcullis_policy::answer::{Answers, Party};
+use portcullis_policy::answer::Answers;
 use portcullis_policy::desired::{CounterName, RuleSource};
 use portcullis_policy::model::{ObjectKey, Protocol};
-use portcullis_tests::compare::{cluster_of, compile, family_of, traffic_of};
+use portcullis_tests::compare::{cluster_of, compile, parties, traffic_of};
 use portcullis_tests::lifecycle::{Life, agent, to_server};
 use portcullis_tests::privilege::{is_root, number};
 use serde_json::{Value, json};
@@ -129,12 +129,7 @@ fn random_clusters_let_pass_what_only_audited_policies_deny() {
         let kernel = private.as_ref().unwrap();
         let answers = Answers::new(&cluster, &desired);
         for probe in &case.probes {
-            let order = answers.order(family_of(probe.family));
-            let find = |pod: &str| {
-                let found = order.iter().find(|(key, _)| key.to_string() == pod);
-                found.map(|(key, address)| Party::Pod(key.clone(), *address))
-            };
-            let (Some(from), Some(to)) = (find(&probe.from), find(&probe.to)) else { continue };
+            let Some((from, to)) = parties(&answers, probe) else { continue };
             let theirs = full.pod_to_pod(&probe.from, &probe.to, probe.traffic, probe.family).unwrap();
             let enforced = rest.pod_to_pod(&probe.from, &probe.to, probe.traffic, probe.family).unwrap();
             let (egress, ingress) = answers.questions(&from, &to, traffic_of(probe.traffic));

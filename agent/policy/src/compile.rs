@@ -28,7 +28,7 @@ use crate::sizes::{Sizes, Table};
 use built::{Built, namespace_of};
 use classes::MAX_OVERLAPS;
 use follow::Standing;
-use pool::{NoRoom, Pool};
+use pool::{NoRoom, Pool, Rounds};
 use ruleset::RuleContent;
 use wanted::{Candidate, Want, Wanted};
 
@@ -170,25 +170,20 @@ impl Compiler {
     /// True if a sweep would free something: compile once more after it, so that tables follow.
     #[must_use]
     pub fn has_unused(&self) -> bool {
-        self.rulesets.has_unused()
-            || self.rule_runs.has_unused()
-            || self.port_runs.has_unused()
-            || self.rows.has_unused()
-            || self.selectors.has_unused()
-            || self.classes.has_unused()
-            || self.counters.has_unused()
+        let Self { rulesets, rule_runs, port_runs, rows, selectors, classes, counters, .. } = self;
+        let all: [&dyn Rounds; 7] = [rulesets, rule_runs, port_runs, rows, selectors, classes, counters];
+        all.into_iter().any(Rounds::has_unused)
     }
 
     /// Forgets what the last compilation did not use. To be called when its tables are in force and a grace
     /// period has passed.
     pub fn sweep(&mut self) {
-        self.rulesets.sweep();
-        self.rule_runs.sweep();
-        self.port_runs.sweep();
-        self.rows.sweep();
-        self.selectors.sweep();
-        self.classes.sweep();
-        self.counters.sweep();
+        self.pools().into_iter().for_each(Rounds::sweep);
+    }
+
+    fn pools(&mut self) -> [&mut dyn Rounds; 7] {
+        let Self { rulesets, rule_runs, port_runs, rows, selectors, classes, counters, .. } = self;
+        [rulesets, rule_runs, port_runs, rows, selectors, classes, counters]
     }
 
     /// Makes the tables for these pods, all of them or none: what a question is answered from. Problems tell of
@@ -429,24 +424,12 @@ impl Compiler {
 
     fn begin(&mut self) {
         self.standing = None;
-        self.rulesets.begin();
-        self.rule_runs.begin();
-        self.port_runs.begin();
-        self.rows.begin();
-        self.selectors.begin();
-        self.classes.begin();
-        self.counters.begin();
+        self.pools().into_iter().for_each(Rounds::begin);
     }
 
     fn undo(&mut self) {
         self.standing = None;
-        self.rulesets.undo();
-        self.rule_runs.undo();
-        self.port_runs.undo();
-        self.rows.undo();
-        self.selectors.undo();
-        self.classes.undo();
-        self.counters.undo();
+        self.pools().into_iter().for_each(Rounds::undo);
         // Numbers that were given back must not keep what they stood for.
         self.built.clear();
     }

@@ -83,11 +83,16 @@ pub fn diff(old: &Desired, new: &Desired) -> Plan {
         plan.before.push(MapOp::SwapPrefixes(new.prefixes.clone()));
         plan.before.push(MapOp::BumpPrefixEpoch);
     }
-    let gone = old.peer_rows.keys().filter(|key| !new.peer_rows.contains_key(*key));
-    plan.after.extend(gone.map(|key| MapOp::DeletePeerRow(*key)));
-    let gone = old.rulesets.keys().filter(|id| !new.rulesets.contains_key(*id));
-    plan.after.extend(gone.map(|id| MapOp::PutRuleset(*id, Ruleset::default())));
+    plan.after = leftovers(old, new).collect();
     plan
+}
+
+/// The writes of [`Plan::after`]: what `old` holds and `new` does not need.
+pub fn leftovers(old: &Desired, new: &Desired) -> impl Iterator<Item = MapOp> {
+    let rows = old.peer_rows.keys().filter(|key| !new.peer_rows.contains_key(*key));
+    let rulesets = old.rulesets.keys().filter(|id| !new.rulesets.contains_key(*id));
+    rows.map(|key| MapOp::DeletePeerRow(*key))
+        .chain(rulesets.map(|id| MapOp::PutRuleset(*id, Ruleset::default())))
 }
 
 impl MapOp {

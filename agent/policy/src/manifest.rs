@@ -50,6 +50,14 @@ pub struct Options {
     pub pod_cidrs: Vec<IpNet>,
 }
 
+impl Options {
+    /// These ranges; none: the default ones.
+    #[must_use]
+    pub fn with(pod_cidrs: &[IpNet]) -> Self {
+        if pod_cidrs.is_empty() { Self::default() } else { Self { pod_cidrs: pod_cidrs.to_vec() } }
+    }
+}
+
 impl Default for Options {
     /// 10.244.0.0/16 and `fd00:10:244::/64`.
     fn default() -> Self {

@@ -77,6 +77,26 @@ pub enum Mode {
     Audit,
 }
 
+impl Mode {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Enforce, Self::Audit];
+
+    /// The word of the annotation and of `--mode`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Audit => "audit",
+        }
+    }
+
+    /// The mode of a word, in exactly this spelling.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+}
+
 /// A Node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

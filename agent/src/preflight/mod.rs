@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::attach::{Hook, HookChoice};
 use crate::bpf::Pins;
 use crate::bpf::load::kernel_release;
-use crate::output::{self, Colour, Exit};
+use crate::output::{Colour, Exit};
 use crate::verbs::{Face, Failure};
 use neighbours::{Neighbours, Thoroughness};
 
@@ -144,8 +144,7 @@ pub fn preflight(choice: HookChoice, bpffs: &Path) -> Preflight {
 /// Looks and prints.
 pub fn run(choice: HookChoice, bpffs: &Path, face: Face) -> Result<Exit, Failure> {
     let result = preflight(choice, bpffs);
-    let text = output::render(&result, face.format, || table(&result, face.colour));
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    face.show(&result, || table(&result, face.colour))?;
     Ok(result.exit())
 }
 

@@ -26,8 +26,7 @@ pub fn diff(from: &From, other: &From, request: MatrixRequest, face: Face) -> Re
     if exit == Exit::Fine {
         output::note("no difference");
     }
-    let text = output::render(&result, face.format, || matrix::diff::table(&result, face.colour));
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    face.show(&result, || matrix::diff::table(&result, face.colour))?;
     Ok(exit)
 }
 

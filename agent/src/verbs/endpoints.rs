@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::table::columns;
 use super::{Face, Failure};
 use crate::api::{PodName, Request, client};
-use crate::output::{self, Exit};
+use crate::output::Exit;
 
 /// Whose objects are wanted; `None`: those of all namespaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,8 +65,7 @@ pub struct Flows {
 /// Asks the running agent.
 pub fn endpoints(run_dir: &Path, scope: Scope, face: Face) -> Result<Exit, Failure> {
     let endpoints: Vec<Endpoint> = client::ask(run_dir, &Request::Endpoints(scope))?.answer()?;
-    let text = output::render(&endpoints, face.format, || table(&endpoints));
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    face.show(&endpoints, || table(&endpoints))?;
     Ok(Exit::Fine)
 }
 

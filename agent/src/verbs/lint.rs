@@ -84,8 +84,7 @@ pub fn lint(dir: &Path, pod_cidrs: &[IpNet], face: Face) -> Result<Exit, Failure
             output::note("there is no pod in the directory, so what policies select is not checked");
         }
     }
-    let text = output::render(&lint, face.format, || table(&lint));
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    face.show(&lint, || table(&lint))?;
     Ok(lint.exit())
 }
 
@@ -98,11 +97,7 @@ enum Pods {
 
 fn check(dir: &Path, pod_cidrs: &[IpNet]) -> Result<(Lint, Pods), ReadError> {
     let reading = read_directory(dir)?;
-    let mut options = Options::default();
-    if !pod_cidrs.is_empty() {
-        options.pod_cidrs = pod_cidrs.to_vec();
-    }
-    let loaded = manifest::load(&reading.files, &options);
+    let loaded = manifest::load(&reading.files, &Options::with(pod_cidrs));
     let mut all: Vec<Finding> = reading
         .problems
         .iter()

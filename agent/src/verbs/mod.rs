@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use nix::unistd::geteuid;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
@@ -128,6 +129,14 @@ pub struct Face {
     pub colour: Colour,
 }
 
+impl Face {
+    /// Prints a result, as a table by the function.
+    pub fn show<T: Serialize>(self, result: &T, table: impl FnOnce() -> String) -> Result<(), Failure> {
+        let text = output::render(result, self.format, table).map_err(Failure::Output)?;
+        output::print(&text).map_err(Failure::Output)
+    }
+}
+
 /// `explain`.
 pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit, Failure> {
     let Reply { result, notes } = match from {
@@ -145,8 +154,7 @@ pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit,
         }
     };
     notes.iter().for_each(output::note);
-    let text = output::render(&result, face.format, || explain::table(&result, face.colour));
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    face.show(&result, || explain::table(&result, face.colour))?;
     match result.agreement() {
         explain::Agreement::Agrees => {}
         explain::Agreement::Disagrees => output::error(
@@ -168,8 +176,7 @@ pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, F
         }
     };
     notes.iter().for_each(output::note);
-    let text = output::render(&result, face.format, || matrix::table(&result, face.colour));
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    face.show(&result, || matrix::table(&result, face.colour))?;
     Ok(Exit::Fine)
 }
 

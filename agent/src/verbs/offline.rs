@@ -51,11 +51,7 @@ pub fn offline(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<Wo
         return Err(OfflineError::Kube);
     }
     let reading = read_directory(dir)?;
-    let mut options = Options::default();
-    if !pod_cidrs.is_empty() {
-        options.pod_cidrs = pod_cidrs.to_vec();
-    }
-    let loaded = manifest::load(&reading.files, &options);
+    let loaded = manifest::load(&reading.files, &Options::with(pod_cidrs));
     if !loaded.cluster_policies.is_empty() {
         return Err(OfflineError::ClusterPolicies(loaded.cluster_policies));
     }

@@ -12,7 +12,7 @@ use super::table::columns;
 use super::{Face, Failure};
 use crate::api::{PodName, Request, client};
 use crate::observe::filter::NameText;
-use crate::output::{self, Exit};
+use crate::output::Exit;
 
 /// Which policies are wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,11 +126,10 @@ impl ProblemReport {
 pub fn policies(run_dir: &Path, request: PoliciesRequest, face: Face) -> Result<Exit, Failure> {
     let one = request.policy.is_some();
     let policies: Vec<PolicyReport> = client::ask(run_dir, &Request::Policies(request))?.answer()?;
-    let text = output::render(&policies, face.format, || match policies.as_slice() {
+    face.show(&policies, || match policies.as_slice() {
         [policy] if one => detail(policy),
         _ => table(&policies),
-    });
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    })?;
     Ok(Exit::Fine)
 }
 

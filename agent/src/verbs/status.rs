@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Face, Failure};
 use crate::api::{Request, client};
-use crate::output::{self, Exit};
+use crate::output::Exit;
 
 /// How the agent and its node do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,8 +107,7 @@ pub struct LastReconciliation {
 /// Asks the running agent.
 pub fn status(run_dir: &Path, face: Face) -> Result<Exit, Failure> {
     let status: Status = client::ask(run_dir, &Request::Status)?.answer()?;
-    let text = output::render(&status, face.format, || table(&status));
-    output::print(&text.map_err(Failure::Output)?).map_err(Failure::Output)?;
+    face.show(&status, || table(&status))?;
     Ok(if status.ready { Exit::Fine } else { Exit::Negative })
 }
 

@@ -25,11 +25,7 @@ pub fn read(dir: &Path, pod_cidrs: &[IpNet]) -> Result<Loaded> {
     }
     let sources: Vec<SourceFile<'_>> =
         contents.iter().map(|(path, content)| SourceFile { path, content }).collect();
-    let mut options = Options::default();
-    if !pod_cidrs.is_empty() {
-        options.pod_cidrs = pod_cidrs.to_vec();
-    }
-    Ok(load_sources(&sources, &options))
+    Ok(load_sources(&sources, &Options::with(pod_cidrs)))
 }
 
 fn collect(dir: &Path, depth: u32, files: &mut Vec<PathBuf>) -> Result<()> {

@@ -23,6 +23,18 @@ pub struct Pool<K> {
     free: BTreeMap<u32, u32>,
 }
 
+/// What happens to all pools of a compiler together, whatever they number.
+pub trait Rounds {
+    /// A compilation starts: nothing is used yet.
+    fn begin(&mut self);
+    /// The compilation comes to nothing: all is as it was before it started.
+    fn undo(&mut self);
+    /// To be called a grace period after the last compilation's tables are in force.
+    fn sweep(&mut self);
+    /// True if a content is not used any more.
+    fn has_unused(&self) -> bool;
+}
+
 impl<K: Ord + Clone> Pool<K> {
     /// A pool of the numbers from `start`, `capacity` of them.
     #[must_use]
@@ -35,31 +47,6 @@ impl<K: Ord + Clone> Pool<K> {
             fresh: BTreeSet::new(),
             free: BTreeMap::from([(start, capacity)]),
         }
-    }
-
-    /// A compilation starts: nothing is used yet.
-    pub fn begin(&mut self) {
-        self.used_before = std::mem::take(&mut self.used);
-        self.fresh.clear();
-    }
-
-    /// The compilation comes to nothing: all is as it was before it started.
-    pub fn undo(&mut self) {
-        let fresh = std::mem::take(&mut self.fresh);
-        let mut freed = Vec::new();
-        if !fresh.is_empty() {
-            self.ids.retain(|_, range| {
-                let keep = !fresh.contains(&range.0);
-                if !keep {
-                    freed.push(*range);
-                }
-                keep
-            });
-        }
-        for (start, len) in freed {
-            self.give(start, len);
-        }
-        self.used = std::mem::take(&mut self.used_before);
     }
 
     /// The number of a content; of one that spans several, the first of `len` in a row.
@@ -111,28 +98,6 @@ impl<K: Ord + Clone> Pool<K> {
         self.ids.iter().map(|(content, (id, _))| (content, *id))
     }
 
-    /// True if a content is not used any more.
-    #[must_use]
-    pub fn has_unused(&self) -> bool {
-        self.ids.len() != self.used.len() || !self.dead.is_empty()
-    }
-
-    /// To be called a grace period after the last compilation's tables are in force.
-    pub fn sweep(&mut self) {
-        for (start, len) in std::mem::take(&mut self.dead) {
-            self.give(start, len);
-        }
-        let used = &self.used;
-        let dead = &mut self.dead;
-        self.ids.retain(|_, range| {
-            let keep = used.contains(&range.0);
-            if !keep {
-                dead.push(*range);
-            }
-            keep
-        });
-    }
-
     fn take(&mut self, len: u32) -> Option<u32> {
         let (start, room) = self.free.iter().find(|(_, room)| **room >= len).map(|(s, r)| (*s, *r))?;
         self.free.remove(&start);
@@ -154,6 +119,50 @@ impl<K: Ord + Clone> Pool<K> {
             len += room;
         }
         self.free.insert(start, len);
+    }
+}
+
+impl<K: Ord + Clone> Rounds for Pool<K> {
+    fn begin(&mut self) {
+        self.used_before = std::mem::take(&mut self.used);
+        self.fresh.clear();
+    }
+
+    fn undo(&mut self) {
+        let fresh = std::mem::take(&mut self.fresh);
+        let mut freed = Vec::new();
+        if !fresh.is_empty() {
+            self.ids.retain(|_, range| {
+                let keep = !fresh.contains(&range.0);
+                if !keep {
+                    freed.push(*range);
+                }
+                keep
+            });
+        }
+        for (start, len) in freed {
+            self.give(start, len);
+        }
+        self.used = std::mem::take(&mut self.used_before);
+    }
+
+    fn sweep(&mut self) {
+        for (start, len) in std::mem::take(&mut self.dead) {
+            self.give(start, len);
+        }
+        let used = &self.used;
+        let dead = &mut self.dead;
+        self.ids.retain(|_, range| {
+            let keep = used.contains(&range.0);
+            if !keep {
+                dead.push(*range);
+            }
+            keep
+        });
+    }
+
+    fn has_unused(&self) -> bool {
+        self.ids.len() != self.used.len() || !self.dead.is_empty()
     }
 }
 

@@ -30,12 +30,9 @@ pub(crate) fn mode(value: &Value, report: &mut Report) -> Option<Mode> {
         wrong_type(value, "a string", path, report, ENFORCED);
         return Some(Mode::Enforce);
     };
-    match text {
-        "audit" => Some(Mode::Audit),
-        "enforce" => Some(Mode::Enforce),
-        other => {
-            report.error(path, format_args!("{} is no mode: {ENFORCED}", quoted(other)));
-            Some(Mode::Enforce)
-        }
+    let read = Mode::from_name(text);
+    if read.is_none() {
+        report.error(path, format_args!("{} is no mode: {ENFORCED}", quoted(text)));
     }
+    Some(read.unwrap_or(Mode::Enforce))
 }
