@@ -76,7 +76,7 @@ fn a_missing_agent_leaves_nothing() {
     if !is_root("a_missing_agent_leaves_nothing") {
         return;
     }
-    let id = format!("cli{}-m", std::process::id());
+    let id = format!("clim{}", std::process::id());
     let dir = std::env::temp_dir().join(format!("portcullis-lab-{id}"));
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("pods.yaml"), PODS).unwrap();
@@ -92,7 +92,7 @@ fn a_dead_owners_lab_is_swept() {
     if !is_root("a_dead_owners_lab_is_swept") {
         return;
     }
-    let id = format!("cli{}-s", std::process::id());
+    let id = format!("clis{}", std::process::id());
     let dir = std::env::temp_dir().join(format!("portcullis-lab-{id}"));
     fs::create_dir(&dir).unwrap();
     fs::write(dir.join("pods.yaml"), PODS).unwrap();
