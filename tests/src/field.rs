@@ -307,6 +307,12 @@ impl Field {
         self.posts.get(&who).unwrap_or_else(|| panic!("the field has no {who}"))
     }
 
+    /// True for a pod whose frames are heard.
+    #[must_use]
+    pub fn hears(&self, pod: &'static str) -> bool {
+        self.posts.contains_key(&Who::Pod(pod))
+    }
+
     /// A pod's namespace.
     ///
     /// # Panics
@@ -395,6 +401,52 @@ impl Field {
         heard
     }
 
+    /// Sends several frames, each with a mark of its own, and a legal one behind them; those that `arrives` names, by
+    /// their places, must be heard, and no other. The shot's fate, if it is to be dropped, is that of `dropped` frames.
+    pub fn volley(
+        &mut self,
+        shot: &Shot,
+        frames: &[(Vec<u8>, Mark)],
+        arrives: &BTreeSet<usize>,
+        dropped: usize,
+    ) {
+        *self.shots.entry(shot.threat).or_default() += 1;
+        let name =
+            format!("{} {}: {} -> {} {}", shot.threat, shot.what, shot.from, shot.to, shot.family.name());
+        let counted = |field: &Self| match shot.fate {
+            Fate::Dropped(direction, reason) => field.counted(direction, Outcome::Deny, reason),
+            Fate::Arrives | Fate::Lost => 0,
+        };
+        let before = counted(self);
+        for (frame, _) in frames {
+            self.send(shot.from, frame);
+        }
+        let heard = self.listen(shot.from, shot.to, shot.family);
+        for (place, (_, mark)) in frames.iter().enumerate() {
+            let number = number_of(mark);
+            match (arrives.contains(&place), heard.contains(&number)) {
+                (true, true) => {}
+                (true, false) => self.wrong.push(format!("{name}: frame {place} did not arrive")),
+                (false, is_heard) => {
+                    if is_heard {
+                        self.wrong.push(format!("{name}: frame {place} ARRIVED"));
+                    }
+                    self.dropped.insert((shot.to, number), format!("{name}: frame {place}"));
+                }
+            }
+        }
+        let counted = counted(self) - before;
+        if let Fate::Dropped(direction, reason) = shot.fate
+            && counted != dropped as u64
+        {
+            self.wrong.push(format!(
+                "{name}: {counted} and not {dropped} frames under {} {}",
+                direction.name(),
+                reason.name()
+            ));
+        }
+    }
+
     /// Sends a legal frame, and returns the marks that the pod hears up to it.
     ///
     /// # Panics
@@ -465,6 +517,13 @@ fn mark_of(number: u32) -> Mark {
     mark[..4].copy_from_slice(&MAGIC);
     mark[4..].copy_from_slice(&number.to_be_bytes());
     mark
+}
+
+/// The number of a mark.
+#[must_use]
+pub fn number_of(mark: &Mark) -> u32 {
+    let [.., first, second, third, fourth] = *mark;
+    u32::from_be_bytes([first, second, third, fourth])
 }
 
 /// The numbers of the marks in a frame.

@@ -107,6 +107,44 @@ fn word(number: usize) -> [u8; 2] {
     (number as u16).to_be_bytes()
 }
 
+/// One piece of a datagram whose transport's bytes these are, as a frame: where it begins, in units of eight bytes, and
+/// whether more follow. IPv4 has 16 bits of the identification.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "a test's numbers fit")]
+pub fn piece(path: Path, protocol: u8, id: u32, offset: u16, more: bool, bytes: &[u8]) -> Vec<u8> {
+    if path.is_v6() {
+        Ipv6::default().frame(path, FRAGMENT, &fragment_header(protocol, id, offset, more, bytes))
+    } else {
+        let fragment = offset | if more { MORE4 } else { 0 };
+        Ipv4 { id: id as u16, fragment, ..Ipv4::default() }.frame(path, protocol, bytes)
+    }
+}
+
+/// A fragment header of IPv6, and what stands behind it.
+#[must_use]
+pub fn fragment_header(next: u8, id: u32, offset: u16, more: bool, bytes: &[u8]) -> Vec<u8> {
+    let word = (offset << 3) | u16::from(more);
+    [&[next, 0][..], &word.to_be_bytes(), &id.to_be_bytes(), bytes].concat()
+}
+
+/// A datagram in pieces of `size` bytes, which is a multiple of eight.
+///
+/// # Panics
+///
+/// For another size.
+#[must_use]
+pub fn pieces(path: Path, protocol: u8, id: u32, size: usize, whole: &[u8]) -> Vec<Vec<u8>> {
+    assert!(size.is_multiple_of(8) && size > 0, "pieces are of whole units");
+    let last = whole.len().div_ceil(size) - 1;
+    let parts = whole.chunks(size).enumerate();
+    parts
+        .map(|(number, part)| {
+            let offset = u16::try_from(number * size / 8).expect("a datagram has 64 KiB at most");
+            piece(path, protocol, id, offset, number < last, part)
+        })
+        .collect()
+}
+
 /// An address's bytes.
 #[must_use]
 pub fn octets(address: IpAddr) -> Vec<u8> {

@@ -9,9 +9,6 @@ use portcullis_tests::frames;
 
 use crate::FAMILIES;
 
-/// The first pod's number; they are named by it.
-const FIRST: u8 = 20;
-
 /// Pods, one for each of [`RULES`].
 pub(crate) const PODS: [(&str, u8); 18] = [
     ("n20", 20),
@@ -82,7 +79,9 @@ pub(crate) fn manifests() -> String {
 }
 
 pub(crate) fn attack(field: &mut Field) {
-    assert_eq!(PODS[0].1, FIRST);
+    if !field.hears(PODS[0].0) {
+        return;
+    }
     for ((name, _), (rules, allowed)) in PODS.into_iter().zip(RULES) {
         for family in FAMILIES {
             for (from, to, direction) in [
