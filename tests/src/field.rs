@@ -20,7 +20,7 @@ use portcullis_policy::model::ObjectKey;
 
 use crate::frames::{self, Mac, Path};
 use crate::lifecycle::{PATIENCE, agent};
-use crate::tap::{Tap, stay_on_one_cpu};
+use crate::tap::{Ring, Tap, stay_on_one_cpu};
 
 /// The port that the server's friends may use, by TCP, UDP and SCTP.
 pub const OPEN: u16 = 5000;
@@ -174,6 +174,8 @@ pub struct Field {
     dir: PathBuf,
     posts: BTreeMap<Who, Post>,
     verdicts: PerCpuArray<MapData, [u64; 2]>,
+    /// By which a sender sends for now.
+    ring: Option<(Who, Ring)>,
     next: u32,
     /// What must not be heard, whenever it may come.
     dropped: BTreeMap<(&'static str, u32), String>,
@@ -229,6 +231,7 @@ impl Field {
             dir,
             posts,
             verdicts,
+            ring: None,
             next: 0,
             dropped: BTreeMap::new(),
             shots: BTreeMap::new(),
@@ -343,7 +346,29 @@ impl Field {
 
     /// Sends a frame as it is.
     pub fn send(&self, from: Who, frame: &[u8]) {
-        self.post(from).tap.send(frame);
+        match &self.ring {
+            Some((who, ring)) if *who == from => ring.send(frame),
+            Some(_) | None => self.post(from).tap.send(frame),
+        }
+    }
+
+    /// Lets a pod send from a ring whose pages stay its own, until it is told to stop.
+    pub fn send_by_ring(&mut self, pod: Option<&'static str>) {
+        self.ring = pod.map(|pod| (Who::Pod(pod), Ring::open(self.netns(pod), "eth0")));
+    }
+
+    /// Hears what waits at a pod; the length of the longest frame.
+    ///
+    /// # Panics
+    ///
+    /// For a pod that the field does not have.
+    pub fn longest(&mut self, pod: &'static str) -> usize {
+        let post = self.posts.get_mut(&Who::Pod(pod)).expect("the field has the pod");
+        let mut longest = 0;
+        while let Some(frame) = post.tap.hear() {
+            longest = longest.max(frame.len());
+        }
+        longest
     }
 
     /// Packets under a verdict so far.

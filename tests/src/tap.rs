@@ -1,7 +1,9 @@
 //! Packet sockets: frames as they are, out of an interface and off it. Knows nothing of what is in them.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -94,6 +96,103 @@ impl Tap {
                 Err(error) => panic!("waiting for frames: {error}"),
             }
         }
+    }
+}
+
+/// Bytes of a slot of a ring, two of which are a page.
+const SLOT: usize = 2048;
+const SLOTS: usize = 2;
+/// Where a frame stands in its slot: behind the header, where a receiver would have an address.
+const FRAME: usize = libc::TPACKET_HDRLEN - size_of::<libc::sockaddr_ll>();
+
+/// A ring of frames that the kernel sends from where they are: it reads the link's header into a buffer of its own, and
+/// leaves all else in the sender's page.
+#[derive(Debug)]
+pub struct Ring {
+    fd: OwnedFd,
+    page: NonNull<u8>,
+    next: Cell<usize>,
+}
+
+impl Ring {
+    /// Of an interface in a namespace.
+    ///
+    /// # Panics
+    ///
+    /// Where it cannot be had, as all here does.
+    #[must_use]
+    pub fn open(netns: &Netns, interface: &str) -> Self {
+        let fd = netns
+            .run(|| open(interface))
+            .expect("the namespace is there")
+            .unwrap_or_else(|e| panic!("a packet socket on {interface} of {}: {e}", netns.name()));
+        let request =
+            libc::tpacket_req { tp_block_size: 4096, tp_block_nr: 1, tp_frame_size: 2048, tp_frame_nr: 2 };
+        // SAFETY: the option takes such a request, and `request` is one.
+        let set = unsafe {
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_TX_RING,
+                (&raw const request).cast(),
+                length::<libc::tpacket_req>(),
+            )
+        };
+        Errno::result(set).expect("the kernel has rings");
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                SLOT * SLOTS,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(page, libc::MAP_FAILED, "mapping a ring: {}", Errno::last());
+        Self { fd, page: NonNull::new(page.cast()).expect("a mapping is somewhere"), next: Cell::new(0) }
+    }
+
+    /// Sends a frame, and returns once the slot is free again.
+    ///
+    /// # Panics
+    ///
+    /// If the interface does not take it.
+    pub fn send(&self, frame: &[u8]) {
+        assert!(frame.len() <= SLOT - FRAME, "a slot has no room for {} bytes", frame.len());
+        let slot = self.next.get();
+        self.next.set((slot + 1) % SLOTS);
+        // SAFETY: there are `SLOTS` slots of so many bytes.
+        let slot = unsafe { self.page.as_ptr().add(slot * SLOT) };
+        // SAFETY: the frame's place is inside of the slot, for as many bytes, as was asserted.
+        let place = unsafe { slot.add(FRAME) };
+        // SAFETY: as above; the two are not the same memory.
+        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), place, frame.len()) };
+        let header = slot.cast::<libc::tpacket_hdr>();
+        // SAFETY: a slot begins with its header, aligned as the page is.
+        let said = unsafe { &raw mut (*header).tp_len };
+        // SAFETY: a field of the header.
+        unsafe { said.write_volatile(u32::try_from(frame.len()).expect("a slot's length")) };
+        // SAFETY: as above.
+        let status = unsafe { &raw mut (*header).tp_status };
+        // SAFETY: a field of the header; the kernel reads it in the call below.
+        unsafe { status.write_volatile(libc::TP_STATUS_SEND_REQUEST.into()) };
+        // SAFETY: no memory is passed.
+        let sent = unsafe { libc::send(self.fd.as_raw_fd(), std::ptr::null(), 0, 0) };
+        Errno::result(sent).expect("the ring is sent");
+        // SAFETY: a field of the header, which the kernel writes.
+        while unsafe { status.read_volatile() } != u64::from(libc::TP_STATUS_AVAILABLE) {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that was made, of which nothing else is left.
+        let done = unsafe { libc::munmap(self.page.as_ptr().cast(), SLOT * SLOTS) };
+        debug_assert_eq!(done, 0, "a mapping goes");
     }
 }
 

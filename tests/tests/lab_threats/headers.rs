@@ -1,8 +1,9 @@
 //! T1: IPv4's options and the length of its header. T4: what ends before its headers do.
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
+use std::thread;
 use std::time::Duration;
 
 use nix::libc;
@@ -28,9 +29,13 @@ pub(crate) fn attack(field: &mut Field) {
         options(field, way);
         for family in FAMILIES {
             truncated(field, way, family);
+            left_in_pages(field, way, family);
         }
     }
     set_by_sockets(field);
+    for family in FAMILIES {
+        in_bulk(field, family);
+    }
 }
 
 fn shot(way: Way, threat: &'static str, what: &str, family: Family, fate: Fate) -> Shot {
@@ -151,6 +156,67 @@ fn truncated(field: &mut Field, way: Way, family: Family) {
             segment[12] = words << 4;
             vec![frames::frame(path, frames::TCP, &resummed(path, segment))]
         });
+    }
+}
+
+/// Packets of which the program finds nothing but the link's header where it looks first.
+fn left_in_pages(field: &mut Field, way: Way, family: Family) {
+    let Who::Pod(pod) = way.from else { return };
+    field.send_by_ring(Some(pod));
+    let spoofed = Fate::Dropped(Direction::Egress, Reason::SpoofedSource);
+    let somebody = field.address(Who::Pod("open"), family);
+    for (what, source, port, fate) in [
+        ("to the open port", None, OPEN, Fate::Arrives),
+        ("to another", None, SHUT, denied(way)),
+        ("in another's name", Some(somebody), OPEN, spoofed),
+    ] {
+        for protocol in [frames::TCP, frames::UDP] {
+            let what = format!("by a ring {what}, protocol {protocol}");
+            field.shoot(&shot(way, "T4", &what, family, fate), |path, mark| {
+                let path = source.map_or(path, |source| path.from(source));
+                let segment = match protocol {
+                    frames::TCP => frames::tcp(path, (40_060, port), frames::SYN, mark),
+                    _ => frames::udp(path, (40_060, port), mark),
+                };
+                vec![frames::frame(path, protocol, &segment)]
+            });
+        }
+    }
+    if family == Family::Ipv4 {
+        header_lengths(field, way);
+        options(field, way);
+    }
+    field.send_by_ring(None);
+}
+
+/// A stream that the kernel hands on in segments of many packets, whole at its end.
+fn in_bulk(field: &mut Field, family: Family) {
+    const PORT: u16 = 7003;
+    const BYTES: usize = 4 << 20;
+    let to = SocketAddr::new(field.address(Who::Pod("bell"), family), PORT);
+    let listener = field.netns("bell").run(|| TcpListener::bind(to)).unwrap().unwrap();
+    let mut client = field.netns("friend").run(|| TcpStream::connect(to)).unwrap().unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let writer = thread::spawn(move || {
+        let bytes: Vec<u8> = (0..BYTES).map(|at| (at % 253) as u8).collect();
+        client.write_all(&bytes)
+    });
+    let mut heard = Vec::new();
+    let read = server.read_to_end(&mut heard);
+    let written = writer.join().unwrap();
+    let whole = heard.len() == BYTES && heard.iter().enumerate().all(|(at, byte)| *byte == (at % 253) as u8);
+    if !whole {
+        let name = family.name();
+        field
+            .wrong
+            .push(format!("T4 a stream, {name}: {} of {BYTES} bytes, {read:?}, {written:?}", heard.len()));
+    }
+    let longest = field.longest("bell");
+    if longest <= 1514 {
+        field
+            .wrong
+            .push(format!("T4 a stream: no frame was longer than {longest} bytes, so this tells nothing"));
     }
 }
 
