@@ -7,6 +7,7 @@ pub mod dump;
 pub mod edits;
 pub mod flow;
 pub mod foreign;
+pub mod fuzz;
 pub mod kernel;
 pub mod lifecycle;
 pub mod live;

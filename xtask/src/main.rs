@@ -4,13 +4,14 @@
 //! rest is in; it knows them by the names of their packages and binaries only. It decides nothing about
 //! policies: it installs what is missing, builds, starts programs and counts what they say.
 //!
-//! Exit: 0 fine, 1 something failed, 2 usage, 3 this machine lacks something; `lab`, `run` and `bench` hand on
+//! Exit: 0 fine, 1 something failed, 2 usage, 3 this machine lacks something; `lab`, `run`, `bench` and `fuzz` hand on
 //! what the program they start ends with.
 
 mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod lab;
 mod rooms;
 mod run;
@@ -52,6 +53,8 @@ enum Verb {
     Check(check::Args),
     /// Nanoseconds a packet, as a table
     Bench(bench::Args),
+    /// Random packets to the loaded programs and to the oracle, side by side
+    Fuzz(fuzz::Args),
     /// The same object in a virtual machine of another kernel
     VmTest(vm_test::Args),
 }
@@ -76,6 +79,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Test(args) => test::verb(&args),
         Verb::Check(args) => check::verb(&args),
         Verb::Bench(args) => bench::verb(&args),
+        Verb::Fuzz(args) => fuzz::verb(&args),
         Verb::VmTest(args) => vm_test::verb(&args),
     }
 }
