@@ -44,7 +44,6 @@ fn finish(what: &str, seed: u64, findings: &Findings) {
 }
 
 #[test]
-#[ignore = "the programs do not follow extension headers and fragments yet"]
 fn random_packets_get_the_oracles_verdict_and_reason() {
     if !is_root("loading programs") {
         return;

@@ -256,6 +256,11 @@ fn ip(endpoint: &Endpoint, datagram: &Datagram<'_>, hook: Hook) -> Admission {
     {
         return Admission::Decided(because);
     }
+    let refused =
+        |flaw: Flaw| Admission::Decided(if hook.is_isolated { flaw.into() } else { Because::UnreadableOpen });
+    if let Some(flaw) = datagram.hidden {
+        return refused(flaw);
+    }
     let from_link = is_link_local(datagram.src) || datagram.src == Ipv6Addr::UNSPECIFIED;
     match datagram.contents {
         Contents::Dhcp | Contents::Neighbour(_) | Contents::RouterAdvertisement => {
@@ -263,8 +268,7 @@ fn ip(endpoint: &Endpoint, datagram: &Datagram<'_>, hook: Hook) -> Admission {
         }
         // Who is far away can arrange for a hop limit of 1.
         Contents::Listener if egress || from_link => return Admission::Decided(Because::Discovery),
-        Contents::Unreadable(flaw) if hook.is_isolated => return Admission::Decided(flaw.into()),
-        Contents::Unreadable(_) => return Admission::Decided(Because::UnreadableOpen),
+        Contents::Unreadable(flaw) => return refused(flaw),
         Contents::Listener | Contents::LaterPiece | Contents::Segment(_) | Contents::Error(_) => {}
     }
     let to_itself = egress || hook.origin == Origin::Pod;
@@ -304,6 +308,8 @@ fn unbound(endpoint: &Endpoint, datagram: &Datagram<'_>) -> Option<Because> {
             own(datagram.src)
         }
     };
+    // What does not pass for discovery has no more freedom than any other packet.
+    let bound = bound && (datagram.hidden.is_none() || own(datagram.src));
     (!bound).then_some(Because::SpoofedSource)
 }
 
@@ -358,10 +364,9 @@ fn is_link_local(address: IpAddr) -> bool {
 /// Of an interface that may be anybody's.
 fn tells_who_it_is(reading: &Reading<'_>, direction: Direction) -> Because {
     match reading {
-        Reading::Arp { .. } | Reading::Ip(Datagram { contents: Contents::Neighbour(_), .. }) => {
-            Because::Discovery
-        }
-        Reading::Ip(Datagram { contents: Contents::RouterAdvertisement, .. })
+        Reading::Arp { .. }
+        | Reading::Ip(Datagram { contents: Contents::Neighbour(_), hidden: None, .. }) => Because::Discovery,
+        Reading::Ip(Datagram { contents: Contents::RouterAdvertisement, hidden: None, .. })
             if direction == Direction::Ingress =>
         {
             Because::Discovery

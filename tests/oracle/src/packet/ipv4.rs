@@ -21,20 +21,21 @@ pub(super) fn read(packet: &[u8]) -> Reading<'_> {
         return Reading::Broken(Flaw::BadHeader);
     }
     let protocol = byte(packet, 9).unwrap_or_default();
-    let datagram = |piece, contents| {
-        Reading::Ip(Datagram { src: src.into(), dst: dst.into(), protocol, piece, contents })
+    let datagram = |piece, (contents, hidden)| {
+        Reading::Ip(Datagram { src: src.into(), dst: dst.into(), protocol, piece, contents, hidden })
     };
+    let unreadable = |flaw| datagram(None, (Contents::Unreadable(flaw), None));
     let header = usize::from(first & 15) * 4;
     let total = usize::from(total);
     // T1: an IHL of less than 5.
     if header < 20 || total < header {
-        return datagram(None, Contents::Unreadable(Flaw::BadHeader));
+        return unreadable(Flaw::BadHeader);
     }
     let Some(payload) = packet.get(header..total) else {
-        return datagram(None, Contents::Unreadable(Flaw::Truncated));
+        return unreadable(Flaw::Truncated);
     };
     if let Some(flaw) = options(packet.get(20..header).unwrap_or_default()) {
-        return datagram(None, Contents::Unreadable(flaw));
+        return unreadable(flaw);
     }
     let piece = (fragment & (MORE_FRAGMENTS | FRAGMENT_OFFSET) != 0).then(|| Piece {
         id: u32::from(be16(packet, 4).unwrap_or_default()),

@@ -38,11 +38,11 @@ pub(super) fn read(packet: &[u8]) -> Reading<'_> {
     let payload = from(packet, 40);
     let Some(whole) = payload.get(..usize::from(length)) else {
         let contents = Contents::Unreadable(Flaw::Truncated);
-        return Reading::Ip(Datagram { src, dst, protocol: next, piece: None, contents });
+        return Reading::Ip(Datagram { src, dst, protocol: next, piece: None, contents, hidden: None });
     };
     let walked = walk(next, whole);
-    let contents = match walked.flaw {
-        Some(flaw) => Contents::Unreadable(flaw),
+    let (contents, hidden) = match walked.flaw {
+        Some(flaw) => (Contents::Unreadable(flaw), None),
         None => transport::read_piece(
             walked.piece,
             &Carried {
@@ -55,7 +55,11 @@ pub(super) fn read(packet: &[u8]) -> Reading<'_> {
             },
         ),
     };
-    Reading::Ip(Datagram { src, dst, protocol: walked.next, piece: walked.piece, contents })
+    // RFC 6980 for neighbours; RFC 3810 section 5: before listener discovery stands a router alert, and nothing else.
+    let router_alert = next == HOP_BY_HOP && walked.at == 8 && contents == Contents::Listener;
+    let behind = walked.at > 0 && contents.is_discovery() && !router_alert;
+    let hidden = hidden.or(behind.then_some(Flaw::ExtensionHeader));
+    Reading::Ip(Datagram { src, dst, protocol: walked.next, piece: walked.piece, contents, hidden })
 }
 
 /// Where a walk over extension headers ended.
@@ -76,10 +80,8 @@ fn walk(first: u8, payload: &[u8]) -> Walked {
             HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION if count == MOST => {
                 Some(Flaw::ExtensionHeader)
             }
-            HOP_BY_HOP if count > 0 => Some(Flaw::ExtensionHeader),
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => {
-                header(&mut walked, payload, count)
-            }
+            HOP_BY_HOP | FRAGMENT if count > 0 => Some(Flaw::ExtensionHeader),
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION => header(&mut walked, payload),
             _ => return walked,
         };
         // Behind a later fragment's header there is no header.
@@ -91,7 +93,7 @@ fn walk(first: u8, payload: &[u8]) -> Walked {
 }
 
 /// Steps over one extension header.
-fn header(walked: &mut Walked, payload: &[u8], before: usize) -> Option<Flaw> {
+fn header(walked: &mut Walked, payload: &[u8]) -> Option<Flaw> {
     let here = from(payload, walked.at);
     let too_short = if walked.piece.is_some() { Flaw::Fragment } else { Flaw::Truncated };
     let Some([next, length, third, fourth]) = array(here, 0) else {
@@ -111,11 +113,8 @@ fn header(walked: &mut Walked, payload: &[u8], before: usize) -> Option<Flaw> {
     }
     if walked.next == FRAGMENT {
         let place = u16::from_be_bytes([third, fourth]);
-        let is_whole = place & 0xfff9 == 0;
-        if !is_whole && before > 0 {
-            return Some(Flaw::ExtensionHeader);
-        }
-        if !is_whole {
+        // RFC 6946: alone it is no fragment.
+        if place & 0xfff9 != 0 {
             walked.piece = Some(Piece {
                 id: array(here, 4).map_or(0, u32::from_be_bytes),
                 protocol: next,
@@ -127,18 +126,27 @@ fn header(walked: &mut Walked, payload: &[u8], before: usize) -> Option<Flaw> {
     }
     walked.next = next;
     walked.at += bytes;
-    None
+    walked.piece.is_some_and(|piece| piece.is_odd()).then_some(Flaw::Fragment)
 }
 
-/// The packet that an error is about (RFC 4443): one whose transport header follows at once.
+/// The packet that an error is about (RFC 4443): whole or a first fragment, and its transport header follows at once.
 pub(super) fn inner(packet: &[u8]) -> Option<Inner> {
     let (src, dst): ([u8; 16], [u8; 16]) = (array(packet, 8)?, array(packet, 24)?);
     let (src, dst) = (Ipv6Addr::from(src), Ipv6Addr::from(dst));
     if byte(packet, 0)? >> 4 != 6 || src.to_ipv4_mapped().is_some() || dst.to_ipv4_mapped().is_some() {
         return None;
     }
-    let protocol = byte(packet, 6)?;
-    let head: [u8; 8] = array(packet, 40)?;
+    let mut protocol = byte(packet, 6)?;
+    let mut at = 40;
+    if protocol == FRAGMENT {
+        // Only of a first fragment ports are known.
+        if be16(packet, at + 2)? & 0xfff8 != 0 {
+            return None;
+        }
+        protocol = byte(packet, at)?;
+        at += 8;
+    }
+    let head: [u8; 8] = array(packet, at)?;
     let ports = match protocol {
         ICMPV6 => transport::echo_identifier(head, 128, 129),
         ICMP => Some((0, 0)),

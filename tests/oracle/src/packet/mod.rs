@@ -65,6 +65,8 @@ pub struct Datagram<'a> {
     pub piece: Option<Piece>,
     /// What it holds.
     pub contents: Contents<'a>,
+    /// Why it does not pass for discovery, though that is what it holds: it stands where discovery never does.
+    pub hidden: Option<Flaw>,
 }
 
 /// A fragment's place.
@@ -80,6 +82,18 @@ pub struct Piece {
     pub bytes: usize,
     /// True unless more follow.
     pub last: bool,
+}
+
+/// The end of the largest datagram.
+const LARGEST: usize = 65_535;
+
+impl Piece {
+    /// A fragment that nobody makes: empty, not in whole units of 8 bytes where more follow, past the end of the largest
+    /// datagram, or at 8, where it would overwrite the flags of a TCP header (RFC 1858).
+    fn is_odd(&self) -> bool {
+        let is_ragged = self.bytes == 0 || (!self.last && !self.bytes.is_multiple_of(8));
+        is_ragged || self.offset == 8 || self.offset + self.bytes > LARGEST
+    }
 }
 
 /// What an IP packet holds.

@@ -56,24 +56,36 @@ pub(super) struct Carried<'a> {
 }
 
 /// T2: of fragments, the first has to hold the whole transport header, and nothing that passes without being asked.
-pub(super) fn read_piece<'a>(piece: Option<Piece>, carried: &Carried<'a>) -> Contents<'a> {
+/// The second value is why discovery does not pass for that.
+pub(super) fn read_piece<'a>(piece: Option<Piece>, carried: &Carried<'a>) -> (Contents<'a>, Option<Flaw>) {
     let contents = || if carried.is_foreign { segment((0, 0), Signal::Datagram) } else { read(carried) };
-    match piece {
-        None => contents(),
-        // Eight bytes in: it would overwrite the flags of a TCP header.
-        Some(Piece { offset: 8, .. }) => Contents::Unreadable(Flaw::Fragment),
-        Some(Piece { offset, .. }) if offset > 0 => Contents::LaterPiece,
-        Some(_) => match contents() {
-            Contents::Segment(segment) => Contents::Segment(segment),
-            Contents::Unreadable(Flaw::BadHeader) => Contents::Unreadable(Flaw::BadHeader),
-            Contents::Unreadable(_)
-            | Contents::LaterPiece
-            | Contents::Dhcp
-            | Contents::Neighbour(_)
-            | Contents::RouterAdvertisement
-            | Contents::Listener
-            | Contents::Error(_) => Contents::Unreadable(Flaw::Fragment),
-        },
+    let Some(piece) = piece else { return (contents(), None) };
+    if piece.is_odd() {
+        return (Contents::Unreadable(Flaw::Fragment), None);
+    }
+    if piece.offset > 0 {
+        return (Contents::LaterPiece, None);
+    }
+    match contents() {
+        Contents::Unreadable(Flaw::Truncated) | Contents::Error(_) => {
+            (Contents::Unreadable(Flaw::Fragment), None)
+        }
+        contents if contents.is_discovery() => (contents, Some(Flaw::Fragment)),
+        contents => (contents, None),
+    }
+}
+
+impl Contents<'_> {
+    /// What tells who is where.
+    pub(super) const fn is_discovery(&self) -> bool {
+        match self {
+            Contents::Dhcp | Contents::Neighbour(_) | Contents::RouterAdvertisement | Contents::Listener => {
+                true
+            }
+            Contents::Unreadable(_) | Contents::LaterPiece | Contents::Segment(_) | Contents::Error(_) => {
+                false
+            }
+        }
     }
 }
 
