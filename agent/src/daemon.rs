@@ -38,6 +38,7 @@ use crate::listen::{HealthPages, ListenArgs};
 use crate::metrics::{self, Fill, Metrics, PolicyLabels};
 use crate::observe::Recorder;
 use crate::observe::names::{Moment, Named, Owners};
+use crate::older::OlderFlows;
 use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
@@ -96,6 +97,7 @@ pub(crate) struct Snapshot {
     pub(crate) held: BTreeSet<ObjectKey>,
     pub(crate) endpoints: BTreeMap<ObjectKey, Enforced>,
     pub(crate) fills: Vec<Fill>,
+    pub(crate) older: OlderFlows,
     pub(crate) counters: BTreeMap<u32, CounterName>,
     /// Since when each policy is as it is, by the monotonic clock.
     pub(crate) since: Arc<BTreeMap<ObjectKey, u64>>,
@@ -627,6 +629,7 @@ fn snapshot(
         local: outcome.local,
         endpoints: outcome.endpoints,
         fills: outcome.fills,
+        older: outcome.older,
         counters: outcome.counters,
         since: Arc::default(),
         findings: Arc::default(),

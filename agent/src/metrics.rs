@@ -98,6 +98,8 @@ pub struct Readings {
     pub fills: Vec<Fill>,
     /// In all tables.
     pub flows: Option<u64>,
+    /// Flows that were taken from connection tracking.
+    pub flows_adopted: u64,
     /// Pods that are enforced.
     pub endpoints: u64,
     /// Pods of this node that are not.
@@ -129,6 +131,7 @@ pub struct Metrics {
     ready: Gauge,
     events_lost: Counter,
     flows_refused: Counter,
+    flows_adopted: Counter,
     reconcile_errors: Counter,
     staleness: Gauge<f64, AtomicU64>,
 }
@@ -153,6 +156,7 @@ impl Metrics {
             ready: Gauge::default(),
             events_lost: Counter::default(),
             flows_refused: Counter::default(),
+            flows_adopted: Counter::default(),
             reconcile_errors: Counter::default(),
             staleness: Gauge::default(),
         };
@@ -188,6 +192,11 @@ impl Metrics {
             "Flows not made because the endpoint's table was full: no flow that is alive is ever evicted, so this \
              stands where other connection trackers count evictions",
             metrics.flows_refused.clone(),
+        );
+        registry.register(
+            "flows_adopted",
+            "Flows older than their endpoint, taken from connection tracking",
+            metrics.flows_adopted.clone(),
         );
         registry.register(
             "events_lost",
@@ -268,6 +277,7 @@ impl Metrics {
             store(&self.events_lost, wanting.events_lost);
             store(&self.flows_refused, wanting.flows_refused);
         }
+        store(&self.flows_adopted, readings.flows_adopted);
         self.endpoints.set(gauge(readings.endpoints));
         self.endpoints_missing.set(gauge(readings.endpoints_missing));
         self.policies.set(gauge(readings.policies));
@@ -312,6 +322,7 @@ mod tests {
             }]),
             fills: vec![Fill { map: "rules", entries: 6, capacity: 7 }],
             flows: Some(8),
+            flows_adopted: 10,
             ready: true,
             reconcile_errors: 9,
             ..Readings::default()
@@ -332,6 +343,7 @@ mod tests {
             "portcullis_bytes_total{direction=\"egress\",verdict=\"deny\",reason=\"isolated\"} 180",
             "portcullis_events_lost_total 4",
             "portcullis_flows_refused_total 5",
+            "portcullis_flows_adopted_total 10",
             "portcullis_bpf_map_entries{map=\"rules\"} 6",
             "portcullis_bpf_map_capacity{map=\"rules\"} 7",
             "portcullis_flows 8",

@@ -109,6 +109,7 @@ impl Reporter<'_> {
                 capacity: enforced * u64::from(self.facts.flows_per_endpoint),
                 refused: wanting.map(|wanting| wanting.flows_refused),
             },
+            older_flows: self.snapshot.older.clone(),
             events_lost: wanting.map(|wanting| wanting.events_lost),
             reconciliation: progress.last.map(|last| LastReconciliation {
                 time: rfc3339(wall_time(last.ended)),
@@ -319,6 +320,7 @@ impl Reporter<'_> {
             },
             fills: self.snapshot.fills.clone(),
             flows,
+            flows_adopted: self.snapshot.older.adopted,
             endpoints: self.snapshot.endpoints.len() as u64,
             endpoints_missing: progress.wanting.missing.len() as u64,
             policies: self.snapshot.cluster.policies.len() as u64,

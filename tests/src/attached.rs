@@ -92,6 +92,7 @@ impl Attached {
                 EndpointConfig { ifindex: *ifindex, ..endpoint_config(&owned_addresses(&directory, pod)) };
             let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 1 };
             self.kernel.add_endpoint(slot, config, word, DEFAULT_FLOWS)?;
+            self.kernel.lead_to(config.ifindex, slot)?;
         }
         Ok(())
     }

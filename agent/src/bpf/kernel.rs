@@ -8,7 +8,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MODE_AUDIT,
+    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowKey, IfaceWord, MODE_AUDIT,
     MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
     Rule, Ruleset, Stats,
 };
@@ -17,13 +17,13 @@ use portcullis_policy::diff::MapOp;
 use portcullis_policy::model::Mode;
 use portcullis_policy::sizes::{Sizes, Table};
 
+use super::flows::{FlowTable, FlowsMap};
 use super::load::{self, BpfError, Pins, Purpose};
 use super::sys;
 use super::wire::Wire;
 
 type PeersMap = HashMap<MapData, [u8; 16], Wire<PeerWord>>;
 type PrefixesMap = LpmTrie<MapData, [u8; 16], Wire<PeerWord>>;
-type FlowsMap = HashMap<MapData, Wire<FlowKey>, Wire<FlowEntry>>;
 
 /// The maps of a load.
 pub struct Kernel {
@@ -212,7 +212,7 @@ impl Kernel {
         self.ifaces.iter().filter_map(Result::ok).map(|(ifindex, word)| (ifindex, word.0.slot)).collect()
     }
 
-    /// Makes an endpoint reachable: flows, configuration, word, and last the interface.
+    /// Makes an endpoint that no packet reaches yet: flows, configuration, word. [`Kernel::lead_to`] comes last.
     pub fn add_endpoint(
         &mut self,
         slot: u32,
@@ -227,12 +227,22 @@ impl Kernel {
         #[cfg(test)]
         self.fail("endpoint_cfg")?;
         put(&mut self.configs, "endpoint_cfg", slot, config)?;
-        self.flip(slot, word)?;
+        self.flip(slot, word)
+    }
+
+    /// Packets of an interface belong to an endpoint from here on.
+    pub fn lead_to(&mut self, ifindex: u32, slot: u32) -> Result<(), BpfError> {
         #[cfg(test)]
         self.fail("ifaces")?;
         self.ifaces
-            .insert(config.ifindex, Wire(IfaceWord { slot, ifindex: config.ifindex }), 0)
+            .insert(ifindex, Wire(IfaceWord { slot, ifindex }), 0)
             .map_err(|e| BpfError::map("write", "ifaces", e))
+    }
+
+    /// The table of flows of a slot.
+    pub fn flow_table(&self, slot: u32) -> Result<FlowTable, BpfError> {
+        let table = outer::<FlowsMap>(&self.flows, "flows")?.get(&slot, 0);
+        table.map(FlowTable::new).map_err(|e| BpfError::map("open", "flows", e))
     }
 
     /// An endpoint of a load that is only asked: it has no interface and no flows.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Face, Failure};
 use crate::api::{Request, client};
+use crate::older::OlderFlows;
 use crate::output::Exit;
 
 /// How the agent and its node do.
@@ -41,6 +42,8 @@ pub struct Status {
     pub maps: Vec<MapFill>,
     /// Flow tables.
     pub flows: FlowCounts,
+    /// Flows older than their endpoint, since the agent started.
+    pub older_flows: OlderFlows,
     /// Verdicts that the programs did not send, since the pins were made; `None` if that cannot be read.
     pub events_lost: Option<u64>,
     /// The last one; `None` before the first.
@@ -146,6 +149,12 @@ pub fn table(status: &Status) -> String {
             count(status.flows.refused)
         ),
     );
+    let older = &status.older_flows;
+    let mut text_of_older = format!("{} adopted, {} without room", older.adopted, older.no_room);
+    if let Some(why) = &older.why {
+        let _ = write!(text_of_older, "; unknown of {} endpoints: {why}", older.unknown);
+    }
+    line("older flows", text_of_older);
     line("events lost", count(status.events_lost));
     let last = match &status.reconciliation {
         None => "none yet".to_owned(),
