@@ -2,7 +2,7 @@
 //! gets its endpoint, and written as flows that no policy has judged yet. Opens nothing: each is judged with its next
 //! packet, in its opener's direction.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -15,7 +15,7 @@ use portcullis_policy::desired::{ip_addr, wire_addr};
 use portcullis_policy::model::{Problem, Severity};
 use serde::{Deserialize, Serialize};
 
-use crate::attach::conntrack::{ConntrackError, Stage, Tracked, Tuple, tracked};
+use crate::attach::conntrack::{ConntrackError, Listed, Stage, Tracked, Tuple, tracked};
 use crate::attach::foreign::addresses;
 use crate::bpf::Kernel;
 use crate::bpf::flows::{FlowTable, Written};
@@ -51,40 +51,65 @@ pub(crate) struct Older {
     no_room: u64,
     /// By slot.
     unknown: BTreeMap<u32, String>,
+    /// What the early look wrote, by slot: the late one, moments after it, finds little else.
+    early: HashSet<(u32, FlowKey)>,
 }
 
 impl Older {
-    /// Takes what is there before packets are judged; what goes wrong is told by [`Older::take`] after it.
+    /// Takes flows of these endpoints before packets are judged there, as many as their tables hold. What goes wrong is
+    /// told by [`Older::take_late`].
     pub(crate) fn take_early(&mut self, kernel: &Kernel, fresh: &[Fresh]) {
-        let no_room = self.no_room;
-        drop(self.take(kernel, fresh));
-        self.no_room = no_room;
+        if fresh.is_empty() {
+            return;
+        }
+        if let Ok((taking, _)) = self.look(kernel, fresh) {
+            self.adopted += taking.adopted;
+            self.early = taking.early;
+        }
     }
 
-    /// Takes flows of these endpoints, as many as their tables hold. What goes wrong costs flows, and is told.
-    pub(crate) fn take(&mut self, kernel: &Kernel, fresh: &[Fresh]) -> Vec<Problem> {
+    /// Takes those that were opened since. What goes wrong costs flows, and is told.
+    pub(crate) fn take_late(&mut self, kernel: &Kernel, fresh: &[Fresh]) -> Vec<Problem> {
         if fresh.is_empty() {
             return Vec::new();
         }
-        let begun = Instant::now();
-        let mut taking = match Taking::new(kernel, fresh) {
-            Ok(taking) => taking,
-            Err(error) => return self.lost(fresh, format!("{error:#}"), Severity::Warning),
-        };
-        let listed = match tracked(|connection| taking.one(connection)) {
-            Ok(listed) => listed,
-            Err(error @ ConntrackError::Absent) => {
-                return self.lost(fresh, error.to_string(), Severity::Note);
-            }
-            Err(error @ ConntrackError::List(_)) => {
-                return self.lost(fresh, error.to_string(), Severity::Warning);
-            }
+        let (taking, listed) = match self.look(kernel, fresh) {
+            Ok(looked) => looked,
+            Err((severity, why)) => return self.lost(fresh, &why, severity),
         };
         for one in fresh {
             self.unknown.remove(&one.slot);
         }
         self.adopted += taking.adopted;
         self.no_room += taking.no_room;
+        let unreadable = (listed.unreadable > 0).then(|| {
+            format!("{} tracked connections cannot be read: their flows are lost", listed.unreadable)
+        });
+        let no_room = (taking.no_room > 0).then(|| {
+            format!(
+                "{} flows older than their endpoint found its table full: start the agent with a larger \
+                 --flows-per-endpoint",
+                taking.no_room
+            )
+        });
+        let failure = taking.failure.map(|error| format!("taking flows older than their endpoint: {error}"));
+        let all = [unreadable, no_room, failure].into_iter().flatten();
+        all.map(|message| problem(Severity::Warning, message)).collect()
+    }
+
+    /// Writes what is tracked of these endpoints.
+    fn look(&mut self, kernel: &Kernel, fresh: &[Fresh]) -> Result<(Taking, Listed), (Severity, String)> {
+        let begun = Instant::now();
+        let early = std::mem::take(&mut self.early);
+        let mut taking =
+            Taking::new(kernel, fresh, early).map_err(|error| (Severity::Warning, format!("{error:#}")))?;
+        let listed = tracked(|connection| taking.one(connection)).map_err(|error| {
+            let severity = match &error {
+                ConntrackError::Absent => Severity::Note,
+                ConntrackError::List(_) => Severity::Warning,
+            };
+            (severity, error.to_string())
+        })?;
         tracing::debug!(
             "{} connections are tracked, {} flows taken for {} endpoints, in {:?}",
             listed.entries,
@@ -92,27 +117,7 @@ impl Older {
             fresh.len(),
             begun.elapsed()
         );
-        let mut problems = Vec::new();
-        if listed.unreadable > 0 {
-            problems.push(problem(
-                Severity::Warning,
-                format!("{} tracked connections cannot be read: their flows are lost", listed.unreadable),
-            ));
-        }
-        if taking.no_room > 0 {
-            problems.push(problem(
-                Severity::Warning,
-                format!(
-                    "{} flows older than their endpoint found its table full: start the agent with a larger \
-                     --flows-per-endpoint",
-                    taking.no_room
-                ),
-            ));
-        }
-        problems.extend(taking.failure.map(|error| {
-            problem(Severity::Warning, format!("taking flows older than their endpoint: {error}"))
-        }));
-        problems
+        Ok((taking, listed))
     }
 
     /// An endpoint is gone.
@@ -130,8 +135,8 @@ impl Older {
         }
     }
 
-    fn lost(&mut self, fresh: &[Fresh], why: String, severity: Severity) -> Vec<Problem> {
-        self.unknown.extend(fresh.iter().map(|one| (one.slot, why.clone())));
+    fn lost(&mut self, fresh: &[Fresh], why: &str, severity: Severity) -> Vec<Problem> {
+        self.unknown.extend(fresh.iter().map(|one| (one.slot, why.to_owned())));
         vec![problem(
             severity,
             format!(
@@ -149,13 +154,14 @@ struct Taking {
     /// The node's own.
     node: BTreeSet<IpAddr>,
     now: u32,
+    early: HashSet<(u32, FlowKey)>,
     adopted: u64,
     no_room: u64,
     failure: Option<String>,
 }
 
 impl Taking {
-    fn new(kernel: &Kernel, fresh: &[Fresh]) -> anyhow::Result<Self> {
+    fn new(kernel: &Kernel, fresh: &[Fresh], early: HashSet<(u32, FlowKey)>) -> anyhow::Result<Self> {
         let mut endpoints = Vec::new();
         let mut by_address = BTreeMap::new();
         for one in fresh {
@@ -171,6 +177,7 @@ impl Taking {
             by_address,
             node: addresses()?,
             now: crate::clock::monotonic_seconds(),
+            early,
             adopted: 0,
             no_room: 0,
             failure: None,
@@ -186,8 +193,14 @@ impl Taking {
             };
             let Some((fresh, table)) = self.endpoints.get_mut(*index) else { continue };
             let (key, entry) = flow(connection, opener, *local, fresh.generation, self.now);
+            if self.early.contains(&(fresh.slot, key)) {
+                continue;
+            }
             match table.write_new(key, entry) {
-                Ok(Written::Made) => self.adopted += 1,
+                Ok(Written::Made) => {
+                    self.adopted += 1;
+                    self.early.insert((fresh.slot, key));
+                }
                 Ok(Written::WasThere) => {}
                 Ok(Written::NoRoom) => self.no_room += 1,
                 Err(error) => self.failure = Some(error.to_string()),

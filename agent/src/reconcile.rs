@@ -452,7 +452,7 @@ impl Reconciler {
     fn take_late(&mut self, problems: &mut Vec<Problem>) {
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.retain(|one| self.endpoints.values().any(|enforced| enforced.slot == one.slot));
-        problems.extend(self.older.take(&self.tables.kernel, &fresh));
+        problems.extend(self.older.take_late(&self.tables.kernel, &fresh));
     }
 
     fn flip_changed(&mut self, rulesets: &BTreeMap<ObjectKey, EndpointRulesets>) -> anyhow::Result<()> {

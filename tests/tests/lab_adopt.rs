@@ -15,10 +15,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use portcullis_lab::{
-    AgentSpec, Ask, Client, Cni, Family, Hook, Lab, LabOptions, Probe, Target,
-};
 use portcullis_lab::traffic::{Held, Liveness};
+use portcullis_lab::{AgentSpec, Ask, Client, Cni, Family, Hook, Lab, LabOptions, Probe, Target};
 use portcullis_policy::model::{ObjectKey, Protocol};
 use portcullis_tests::lifecycle::{PATIENCE, PORT, agent};
 use portcullis_tests::live::Rig;
@@ -230,9 +228,19 @@ impl Datagrams {
 
     /// The next packet of each flow is its responder's: it passes only by state.
     fn check(&self) {
-        assert_eq!(self.answers(self.opener.local_addr().unwrap()), self.allowed, "the answer of {}", self.name);
+        assert_eq!(
+            self.answers(self.opener.local_addr().unwrap()),
+            self.allowed,
+            "the answer of {}",
+            self.name
+        );
         assert_eq!(self.asks(), self.allowed, "{}", self.name);
     }
+}
+
+fn check(flows: &[Datagrams]) {
+    // What must not come is waited for: side by side.
+    std::thread::scope(|scope| flows.iter().for_each(|flow| drop(scope.spawn(|| flow.check()))));
 }
 
 /// Pods talk, then comes the agent with the policies, or the policies after the agent.
@@ -260,14 +268,14 @@ fn older_flows(name: &str, rig: Rig, policies_first: bool) {
     println!("{name}: {} connections held, {older}", held.len());
     assert!(older["adopted"].as_u64().unwrap() >= at_least as u64, "{older}");
     assert_eq!((older["unknown"].as_u64(), &older["why"]), (Some(0), &Value::Null), "{older}");
-    datagrams.iter().for_each(Datagrams::check);
+    check(&datagrams);
     assert_eq!(held.ping(PING).unwrap(), expected(), "{name}");
 
     node.lab.kill(Signal::SIGKILL).unwrap();
     assert_eq!(held.ping(PING).unwrap(), expected(), "{name}: without an agent");
     node.start();
     assert_eq!(node.status()["older_flows"]["adopted"], Value::from(0), "the predecessor had them already");
-    datagrams.iter().for_each(Datagrams::check);
+    check(&datagrams);
     assert_eq!(held.ping(PING).unwrap(), expected(), "{name}: with the next agent");
 }
 
@@ -304,5 +312,8 @@ fn without_connection_tracking_the_loss_is_told() {
     assert_eq!((older["adopted"].as_u64(), older["unknown"].as_u64()), (Some(0), Some(4)), "{older}");
     assert_eq!(older["why"], "no connection tracking in this network namespace");
     let after = held.ping(PING).unwrap();
-    assert!(after.iter().take(4 * EACH).all(|one| *one == Liveness::Silent), "nothing knows their opener: {after:?}");
+    assert!(
+        after.iter().take(4 * EACH).all(|one| *one == Liveness::Silent),
+        "nothing knows their opener: {after:?}"
+    );
 }

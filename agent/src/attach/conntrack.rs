@@ -224,4 +224,4 @@ const fn sctp_stage(state: u8) -> Option<Stage> {
 
 #[cfg(test)]
 #[path = "conntrack_tests.rs"]
-mod tests;
+pub(crate) mod tests;

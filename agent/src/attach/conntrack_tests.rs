@@ -153,3 +153,35 @@ fn an_entry_with_any_byte_changed_makes_nobody_panic() {
         }
     }
 }
+
+/// Lets the kernel track established connections of a client at ever other ports to port 80 of an address.
+pub(crate) fn track(client: [u8; 4], server: [u8; 4], connections: u16) {
+    /// `IPCTNL_MSG_CT_NEW`, `CTA_TIMEOUT`, and `IPS_ASSURED` with `IPS_CONFIRMED`.
+    const NEW: u16 = 1 << 8;
+    const TIMEOUT: u16 = 7;
+    const ASSURED: u32 = 1 << 2 | 1 << 3;
+    let tuple = |source: [u8; 4], destination: [u8; 4], ports: [u16; 2]| {
+        let (mut addresses, mut layer4, mut tuple) = (Vec::new(), Vec::new(), Vec::new());
+        push_attribute(&mut addresses, V4[0], &source);
+        push_attribute(&mut addresses, V4[1], &destination);
+        push_attribute(&mut layer4, NUMBER, &[TCP]);
+        push_attribute(&mut layer4, PORTS[0], &ports[0].to_be_bytes());
+        push_attribute(&mut layer4, PORTS[1], &ports[1].to_be_bytes());
+        push_attribute(&mut tuple, TUPLE_ADDRESSES, &addresses);
+        push_attribute(&mut tuple, TUPLE_PROTOCOL, &layer4);
+        tuple
+    };
+    let (mut info, mut state) = (Vec::new(), Vec::new());
+    push_attribute(&mut info, INFO_STATE, &[3]);
+    push_attribute(&mut state, TCP_INFO, &info);
+    let mut netlink = Netlink::open_netfilter().unwrap();
+    for port in 0..connections {
+        let request = Request::new(NEW, libc::NLM_F_CREATE | libc::NLM_F_EXCL, &[2, 0, 0, 0])
+            .with(ORIGINAL, &tuple(client, server, [port + 1, 80]))
+            .with(REPLY, &tuple(server, client, [80, port + 1]))
+            .with(STATUS, &(SEEN_REPLY | ASSURED).to_be_bytes())
+            .with(TIMEOUT, &600u32.to_be_bytes())
+            .with(PROTOCOL_STATE, &state);
+        netlink.act(&request).unwrap();
+    }
+}
