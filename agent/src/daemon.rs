@@ -17,7 +17,7 @@ use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
 use portcullis_policy::findings::{Finding, findings};
 use portcullis_policy::manifest::{self, Loaded};
-use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity, SourceBinding};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
@@ -76,6 +76,8 @@ pub struct Options {
     pub node_name: Option<String>,
     /// Where pods without an address get one; empty: the default ranges.
     pub pod_cidrs: Vec<IpNet>,
+    /// Namespaces whose pods may send from any address, unless the Namespace itself says otherwise.
+    pub unbound_namespaces: BTreeSet<String>,
     /// Size of an endpoint's flow table.
     pub flows_per_endpoint: u32,
     /// Whether what is denied is dropped.
@@ -329,6 +331,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         source,
         shared: Arc::clone(&shared),
         node: options.node_name.clone(),
+        unbound: options.unbound_namespaces,
         ready,
         applied: 0,
         lost,
@@ -376,6 +379,7 @@ struct Agent {
     source: DirSource,
     shared: Arc<Shared>,
     node: Option<String>,
+    unbound: BTreeSet<String>,
     ready: PathBuf,
     applied: u64,
     lost: u64,
@@ -530,13 +534,18 @@ impl Agent {
     }
 
     fn usable(&mut self) -> anyhow::Result<Loaded> {
-        let loaded = self.source.read()?;
+        let mut loaded = self.source.read()?;
         anyhow::ensure!(
             loaded.cluster_policies.is_empty(),
             "ClusterNetworkPolicy is not supported by this version yet: take {} out of {}",
             loaded.cluster_policies.join(", "),
             self.source.dir().display()
         );
+        for (name, namespace) in &mut loaded.cluster.namespaces {
+            if self.unbound.contains(name) {
+                namespace.source_binding.get_or_insert(SourceBinding::Off);
+            }
+        }
         Ok(loaded)
     }
 

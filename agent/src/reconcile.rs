@@ -12,7 +12,7 @@ use portcullis_common::wire::{
     ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP,
     MAX_ENDPOINT_ADDRS,
 };
-use portcullis_policy::answer::{endpoint_config, owned_addresses};
+use portcullis_policy::answer::{binding_flags, endpoint_config, owned_addresses};
 use portcullis_policy::compile::{Held, NO_ROOM};
 use portcullis_policy::desired::{CounterName, EndpointRulesets, ip_addr};
 use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
@@ -533,7 +533,9 @@ fn wanted(
             ));
         }
         let pod = identity(&facts.pod.uid, key);
-        wanted.insert((*key).clone(), EndpointConfig { pod, ..config_of(interface, &addresses) });
+        let mut config = EndpointConfig { pod, ..config_of(interface, &addresses) };
+        config.flags |= binding_flags(directory.source_binding(key));
+        wanted.insert((*key).clone(), config);
     }
     wanted
 }

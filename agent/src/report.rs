@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use portcullis_common::event::Direction;
-use portcullis_common::wire::{RULESET_CLOSED, RULESET_OPEN};
+use portcullis_common::wire::{ENDPOINT_UNBOUND, RULESET_CLOSED, RULESET_OPEN};
 use portcullis_policy::answer::owned_addresses;
 use portcullis_policy::compile::ruleset::isolating;
 use portcullis_policy::desired::{CounterName, EndpointRulesets, RuleSource};
 use portcullis_policy::findings::{FindingKind, policy_object, selected};
-use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, Severity};
+use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, Severity, SourceBinding};
 use portcullis_policy::select::Directory;
 
 use crate::api::observed::rfc3339;
@@ -177,6 +177,12 @@ impl Reporter<'_> {
                 interface: interface_name(enforced.config.ifindex),
                 ifindex: enforced.config.ifindex,
                 addresses: owned_addresses(&directory, key),
+                source_binding: if enforced.config.flags & ENDPOINT_UNBOUND == 0 {
+                    SourceBinding::On.name()
+                } else {
+                    SourceBinding::Off.name()
+                }
+                .to_owned(),
                 ingress: side(Direction::Ingress),
                 egress: side(Direction::Egress),
                 flows: Flows {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use portcullis_policy::convert::printable;
+use portcullis_policy::model::SourceBinding;
 use serde::{Deserialize, Serialize};
 
 use super::table::columns;
@@ -32,6 +33,8 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// By which it is known and bound.
     pub addresses: Vec<IpAddr>,
+    /// `on`, or `off` where it may send from any.
+    pub source_binding: String,
     /// Towards the pod.
     pub ingress: Side,
     /// From the pod.
@@ -80,7 +83,11 @@ pub fn table(endpoints: &[Endpoint]) -> String {
             printable(&one.pod.namespace),
             printable(&one.pod.name),
             format!("{interface} ({})", one.ifindex),
-            addresses.join(","),
+            if one.source_binding == SourceBinding::Off.name() {
+                format!("{} (unbound)", addresses.join(","))
+            } else {
+                addresses.join(",")
+            },
             side(&one.ingress),
             side(&one.egress),
             format!("{flows}/{}", one.flows.capacity),
