@@ -178,7 +178,7 @@ struct AgentArgs {
     #[allow(clippy::doc_markdown)] // the text of --help
     #[arg(long, value_name = "NS", env = "PORTCULLIS_UNBOUND_NAMESPACES", value_delimiter = ',')]
     unbound_namespaces: Vec<String>,
-    /// Size of a pod's table of flows
+    /// How large a pod's table of flows may grow; it starts with 16,384
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant as StdInstant};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use hyper::StatusCode;
 use ipnet::IpNet;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
+use portcullis_common::event::NOTICE_FLOWS_HALF;
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
 use portcullis_policy::findings::{Finding, findings};
@@ -56,6 +57,8 @@ const RESTLESS: Duration = Duration::from_millis(600);
 const AUDIT: Duration = Duration::from_secs(1);
 /// How often expired flows are removed.
 const EXPIRE: Duration = Duration::from_secs(30);
+/// Tables of flows that wait to grow.
+const GROWING: usize = 1_024;
 /// File in the run directory that says how many changes are in force.
 const READY: &str = "ready";
 /// File in the run directory with what the manifests said last.
@@ -147,8 +150,6 @@ struct Shared {
     health: Arc<Health>,
     metrics: Metrics,
     policy_labels: PolicyLabels,
-    /// Until when a scrape counts no flows.
-    rest: Mutex<Option<StdInstant>>,
     facts: Facts,
 }
 
@@ -195,7 +196,7 @@ impl Pages for Shared {
         if path != "/metrics" {
             return None;
         }
-        let readings = self.report(|reporter| reporter.readings(self.policy_labels, &self.rest));
+        let readings = self.report(|reporter| reporter.readings(self.policy_labels));
         Some(match self.metrics.encode(&readings) {
             Ok(body) => Page { status: StatusCode::OK, media: metrics::MEDIA, body },
             Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -313,7 +314,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         health,
         metrics: Metrics::new(kernel.to_string(), hook.to_string(), options.listen.policy_labels()),
         policy_labels: options.listen.policy_labels(),
-        rest: Mutex::default(),
         facts: Facts {
             node: options.node_name.clone(),
             mode: options.mode,
@@ -350,10 +350,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         http::serve("metrics", listener, shared.clone())?;
     }
     agent.enforce();
+    let (half_full, mut growing) = mpsc::channel(GROWING);
     tokio::spawn(api::server::serve(listener, shared.clone()));
     tokio::spawn(async move {
         loop {
-            if let Err(error) = events.read(|event| shared.recorder.record(event)).await {
+            let read = events.read(|event| {
+                if event.reason == NOTICE_FLOWS_HALF {
+                    // One that is not heard of now the audit finds.
+                    let _ = half_full.try_send(event.slot);
+                } else {
+                    shared.recorder.record(event);
+                }
+            });
+            if let Err(error) = read.await {
                 tracing::error!("reading events: {error}: `observe` is silent from here on");
                 return;
             }
@@ -364,7 +373,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Mode::Audit => "auditing, nothing is dropped:",
     };
     tracing::info!("{doing} {} by {hook:?}", options.source.display());
-    agent.serve(&mut wakes).await
+    agent.serve(&mut wakes, &mut growing).await
 }
 
 /// Why the main loop wakes.
@@ -460,7 +469,11 @@ impl Due {
 }
 
 impl Agent {
-    async fn serve(&mut self, wakes: &mut mpsc::Receiver<Wake>) -> anyhow::Result<()> {
+    async fn serve(
+        &mut self,
+        wakes: &mut mpsc::Receiver<Wake>,
+        growing: &mut mpsc::Receiver<u32>,
+    ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut audit = interval(AUDIT);
@@ -502,7 +515,9 @@ impl Agent {
                         self.shared.health.source_is_read();
                     }
                     self.enforce();
+                    self.grow(None);
                 }
+                Some(slot) = growing.recv() => self.grow(Some(slot)),
                 _ = expire.tick() => self.expire(),
             }
         }
@@ -511,6 +526,12 @@ impl Agent {
     fn expire(&mut self) {
         if let Err(error) = tokio::task::block_in_place(|| self.reconciler.expire_flows()) {
             tracing::warn!("removing expired flows: {error:#}");
+        }
+    }
+
+    fn grow(&mut self, slot: Option<u32>) {
+        if let Err(error) = tokio::task::block_in_place(|| self.reconciler.grow_flows(slot)) {
+            tracing::warn!("growing tables of flows: {error:#}");
         }
     }
 

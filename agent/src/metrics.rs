@@ -98,6 +98,8 @@ pub struct Readings {
     pub fills: Vec<Fill>,
     /// In all tables.
     pub flows: Option<u64>,
+    /// For how many all tables have room now.
+    pub flows_capacity: Option<u64>,
     /// Flows that were taken from connection tracking.
     pub flows_adopted: u64,
     /// Pods that are enforced.
@@ -125,6 +127,7 @@ pub struct Metrics {
     entries: Family<MapLabels, Gauge>,
     capacity: Family<MapLabels, Gauge>,
     flows: Gauge,
+    flows_capacity: Gauge,
     endpoints: Gauge,
     endpoints_missing: Gauge,
     policies: Gauge,
@@ -150,6 +153,7 @@ impl Metrics {
             entries: Family::default(),
             capacity: Family::default(),
             flows: Gauge::default(),
+            flows_capacity: Gauge::default(),
             endpoints: Gauge::default(),
             endpoints_missing: Gauge::default(),
             policies: Gauge::default(),
@@ -186,6 +190,11 @@ impl Metrics {
             "flows",
             "Flows in the tables of all endpoints, silent ones that are not yet removed included",
             metrics.flows.clone(),
+        );
+        registry.register(
+            "flows_capacity",
+            "Flows for which the tables of all endpoints have room now; they grow with use",
+            metrics.flows_capacity.clone(),
         );
         registry.register(
             "flows_refused",
@@ -273,6 +282,9 @@ impl Metrics {
         if let Some(flows) = readings.flows {
             self.flows.set(gauge(flows));
         }
+        if let Some(capacity) = readings.flows_capacity {
+            self.flows_capacity.set(gauge(capacity));
+        }
         if let Some(wanting) = readings.wanting {
             store(&self.events_lost, wanting.events_lost);
             store(&self.flows_refused, wanting.flows_refused);
@@ -322,6 +334,7 @@ mod tests {
             }]),
             fills: vec![Fill { map: "rules", entries: 6, capacity: 7 }],
             flows: Some(8),
+            flows_capacity: Some(11),
             flows_adopted: 10,
             ready: true,
             reconcile_errors: 9,
@@ -347,6 +360,7 @@ mod tests {
             "portcullis_bpf_map_entries{map=\"rules\"} 6",
             "portcullis_bpf_map_capacity{map=\"rules\"} 7",
             "portcullis_flows 8",
+            "portcullis_flows_capacity 11",
             "portcullis_ready 1",
             "portcullis_reconcile_errors_total 9",
             "portcullis_policy_programming_duration_seconds_bucket{le=\"0.1\"} 0",

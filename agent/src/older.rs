@@ -15,10 +15,15 @@ use portcullis_policy::desired::{ip_addr, wire_addr};
 use portcullis_policy::model::{Problem, Severity};
 use serde::{Deserialize, Serialize};
 
+use crate::attach::AttachError;
 use crate::attach::conntrack::{ConntrackError, Listed, Stage, Tracked, Tuple, tracked};
 use crate::attach::foreign::addresses;
-use crate::bpf::Kernel;
-use crate::bpf::flows::{FlowTable, Written};
+use crate::bpf::BpfError;
+use crate::bpf::flows::{FlowTables, Growth, Written};
+use crate::clock::monotonic_seconds;
+
+/// Flows of an endpoint and direction that wait to be written together.
+const MOST_WAITING: usize = 4_096;
 
 /// An endpoint that has no flows yet.
 #[derive(Clone, Copy, Debug)]
@@ -51,58 +56,77 @@ pub(crate) struct Older {
     no_room: u64,
     /// By slot.
     unknown: BTreeMap<u32, String>,
-    /// What the early look wrote, by slot: the late one, moments after it, finds little else.
-    early: HashSet<(u32, FlowKey)>,
+    /// What the early look found, by slot: the late one, moments after it, finds little else.
+    known: HashSet<(u32, FlowKey)>,
+    /// What the early look found no room for.
+    without_room: u64,
 }
 
 impl Older {
-    /// Takes flows of these endpoints before packets are judged there, as many as their tables hold. What goes wrong is
-    /// told by [`Older::take_late`].
-    pub(crate) fn take_early(&mut self, kernel: &Kernel, fresh: &[Fresh]) {
+    /// Takes flows of these endpoints before packets are judged there, as many as their tables may hold. What goes wrong
+    /// is told by [`Older::take_late`].
+    pub(crate) fn take_early(&mut self, tables: &mut FlowTables, largest: u32, fresh: &[Fresh]) {
         if fresh.is_empty() {
             return;
         }
-        if let Ok((taking, _)) = self.look(kernel, fresh) {
-            self.adopted += taking.adopted;
-            self.early = taking.early;
+        if let Ok(took) = self.look(tables, largest, fresh) {
+            self.adopted += took.adopted;
+            self.without_room = took.no_room;
+            if took.failure.is_some() {
+                // To be tried again, and told if it fails again.
+                self.known.clear();
+            }
         }
     }
 
     /// Takes those that were opened since. What goes wrong costs flows, and is told.
-    pub(crate) fn take_late(&mut self, kernel: &Kernel, fresh: &[Fresh]) -> Vec<Problem> {
+    pub(crate) fn take_late(
+        &mut self,
+        tables: &mut FlowTables,
+        largest: u32,
+        fresh: &[Fresh],
+    ) -> Vec<Problem> {
         if fresh.is_empty() {
             return Vec::new();
         }
-        let (taking, listed) = match self.look(kernel, fresh) {
-            Ok(looked) => looked,
+        let looked = self.look(tables, largest, fresh);
+        self.known = HashSet::new();
+        let took = match looked {
+            Ok(took) => took,
             Err((severity, why)) => return self.lost(fresh, &why, severity),
         };
         for one in fresh {
             self.unknown.remove(&one.slot);
         }
-        self.adopted += taking.adopted;
-        self.no_room += taking.no_room;
-        let unreadable = (listed.unreadable > 0).then(|| {
-            format!("{} tracked connections cannot be read: their flows are lost", listed.unreadable)
+        self.adopted += took.adopted;
+        let without_room = self.without_room + took.no_room;
+        self.without_room = 0;
+        self.no_room += without_room;
+        let unreadable = (took.listed.unreadable > 0).then(|| {
+            format!("{} tracked connections cannot be read: their flows are lost", took.listed.unreadable)
         });
-        let no_room = (taking.no_room > 0).then(|| {
+        let no_room = (without_room > 0).then(|| {
             format!(
-                "{} flows older than their endpoint found its table full: start the agent with a larger \
-                 --flows-per-endpoint",
-                taking.no_room
+                "{without_room} flows older than their endpoint found its table full: start the agent with a larger \
+                 --flows-per-endpoint"
             )
         });
-        let failure = taking.failure.map(|error| format!("taking flows older than their endpoint: {error}"));
+        let failure = took.failure.map(|error| format!("taking flows older than their endpoint: {error}"));
         let all = [unreadable, no_room, failure].into_iter().flatten();
         all.map(|message| problem(Severity::Warning, message)).collect()
     }
 
-    /// Writes what is tracked of these endpoints.
-    fn look(&mut self, kernel: &Kernel, fresh: &[Fresh]) -> Result<(Taking, Listed), (Severity, String)> {
+    /// Writes what is tracked of these endpoints, and was not found by the last look.
+    fn look(
+        &mut self,
+        tables: &mut FlowTables,
+        largest: u32,
+        fresh: &[Fresh],
+    ) -> Result<Took, (Severity, String)> {
         let begun = Instant::now();
-        let early = std::mem::take(&mut self.early);
-        let mut taking =
-            Taking::new(kernel, fresh, early).map_err(|error| (Severity::Warning, format!("{error:#}")))?;
+        let known = std::mem::take(&mut self.known);
+        let mut taking = Taking::new(tables, largest, fresh, known)
+            .map_err(|error| (Severity::Warning, error.to_string()))?;
         let listed = tracked(|connection| taking.one(connection)).map_err(|error| {
             let severity = match &error {
                 ConntrackError::Absent => Severity::Note,
@@ -110,14 +134,16 @@ impl Older {
             };
             (severity, error.to_string())
         })?;
+        let (took, known) = taking.finish(listed);
+        self.known = known;
         tracing::debug!(
             "{} connections are tracked, {} flows taken for {} endpoints, in {:?}",
             listed.entries,
-            taking.adopted,
+            took.adopted,
             fresh.len(),
             begun.elapsed()
         );
-        Ok((taking, listed))
+        Ok(took)
     }
 
     /// An endpoint is gone.
@@ -146,41 +172,66 @@ impl Older {
     }
 }
 
+/// Flows of one endpoint that wait to be written, by the direction that opened them.
+#[derive(Debug)]
+struct Waiting {
+    fresh: Fresh,
+    keys: [Vec<FlowKey>; 2],
+    entries: [Vec<FlowEntry>; 2],
+}
+
 /// Tables that are being filled.
-struct Taking {
-    endpoints: Vec<(Fresh, FlowTable)>,
+struct Taking<'a> {
+    tables: &'a mut FlowTables,
+    largest: u32,
+    endpoints: Vec<Waiting>,
     /// Position in `endpoints`, and which of its addresses.
     by_address: BTreeMap<IpAddr, (usize, u8)>,
     /// The node's own.
     node: BTreeSet<IpAddr>,
     now: u32,
-    early: HashSet<(u32, FlowKey)>,
+    known: HashSet<(u32, FlowKey)>,
+    took: Took,
+}
+
+/// What came of a look.
+#[derive(Debug, Default)]
+struct Took {
+    listed: Listed,
     adopted: u64,
     no_room: u64,
     failure: Option<String>,
 }
 
-impl Taking {
-    fn new(kernel: &Kernel, fresh: &[Fresh], early: HashSet<(u32, FlowKey)>) -> anyhow::Result<Self> {
-        let mut endpoints = Vec::new();
+impl<'a> Taking<'a> {
+    fn new(
+        tables: &'a mut FlowTables,
+        largest: u32,
+        fresh: &[Fresh],
+        known: HashSet<(u32, FlowKey)>,
+    ) -> Result<Self, AttachError> {
         let mut by_address = BTreeMap::new();
-        for one in fresh {
+        for (index, one) in fresh.iter().enumerate() {
             for (local, address) in (0u8..).zip(one.config.addrs.iter()) {
                 if u32::from(local) < one.config.addr_count {
-                    by_address.insert(ip_addr(address), (endpoints.len(), local));
+                    by_address.insert(ip_addr(address), (index, local));
                 }
             }
-            endpoints.push((*one, kernel.flow_table(one.slot)?));
         }
+        let waiting = |fresh: &Fresh| Waiting {
+            fresh: *fresh,
+            keys: <[Vec<FlowKey>; 2]>::default(),
+            entries: <[Vec<FlowEntry>; 2]>::default(),
+        };
         Ok(Self {
-            endpoints,
+            tables,
+            largest,
+            endpoints: fresh.iter().map(waiting).collect(),
             by_address,
             node: addresses()?,
-            now: crate::clock::monotonic_seconds(),
-            early,
-            adopted: 0,
-            no_room: 0,
-            failure: None,
+            now: monotonic_seconds(),
+            known,
+            took: Took::default(),
         })
     }
 
@@ -191,22 +242,68 @@ impl Taking {
             let Some((index, local)) = self.by_address.get(&opener.pods_way(connection).source) else {
                 continue;
             };
-            let Some((fresh, table)) = self.endpoints.get_mut(*index) else { continue };
-            let (key, entry) = flow(connection, opener, *local, fresh.generation, self.now);
-            if self.early.contains(&(fresh.slot, key)) {
+            let Some(waiting) = self.endpoints.get_mut(*index) else { continue };
+            let (key, entry) = flow(connection, opener, *local, waiting.fresh.generation, self.now);
+            if !self.known.insert((waiting.fresh.slot, key)) {
                 continue;
             }
-            match table.write_new(key, entry) {
-                Ok(Written::Made) => {
-                    self.adopted += 1;
-                    self.early.insert((fresh.slot, key));
-                }
-                Ok(Written::WasThere) => {}
-                Ok(Written::NoRoom) => self.no_room += 1,
-                Err(error) => self.failure = Some(error.to_string()),
+            let [of_pod, of_others] = &mut waiting.keys;
+            let [entries_of_pod, entries_of_others] = &mut waiting.entries;
+            let (keys, entries) = match opener {
+                Opener::Pod => (of_pod, entries_of_pod),
+                Opener::Other { .. } => (of_others, entries_of_others),
+            };
+            keys.push(key);
+            entries.push(entry);
+            if keys.len() >= MOST_WAITING {
+                self.write(*index);
             }
         }
     }
+
+    /// Writes what waits of an endpoint.
+    fn write(&mut self, index: usize) {
+        let Some(waiting) = self.endpoints.get_mut(index) else { return };
+        for (keys, entries) in waiting.keys.iter_mut().zip(&mut waiting.entries) {
+            match write(self.tables, self.largest, waiting.fresh.slot, keys, entries) {
+                Ok(Written { made, no_room, .. }) => {
+                    self.took.adopted += made;
+                    self.took.no_room += no_room;
+                }
+                Err(error) => self.took.failure = Some(error.to_string()),
+            }
+            keys.clear();
+            entries.clear();
+        }
+    }
+
+    fn finish(mut self, listed: Listed) -> (Took, HashSet<(u32, FlowKey)>) {
+        (0..self.endpoints.len()).for_each(|index| self.write(index));
+        self.took.listed = listed;
+        (self.took, self.known)
+    }
+}
+
+/// Writes flows of one direction, into a larger table where they have no room.
+fn write(
+    tables: &mut FlowTables,
+    largest: u32,
+    slot: u32,
+    keys: &[FlowKey],
+    entries: &[FlowEntry],
+) -> Result<Written, BpfError> {
+    let mut all = Written::default();
+    loop {
+        let written = tables.table(slot)?.write_new(keys, entries)?;
+        all = Written { made: all.made + written.made, ..written };
+        if written.no_room == 0 || tables.grow(slot, largest)? != Growth::Done {
+            break;
+        }
+    }
+    let is_ingress = entries.first().is_some_and(|entry| entry.tag & FLOW_OPENED_INGRESS != 0);
+    let (ingress, egress) = if is_ingress { (all.made, 0) } else { (0, all.made) };
+    tables.count(slot, ingress, egress)?;
+    Ok(all)
 }
 
 /// Who opened a connection.

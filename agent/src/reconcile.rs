@@ -21,6 +21,7 @@ use portcullis_policy::sizes::{Sizes, Table};
 
 use crate::attach::{Attacher, Bridges, Claim, HeldPort, Hook, Interface, Network, Programs, State, plan};
 use crate::bpf::counters::CounterNames;
+use crate::bpf::flows::Growth;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
 use crate::metrics::Fill;
@@ -216,12 +217,21 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Grows the tables of flows that are half full: that of one slot, or all where the programs' word was lost.
+    pub fn grow_flows(&mut self, only: Option<u32>) -> anyhow::Result<()> {
+        for enforced in self.endpoints.values().filter(|one| only.is_none_or(|slot| slot == one.slot)) {
+            // Half full again by the time that it has grown.
+            while let Some(Growth::Done) = self.tables.kernel.flow_tables.tend(enforced.slot, self.flows)? {}
+        }
+        Ok(())
+    }
+
     /// Removes flows that have been silent for too long. Returns how many.
-    pub fn expire_flows(&self) -> anyhow::Result<u64> {
+    pub fn expire_flows(&mut self) -> anyhow::Result<u64> {
         let now = u32::try_from(clock_gettime(ClockId::CLOCK_MONOTONIC)?.tv_sec()).unwrap_or(0);
         let mut removed = 0;
         for enforced in self.endpoints.values() {
-            removed += self.tables.kernel.expire_flows(enforced.slot, now)?;
+            removed += self.tables.kernel.flow_tables.expire(enforced.slot, now)?;
         }
         Ok(removed)
     }
@@ -321,6 +331,9 @@ impl Reconciler {
             }
         }
         let kept: BTreeSet<u32> = adopted.values().map(|e| e.slot).collect();
+        for slot in &kept {
+            self.tables.kernel.flow_tables.take_over(*slot, self.flows)?;
+        }
         for (ifindex, slot) in ifaces.iter().filter(|(_, slot)| !kept.contains(slot)) {
             self.tables.kernel.forget_iface(*ifindex)?;
             tracing::debug!("interface {ifindex} had endpoint {slot} of a pod that is gone");
@@ -434,7 +447,7 @@ impl Reconciler {
         }
         // Before the first packet that is judged.
         let fresh: Vec<Fresh> = added.iter().map(|(_, enforced)| enforced.fresh()).collect();
-        self.older.take_early(&self.tables.kernel, &fresh);
+        self.older.take_early(&mut self.tables.kernel.flow_tables, self.flows, &fresh);
         for ((key, enforced), fresh) in added.into_iter().zip(fresh) {
             if let Err(error) = self.tables.kernel.lead_to(enforced.config.ifindex, enforced.slot) {
                 self.older.forget(enforced.slot);
@@ -452,7 +465,7 @@ impl Reconciler {
     fn take_late(&mut self, problems: &mut Vec<Problem>) {
         let mut fresh = std::mem::take(&mut self.fresh);
         fresh.retain(|one| self.endpoints.values().any(|enforced| enforced.slot == one.slot));
-        problems.extend(self.older.take_late(&self.tables.kernel, &fresh));
+        problems.extend(self.older.take_late(&mut self.tables.kernel.flow_tables, self.flows, &fresh));
     }
 
     fn flip_changed(&mut self, rulesets: &BTreeMap<ObjectKey, EndpointRulesets>) -> anyhow::Result<()> {

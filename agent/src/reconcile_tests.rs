@@ -312,9 +312,10 @@ fn tracked_connections_become_flows_as_many_as_fit_and_never_over_one_that_is_th
         println!("{tracked} flows of {} connections taken in {:?}", tracked + 8, begun.elapsed());
         assert_eq!((older.adopted, older.no_room, older.unknown), (tracked, 1, 0), "{older:?}");
         let slot = node.reconciler.endpoints[&ObjectKey::new("shop", "b")].slot;
-        let table = node.reconciler.tables.kernel.flow_table(slot).unwrap();
-        assert_eq!(table.all().count() as u64, tracked);
-        for (key, entry) in table.all() {
+        let tables = &node.reconciler.tables.kernel.flow_tables;
+        let flows = tables.table(slot).unwrap().all().unwrap();
+        assert_eq!((flows.len() as u64, tables.fill(slot).unwrap().0), (tracked, tracked));
+        for (key, entry) in flows {
             assert_eq!((key.local_port, entry.tag), (80, key.tag() | FLOW_OPENED_INGRESS));
         }
         let after = node.reconciler.reconcile(&cluster(&renamed)).unwrap().older;

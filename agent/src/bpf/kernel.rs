@@ -8,7 +8,7 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowKey, IfaceWord, MODE_AUDIT,
+    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, IFACE_CELLS, IfaceWord, MODE_AUDIT,
     MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
     Rule, Ruleset, Stats,
 };
@@ -17,7 +17,7 @@ use portcullis_policy::diff::MapOp;
 use portcullis_policy::model::Mode;
 use portcullis_policy::sizes::{Sizes, Table};
 
-use super::flows::{FlowTable, FlowsMap};
+use super::flows::FlowTables;
 use super::load::{self, BpfError, Pins, Purpose};
 use super::sys;
 use super::wire::Wire;
@@ -28,6 +28,7 @@ type PrefixesMap = LpmTrie<MapData, [u8; 16], Wire<PeerWord>>;
 /// The maps of a load.
 pub struct Kernel {
     ifaces: HashMap<MapData, u32, Wire<IfaceWord>>,
+    iface_index: Array<MapData, Wire<IfaceWord>>,
     endpoints: Array<MapData, Wire<EndpointWord>>,
     configs: Array<MapData, Wire<EndpointConfig>>,
     rulesets: Array<MapData, Wire<Ruleset>>,
@@ -39,11 +40,11 @@ pub struct Kernel {
     node_state: Array<MapData, Wire<NodeState>>,
     peers: MapData,
     prefixes: MapData,
-    flows: MapData,
+    /// The flow tables of endpoints.
+    pub flow_tables: FlowTables,
     rule_stats: PerCpuArray<MapData, Wire<Stats>>,
     cpu_state: PerCpuArray<MapData, Wire<CpuState>>,
     prefixes_inner: MapData,
-    flows_inner: MapData,
     sizes: Sizes,
     /// The bank that this agent writes, and its peers.
     bank: u32,
@@ -106,6 +107,7 @@ impl Kernel {
         let bank_peers = inner(&peers_inner, "peers", sizes.of(Table::Peers))?;
         Ok(Self {
             ifaces: take(ebpf, "ifaces")?,
+            iface_index: take(ebpf, "iface_index")?,
             endpoints: take(ebpf, "endpoints")?,
             configs: take(ebpf, "endpoint_cfg")?,
             rulesets: take(ebpf, "rulesets")?,
@@ -117,11 +119,10 @@ impl Kernel {
             node_state: take(ebpf, "node_state")?,
             peers: data(ebpf, "peers")?,
             prefixes: data(ebpf, "prefixes")?,
-            flows: data(ebpf, "flows")?,
+            flow_tables: FlowTables::of(ebpf)?,
             rule_stats: take(ebpf, "rule_stats")?,
             cpu_state: take(ebpf, "cpu_state")?,
             prefixes_inner: data(ebpf, "prefixes_inner")?,
-            flows_inner: data(ebpf, "flows_inner")?,
             sizes: sizes.clone(),
             bank,
             bank_peers,
@@ -212,18 +213,18 @@ impl Kernel {
         self.ifaces.iter().filter_map(Result::ok).map(|(ifindex, word)| (ifindex, word.0.slot)).collect()
     }
 
-    /// Makes an endpoint that no packet reaches yet: flows, configuration, word. [`Kernel::lead_to`] comes last.
+    /// Makes an endpoint that no packet reaches yet: flows (as many as `largest` in time), configuration, word.
+    /// [`Kernel::lead_to`] comes last.
     pub fn add_endpoint(
         &mut self,
         slot: u32,
         config: EndpointConfig,
         word: EndpointWord,
-        flows: u32,
+        largest: u32,
     ) -> Result<(), BpfError> {
         #[cfg(test)]
         self.fail("flows")?;
-        let table: FlowsMap = inner(&self.flows_inner, "flows", flows)?;
-        outer(&self.flows, "flows")?.set(slot, &table, 0).map_err(|e| BpfError::map("write", "flows", e))?;
+        self.flow_tables.make(slot, largest)?;
         #[cfg(test)]
         self.fail("endpoint_cfg")?;
         put(&mut self.configs, "endpoint_cfg", slot, config)?;
@@ -234,15 +235,10 @@ impl Kernel {
     pub fn lead_to(&mut self, ifindex: u32, slot: u32) -> Result<(), BpfError> {
         #[cfg(test)]
         self.fail("ifaces")?;
-        self.ifaces
-            .insert(ifindex, Wire(IfaceWord { slot, ifindex }), 0)
-            .map_err(|e| BpfError::map("write", "ifaces", e))
-    }
-
-    /// The table of flows of a slot.
-    pub fn flow_table(&self, slot: u32) -> Result<FlowTable, BpfError> {
-        let table = outer::<FlowsMap>(&self.flows, "flows")?.get(&slot, 0);
-        table.map(FlowTable::new).map_err(|e| BpfError::map("open", "flows", e))
+        let found = IfaceWord { slot, ifindex };
+        self.ifaces.insert(ifindex, Wire(found), 0).map_err(|e| BpfError::map("write", "ifaces", e))?;
+        // A second interface of this cell takes it; the first is found in the hash then.
+        put(&mut self.iface_index, "iface_index", ifindex % IFACE_CELLS, found)
     }
 
     /// An endpoint of a load that is only asked: it has no interface and no flows.
@@ -263,13 +259,18 @@ impl Kernel {
 
     /// The interface leads to no endpoint: its packets are dropped.
     pub fn forget_iface(&mut self, ifindex: u32) -> Result<(), BpfError> {
+        let cell = ifindex % IFACE_CELLS;
+        let held = self.iface_index.get(&cell, 0).map_err(|e| BpfError::map("read", "iface_index", e))?.0;
+        if held.ifindex == ifindex {
+            put(&mut self.iface_index, "iface_index", cell, IfaceWord::default())?;
+        }
         gone(self.ifaces.remove(&ifindex), "ifaces")
     }
 
     /// Frees a slot. To be called a grace period after its interface was forgotten.
     pub fn free_slot(&mut self, slot: u32) -> Result<(), BpfError> {
         put(&mut self.configs, "endpoint_cfg", slot, EndpointConfig::default())?;
-        sys::delete_slot(fd(&self.flows), slot).map_err(|e| BpfError::map("empty", "flows", e))
+        self.flow_tables.free(slot)
     }
 
     /// A counter starts anew.
@@ -290,29 +291,6 @@ impl Kernel {
     pub fn flows_refused(&self) -> Result<u64, BpfError> {
         let values = self.cpu_state.get(&0, 0).map_err(|e| BpfError::map("read", "cpu_state", e))?;
         Ok(values.iter().map(|one| one.0.flows_refused).sum())
-    }
-
-    /// Removes flows of a slot that have been silent for too long, as the judgement would find them.
-    pub fn expire_flows(&self, slot: u32, now: u32) -> Result<u64, BpfError> {
-        let Ok(mut table) = outer::<FlowsMap>(&self.flows, "flows")?.get(&slot, 0) else {
-            return Ok(0);
-        };
-        let old: Vec<Wire<FlowKey>> = table
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(key, entry)| {
-                portcullis_common::flow::expired(key.0.protocol, entry.0.state, entry.0.seen, now)
-            })
-            .map(|(key, _)| key)
-            .collect();
-        let mut removed = 0;
-        for key in old {
-            // It may have come back to life meanwhile: then it opens again with its next opening packet, or
-            // is judged alone, which an expired flow would have been too.
-            gone(table.remove(&key), "flows")?;
-            removed += 1;
-        }
-        Ok(removed)
     }
 
     /// Returns once no program reads what was replaced before the call.
@@ -444,7 +422,7 @@ where
 }
 
 /// A map of the object as bare data.
-fn data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, BpfError> {
+pub(super) fn data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, BpfError> {
     let map = ebpf.take_map(name).ok_or_else(|| BpfError::Missing(format!("map {name}")))?;
     // Aya's kinds of maps grow with the kernel's; ours are these.
     #[allow(clippy::wildcard_enum_match_arm)]
@@ -482,7 +460,12 @@ fn fd(map: &MapData) -> std::os::fd::BorrowedFd<'_> {
     map.fd().as_fd()
 }
 
-fn put<T>(map: &mut Array<MapData, Wire<T>>, name: &'static str, index: u32, value: T) -> Result<(), BpfError>
+pub(super) fn put<T>(
+    map: &mut Array<MapData, Wire<T>>,
+    name: &'static str,
+    index: u32,
+    value: T,
+) -> Result<(), BpfError>
 where
     Wire<T>: aya::Pod,
 {

@@ -59,10 +59,12 @@ pub struct Side {
 /// A table of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
-    /// In it; `None` if counting took too long.
+    /// In it; `None` if that cannot be read.
     pub entries: Option<u64>,
-    /// What fits.
-    pub capacity: u64,
+    /// For how many it has room now.
+    pub capacity: Option<u64>,
+    /// How large it may grow.
+    pub largest: u64,
 }
 
 /// Asks the running agent.
@@ -78,7 +80,7 @@ pub fn table(endpoints: &[Endpoint]) -> String {
     let row = |one: &Endpoint| {
         let addresses: Vec<String> = one.addresses.iter().map(ToString::to_string).collect();
         let interface = one.interface.as_deref().map_or_else(|| "?".to_owned(), printable);
-        let flows = one.flows.entries.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        let number = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
         [
             printable(&one.pod.namespace),
             printable(&one.pod.name),
@@ -90,7 +92,7 @@ pub fn table(endpoints: &[Endpoint]) -> String {
             },
             side(&one.ingress),
             side(&one.egress),
-            format!("{flows}/{}", one.flows.capacity),
+            format!("{}/{}", number(one.flows.entries), number(one.flows.capacity)),
         ]
     };
     let rows: Vec<[String; 7]> = endpoints.iter().map(row).collect();

@@ -88,10 +88,10 @@ pub struct MapFill {
 /// Flow tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCounts {
-    /// In all of them; `None` if counting took too long.
+    /// In all of them; `None` if that cannot be read.
     pub entries: Option<u64>,
-    /// Of all of them together.
-    pub capacity: u64,
+    /// For how many all of them together have room now; they grow.
+    pub capacity: Option<u64>,
     /// Not made for want of room, since the pins were made; `None` if that cannot be read.
     pub refused: Option<u64>,
 }
@@ -145,7 +145,7 @@ pub fn table(status: &Status) -> String {
         format!(
             "{} of {}, {} refused",
             count(status.flows.entries),
-            status.flows.capacity,
+            count(status.flows.capacity),
             count(status.flows.refused)
         ),
     );
