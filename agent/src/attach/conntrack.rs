@@ -112,8 +112,8 @@ pub fn tracked(mut each: impl FnMut(&Tracked)) -> Result<Listed, ConntrackError>
         netlink.stream(&request, |body| {
             listed.entries += 1;
             match parse(body) {
-                Some(Some(connection)) => each(&connection),
-                Some(None) => {}
+                Some(Entry::Alive(connection)) => each(&connection),
+                Some(Entry::NoFlow) => {}
                 None => listed.unreadable += 1,
             }
         })
@@ -134,8 +134,17 @@ pub fn tracked(mut each: impl FnMut(&Tracked)) -> Result<Listed, ConntrackError>
     }
 }
 
-/// `None` if it cannot be read, `Some(None)` if it is nothing that goes on.
-fn parse(body: &[u8]) -> Option<Option<Tracked>> {
+/// An entry of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Entry {
+    /// A connection that goes on.
+    Alive(Tracked),
+    /// One that is over, or nothing that is a flow.
+    NoFlow,
+}
+
+/// `None` if it cannot be read.
+fn parse(body: &[u8]) -> Option<Entry> {
     let find = |kind| Attributes::find(body, NFGENMSG, kind);
     let (protocol, original) = parse_tuple(find(ORIGINAL)?)?;
     let (answered_by, reply) = parse_tuple(find(REPLY)?)?;
@@ -151,7 +160,8 @@ fn parse(body: &[u8]) -> Option<Option<Tracked>> {
         _ if replied => Some(Stage::Answered),
         _ => Some(Stage::Opening),
     };
-    Some(stage.map(|stage| Tracked { protocol, original, reply, stage }))
+    let alive = |stage| Entry::Alive(Tracked { protocol, original, reply, stage });
+    Some(stage.map_or(Entry::NoFlow, alive))
 }
 
 fn parse_tuple(tuple: &[u8]) -> Option<(u8, Tuple)> {

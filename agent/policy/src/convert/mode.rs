@@ -18,31 +18,29 @@ const BOUND: &str = "it does not count: pods send from their own addresses only;
 /// never opens.
 pub(crate) fn mode(value: &Value, report: &mut Report) -> Option<Mode> {
     annotation(value, MODE_ANNOTATION, Mode::from_name, "mode", ENFORCED, report)
-        .map(Option::unwrap_or_default)
 }
 
 /// Reads the annotation of a Namespace. One that cannot be read binds, whatever the agent was told.
 pub(crate) fn source_binding(value: &Value, report: &mut Report) -> Option<SourceBinding> {
     let read = SourceBinding::from_name;
     annotation(value, SOURCE_BINDING_ANNOTATION, read, "source binding", BOUND, report)
-        .map(Option::unwrap_or_default)
 }
 
-/// `None` where it is not there, `Some(None)` where it cannot be read, which is reported.
-fn annotation<T>(
+/// What an annotation says, if it is there. One that cannot be read is reported, and says what goes without saying.
+fn annotation<T: Default>(
     value: &Value,
     key: &str,
     read: impl FnOnce(&str) -> Option<T>,
     what: &str,
     means: &str,
     report: &mut Report,
-) -> Option<Option<T>> {
+) -> Option<T> {
     let path = Path::ROOT.field("metadata");
     let metadata =
         value.as_object().and_then(|fields| field(fields, "metadata")).and_then(Value::as_object)?;
     let annotations = match object(metadata, "annotations", path, report, means) {
         Read::Absent => return None,
-        Read::WrongType => return Some(None),
+        Read::WrongType => return Some(T::default()),
         Read::Is(annotations) => annotations,
     };
     // Somebody wrote the key: null is no way to say nothing.
@@ -51,11 +49,11 @@ fn annotation<T>(
     let path = path.field(key);
     let Some(text) = value.as_str() else {
         wrong_type(value, "a string", path, report, means);
-        return Some(None);
+        return Some(T::default());
     };
     let read = read(text);
     if read.is_none() {
         report.error(path, format_args!("{} is no {what}: {means}", quoted(text)));
     }
-    Some(read)
+    Some(read.unwrap_or_default())
 }
