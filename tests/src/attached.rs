@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::maps::{MapData, MapInfo, PerCpuArray, RingBuf};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
 use portcullis_agent::bpf::Kernel;
@@ -67,6 +69,26 @@ pub struct Ran {
     pub kernel: Duration,
 }
 
+/// Where an endpoint stands, for [`Attached::write_at`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Whose configuration and rulesets it has. Several may be the same pod's.
+    pub pod: ObjectKey,
+    /// The device.
+    pub ifindex: u32,
+    /// Entries that its flow table has room for.
+    pub flows: u32,
+}
+
+/// What a program has taken so far, while the kernel counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// How often it ran.
+    pub runs: u64,
+    /// How long.
+    pub time: Duration,
+}
+
 impl Attached {
     /// Loads the programs.
     pub fn load() -> Result<Self> {
@@ -80,20 +102,70 @@ impl Attached {
 
     /// Writes compiled tables, and endpoints behind devices. To be called once.
     pub fn write(&mut self, cluster: &Cluster, desired: &Desired, at: &[(ObjectKey, u32)]) -> Result<()> {
+        let seat = |(pod, ifindex): &(ObjectKey, u32)| Seat {
+            pod: pod.clone(),
+            ifindex: *ifindex,
+            flows: DEFAULT_FLOWS,
+        };
+        self.write_at(cluster, desired, &at.iter().map(seat).collect::<Vec<_>>())
+    }
+
+    /// The same, with flow tables of other sizes. The place in the list is the endpoint's slot.
+    pub fn write_at(&mut self, cluster: &Cluster, desired: &Desired, at: &[Seat]) -> Result<()> {
         let empty = Desired { bank: desired.bank, ..Desired::default() };
         let plan = diff(&empty, desired);
         for op in plan.before.iter().chain(&plan.after) {
             self.kernel.apply(op)?;
         }
         let directory = Directory::new(cluster);
-        for (slot, (pod, ifindex)) in (0u32..).zip(at) {
+        for (slot, Seat { pod, ifindex, flows }) in (0u32..).zip(at) {
             let rulesets = desired.endpoints.get(pod).copied().unwrap_or(EndpointRulesets::CLOSED);
             let config =
                 EndpointConfig { ifindex: *ifindex, ..endpoint_config(&owned_addresses(&directory, pod)) };
             let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 1 };
-            self.kernel.add_endpoint(slot, config, word, DEFAULT_FLOWS)?;
+            self.kernel.add_endpoint(slot, config, word, *flows)?;
         }
         Ok(())
+    }
+
+    /// A map of the programs, opened again by its name.
+    pub fn map(&mut self, name: &str) -> Result<MapData> {
+        let ids = load::classifier(&mut self.ebpf, POD_EGRESS)?.info()?.map_ids()?.unwrap_or_default();
+        for id in ids {
+            if MapInfo::from_id(id)?.name_as_str() == Some(name) {
+                return MapData::from_id(id).with_context(|| format!("opening map {name}"));
+            }
+        }
+        bail!("the programs have no map {name}")
+    }
+
+    /// Hangs the program for packets from a pod at a device's TC ingress, behind the empty one. TCX, so Linux 6.6.
+    pub fn attach_beside_empty(&mut self, device: &str) -> Result<()> {
+        for name in [EMPTY, POD_EGRESS] {
+            load::classifier(&mut self.ebpf, name)?
+                .attach_with_options(
+                    device,
+                    TcAttachType::Ingress,
+                    TcAttachOptions::TcxOrder(LinkOrder::last()),
+                )
+                .with_context(|| format!("attaching {name} to {device}"))?;
+        }
+        Ok(())
+    }
+
+    /// What the program for packets from a pod, and the empty one, have taken while the kernel counted
+    /// (`BPF_ENABLE_STATS`).
+    pub fn costs(&mut self) -> Result<[Cost; 2]> {
+        let mut of = |name| -> Result<Cost> {
+            let info = load::classifier(&mut self.ebpf, name)?.info()?;
+            Ok(Cost { runs: info.run_count(), time: info.run_time() })
+        };
+        Ok([of(POD_EGRESS)?, of(EMPTY)?])
+    }
+
+    /// Flows that found their table full.
+    pub fn flows_refused(&self) -> Result<u64> {
+        Ok(self.kernel.flows_refused()?)
     }
 
     /// The programs, to be attached.
