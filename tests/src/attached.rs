@@ -7,13 +7,14 @@ use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 use aya::maps::{MapData, MapInfo, PerCpuArray, RingBuf};
 use aya::programs::links::LinkOrder;
-use aya::programs::tc::TcAttachOptions;
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
 use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
+use portcullis_common::flow::ESTABLISHED_SECONDS;
 use portcullis_common::wire::{DEFAULT_FLOWS, EndpointConfig, EndpointWord};
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::desired::{Desired, EndpointRulesets};
@@ -38,6 +39,7 @@ pub struct Attached {
     /// Packets and bytes by cell.
     verdicts: PerCpuArray<MapData, [u64; 2]>,
     events: RingBuf<MapData>,
+    links: Vec<SchedClassifierLink>,
 }
 
 impl std::fmt::Debug for Attached {
@@ -97,7 +99,7 @@ impl Attached {
         let map = ebpf.take_map("verdicts").context("the object has no map verdicts")?;
         let events = ebpf.take_map("events").context("the object has no map events")?;
         let (verdicts, events) = (PerCpuArray::try_from(map)?, RingBuf::try_from(events)?);
-        Ok(Self { kernel, ebpf, verdicts, events })
+        Ok(Self { kernel, ebpf, verdicts, events, links: Vec::new() })
     }
 
     /// Writes compiled tables, and endpoints behind devices. To be called once.
@@ -141,15 +143,36 @@ impl Attached {
 
     /// Hangs the program for packets from a pod at a device's TC ingress, behind the empty one. TCX, so Linux 6.6.
     pub fn attach_beside_empty(&mut self, device: &str) -> Result<()> {
-        for name in [EMPTY, POD_EGRESS] {
-            load::classifier(&mut self.ebpf, name)?
-                .attach_with_options(
-                    device,
-                    TcAttachType::Ingress,
-                    TcAttachOptions::TcxOrder(LinkOrder::last()),
-                )
-                .with_context(|| format!("attaching {name} to {device}"))?;
-        }
+        self.hang(EMPTY, device, TcAttachType::Ingress)?;
+        self.hang(POD_EGRESS, device, TcAttachType::Ingress)
+    }
+
+    /// Hangs both programs at the host side of a pod's veth pair. TCX, so Linux 6.6.
+    pub fn attach(&mut self, device: &str) -> Result<()> {
+        self.hang(POD_EGRESS, device, TcAttachType::Ingress)?;
+        self.hang(POD_INGRESS, device, TcAttachType::Egress)
+    }
+
+    /// Takes down what hangs.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    fn hang(&mut self, name: &str, device: &str, side: TcAttachType) -> Result<()> {
+        let program = load::classifier(&mut self.ebpf, name)?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::last());
+        let id = program
+            .attach_with_options(device, side, order)
+            .with_context(|| format!("attaching {name} to {device}"))?;
+        self.links.push(program.take_link(id)?);
+        Ok(())
+    }
+
+    /// Forgets a slot's flows, as if they had been silent for too long.
+    pub fn forget_flows(&self, slot: u32) -> Result<()> {
+        let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?.into();
+        let later = u32::try_from(now.as_secs())? + 2 * ESTABLISHED_SECONDS;
+        self.kernel.expire_flows(slot, later)?;
         Ok(())
     }
 

@@ -56,3 +56,31 @@ fn packets_of_many_flows_are_measured() {
         rows.as_array().unwrap().iter().map(|row| row["packets"].as_str().unwrap()).collect();
     assert_eq!(choices, ["uniform", "uniform", "zipf", "new", "new", "table full"]);
 }
+
+fn of_engine<'a>(rows: &'a Value, engine: &str) -> Vec<&'a Value> {
+    rows.as_array().unwrap().iter().filter(|row| row["between"] == engine).collect()
+}
+
+#[test]
+fn connections_are_measured_beside_what_users_have() {
+    let Some(found) = quick("baseline") else { return };
+    let rows = &found["baseline"]["measured"];
+    are_positive(rows, "cpuRatio");
+    assert_eq!(of_engine(rows, "no policy").len(), 3, "stream, requests, connections");
+    assert_eq!(of_engine(rows, "portcullis").len(), 3);
+    // These are other projects' tools, and may not be there: then it says so.
+    let lacking = found["baseline"]["lacking"].as_array().unwrap();
+    let others = of_engine(rows, "iptables").len() + of_engine(rows, "nftables").len();
+    assert_eq!(others, 6 - 3 * lacking.len(), "{lacking:?}");
+    for line in lacking {
+        println!("skipped: {line}");
+    }
+}
+
+#[test]
+fn off_and_on_are_measured() {
+    let Some(found) = quick("off-on") else { return };
+    let rows = &found["offOn"]["measured"];
+    are_positive(rows, "cpuRatio");
+    assert_eq!(rows.as_array().unwrap().len(), 6);
+}

@@ -9,16 +9,22 @@
 //!
 //! Everything happens in a network namespace of its own that ends with the process.
 
+mod baseline;
 mod events;
 mod flows;
 mod live;
 mod measure;
+mod off_on;
+mod pairs;
+mod pods;
+mod rules;
 mod scenario;
 mod table;
 mod target;
+mod traffic;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -43,7 +49,7 @@ const FLOWS_SHARE: u32 = 3;
 const FLOWS_PACKETS: u32 = 2;
 
 #[derive(Parser)]
-#[command(name = "portcullis-bench", about = "Nanoseconds a packet, by BPF_PROG_TEST_RUN. Needs root.")]
+#[command(name = "portcullis-bench", about = "What packets, changes and connections cost. Needs root.")]
 struct Args {
     /// Rounds, each measuring everything once; an odd number has a median of its own
     #[arg(long, value_name = "N", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..))]
@@ -63,6 +69,16 @@ struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,1000,10000,100000,1000000",
         value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     flows: Vec<u32>,
+    /// Numbers of policies between two pods with connections
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,100,1000",
+        value_parser = clap::value_parser!(u32).range(1..=2_000))]
+    policies: Vec<u32>,
+    /// Pairs of connections without and with something between the pods
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u32).range(10..=1_000))]
+    pairs: u32,
+    /// Length of one of the four runs of a pair, for each kind of traffic
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    slice: u64,
     /// Only this part
     #[arg(long, value_name = "PART", value_enum)]
     only: Option<Part>,
@@ -77,7 +93,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// A few seconds: to see that it works
-    #[arg(long, conflicts_with_all = ["rounds", "packets", "rules", "peers", "flows"])]
+    #[arg(long, conflicts_with_all = ["rounds", "packets", "rules", "peers", "flows", "policies", "pairs", "slice"])]
     quick: bool,
     /// How to print
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
@@ -99,6 +115,10 @@ enum Part {
     Events,
     /// Nanoseconds a packet among many flows
     Flows,
+    /// Connections between two pods with no policy, with ours, with iptables and with nftables
+    Baseline,
+    /// The same connections, ours off against ours on
+    OffOn,
 }
 
 /// `PODS:POLICIES`, neither 0.
@@ -148,6 +168,21 @@ fn run(args: &Args) -> Result<()> {
         let plan = flows_plan(args);
         let rows = flows::measure(&plan, &mut rng)?;
         all.part(Some("flows"), (flows::text(&plan, &rows), flows::json(&plan, &rows)));
+    }
+    if wanted(Part::Baseline) {
+        let policies = if args.quick { &[2][..] } else { &args.policies };
+        let plan = pairs_plan(args);
+        let (rows, lacking) = baseline::measure(plan, policies, &mut rng)?;
+        let mut json = pairs::json(plan, &rows);
+        if let Some(fields) = json.as_object_mut() {
+            fields.insert("lacking".to_owned(), json!(lacking));
+        }
+        all.part(Some("baseline"), (baseline::text(plan, &rows, &lacking), json));
+    }
+    if wanted(Part::OffOn) {
+        let plan = pairs_plan(args);
+        let rows = off_on::measure(plan, &mut rng)?;
+        all.part(Some("offOn"), (off_on::text(plan, &rows), pairs::json(plan, &rows)));
     }
     let seconds = begin.elapsed().as_secs_f64();
     match args.output {
@@ -208,6 +243,11 @@ fn flows_plan(args: &Args) -> flows::Plan {
         rounds: args.rounds.div_ceil(FLOWS_SHARE),
         packets: args.packets.saturating_mul(FLOWS_PACKETS),
     }
+}
+
+fn pairs_plan(args: &Args) -> pairs::Plan {
+    let (pairs, milliseconds) = if args.quick { (2, 20) } else { (args.pairs, args.slice) };
+    pairs::Plan { pairs, slice: Duration::from_millis(milliseconds) }
 }
 
 /// From objects to tables, at every size.

@@ -10,6 +10,9 @@ const NEW: f64 = 750.0;
 pub(crate) const FLAT_PEERS: Flatness = Flatness { from: 100, to: 10_000, share: 0.15 };
 /// New flows cost the same for one rule as for 1,000, within this share.
 pub(crate) const FLAT_RULES: Flatness = Flatness { from: 1, to: 1_000, share: 0.05 };
+/// End to end, against no policy, at most this share more.
+pub(crate) const END_TO_END: f64 = 0.06;
+
 /// How little a cost may grow over a range of sizes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Flatness {
