@@ -149,9 +149,9 @@ reasons! {
     BadHeader = 15, Deny, "bad-header";
     /// IPv4 source routing.
     SourceRoute = 16, Deny, "source-route";
-    /// A fragment.
+    /// A fragment that no honest sender makes: without the whole transport header, or over it.
     Fragment = 17, Deny, "fragment";
-    /// An IPv6 extension header.
+    /// IPv6 extension headers that are too many, unknown or out of place.
     ExtensionHeader = 18, Deny, "extension-header";
     /// An ICMP error about no allowed flow.
     UnrelatedError = 19, Deny, "unrelated-error";
@@ -161,7 +161,12 @@ reasons! {
     UnknownEndpoint = 21, Deny, "unknown-endpoint";
     /// A bridge did not know where the receiver is, and copied the packet to every port; counted, not told.
     OtherStation = 22, Deny, "other-station";
+    /// A later fragment of a datagram whose first fragment has not passed here, or not yet.
+    FragmentAhead = 23, Deny, "fragment-ahead";
 }
+
+/// In place of a reason: no verdict, but word that the endpoint's table of flows is half full.
+pub const NOTICE_FLOWS_HALF: u8 = u8::MAX;
 
 /// Number of reasons.
 #[allow(clippy::cast_possible_truncation)]

@@ -2,6 +2,7 @@
 //! [`crate::judge`].
 
 use crate::packet::{ICMP, ICMPV6, SCTP, TCP, TCP_FIN, TCP_RST, TCP_SYN};
+use crate::wire::{FLOW_KIND_FLOW, FlowEntry, FlowKey};
 
 /// Opened, not answered.
 pub const STATE_OPENING: u32 = 1;
@@ -9,9 +10,9 @@ pub const STATE_OPENING: u32 = 1;
 pub const STATE_ANSWERED: u32 = 2;
 /// TCP and SCTP: the opener went on after the answer.
 pub const STATE_ESTABLISHED: u32 = 3;
-/// TCP: one side has sent FIN.
+/// TCP and SCTP: one side has ended it (FIN; SHUTDOWN and what answers it).
 pub const STATE_CLOSING: u32 = 4;
-/// TCP: established, and the last packet was RST. Any other packet takes it back, so that a blind RST kills
+/// TCP and SCTP: established, and the last packet was RST, or ABORT. Any other packet takes it back, so that a blind RST kills
 /// nothing. In other states RST changes nothing: their time-outs are as short.
 pub const STATE_RESET: u32 = 5;
 
@@ -27,6 +28,9 @@ pub const UDP_OPENING_SECONDS: u32 = 30;
 pub const UDP_ANSWERED_SECONDS: u32 = 180;
 /// Seconds for an ICMP echo.
 pub const ICMP_SECONDS: u32 = 30;
+
+/// Seconds for the rest of a datagram to follow its first fragment: what Linux waits for IPv4 (`ipfrag_time`).
+pub const FRAGMENT_SECONDS: u32 = 30;
 
 /// Which side of a flow sent a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,19 +59,35 @@ pub const fn timeout(protocol: u8, state: u32) -> u32 {
     }
 }
 
-/// True once a flow has been silent for too long. The clock may have been read on another CPU: a `seen`
-/// that lies ahead is now.
+/// True once a flow has been silent for too long.
 #[inline(always)]
 #[must_use]
 pub const fn expired(protocol: u8, state: u32, seen: u32, now: u32) -> bool {
-    now.wrapping_sub(seen) < u32::MAX / 2 && now.wrapping_sub(seen) > timeout(protocol, state)
+    is_over(seen, now, timeout(protocol, state))
 }
 
-/// The state after a packet.
+/// True once more than so many seconds have gone by. The clock may have been read on another CPU: a `seen` that lies
+/// ahead is now.
+#[inline(always)]
+#[must_use]
+pub const fn is_over(seen: u32, now: u32, seconds: u32) -> bool {
+    now.wrapping_sub(seen) < u32::MAX / 2 && now.wrapping_sub(seen) > seconds
+}
+
+/// True once an entry of a table of flows is of no more use, whatever its [`FlowKey::kind`].
+#[must_use]
+pub const fn is_spent(key: &FlowKey, entry: &FlowEntry, now: u32) -> bool {
+    match key.kind {
+        FLOW_KIND_FLOW => expired(key.protocol, entry.state, entry.seen, now),
+        _ => is_over(entry.seen, now, FRAGMENT_SECONDS),
+    }
+}
+
+/// The state after a packet; an SCTP chunk stands for the flags that [`crate::packet::Packet::tcp_flags`] says.
 #[inline(always)]
 #[must_use]
 pub const fn next_state(protocol: u8, state: u32, side: Side, tcp_flags: u8) -> u32 {
-    if protocol == TCP {
+    if protocol == TCP || protocol == SCTP {
         // Whatever is not established has no more time than a reset leaves; it must not come back as established.
         if tcp_flags & TCP_RST != 0 {
             return if state == STATE_ESTABLISHED { STATE_RESET } else { state };
@@ -79,7 +99,7 @@ pub const fn next_state(protocol: u8, state: u32, side: Side, tcp_flags: u8) -> 
     match (state, side) {
         (STATE_OPENING, Side::Responder) => STATE_ANSWERED,
         (STATE_ANSWERED, Side::Opener)
-            if (protocol == TCP && tcp_flags & TCP_SYN == 0) || protocol == SCTP =>
+            if (protocol == TCP || protocol == SCTP) && tcp_flags & TCP_SYN == 0 =>
         {
             STATE_ESTABLISHED
         }

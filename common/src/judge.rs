@@ -7,12 +7,12 @@ use crate::classify::{Decision, Tables, classify};
 use crate::event::{Action, Direction, Outcome, Reason};
 use crate::flow::{STATE_OPENING, Side, expired, next_state};
 use crate::packet::{
-    Bytes, Embedded, ICMP, ICMPV6, ND_MAX_BYTES, Packet, PacketView, SCTP, Shape, TCP, parse_embedded,
+    Bytes, Embedded, ICMP, ICMPV6, ND_MAX_BYTES, Packet, PacketView, Part, SCTP, Shape, TCP, parse_embedded,
 };
 use crate::wire::{
     COUNTER_NONE, ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS,
-    EndpointConfig, EndpointWord, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey,
-    RULESET_AUDIT, RULESET_OPEN,
+    EndpointConfig, EndpointWord, FLOW_KIND_FLOW, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS,
+    FlowEntry, FlowKey, RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -43,8 +43,14 @@ pub trait Flows {
     fn renew(&self, flow: Self::Handle, stamp: u32, tag: u32);
     /// Stores seconds last seen and state.
     fn touch(&self, flow: Self::Handle, seen: u32, state: u32);
-    /// Makes or replaces a flow. A full map makes none and is counted by the implementation.
+    /// Of a datagram: bytes that have passed, and that it has.
+    fn passed(&self, flow: Self::Handle) -> (u32, u32);
+    /// Stores bytes that have passed, and that a datagram has.
+    fn pass(&self, flow: Self::Handle, passed: u32, total: u32);
+    /// Makes or replaces an entry. A full table makes none and is counted by the implementation.
     fn insert(&self, slot: u32, key: &FlowKey, entry: &FlowEntry);
+    /// Takes a datagram out.
+    fn remove(&self, slot: u32, key: &FlowKey);
 }
 
 /// Everything outside the packet that a verdict depends on.
@@ -213,7 +219,7 @@ impl Work {
             remote_port: 0,
             protocol: 0,
             local: 0,
-            reserved: 0,
+            kind: FLOW_KIND_FLOW,
         },
         entry: FlowEntry { stamp: 0, tag: 0, seen: 0, state: 0, counter: 0, opened: 0 },
     };
@@ -251,7 +257,7 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
         };
     }
     if config.flags & ENDPOINT_QUARANTINED != 0 {
-        return quarantined(packet.shape, at.direction);
+        return quarantined(packet, at.direction);
     }
     match packet.shape {
         Shape::BrokenIp => match at.direction {
@@ -269,6 +275,8 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
         },
         Shape::Opening
         | Shape::Ongoing
+        | Shape::Stray
+        | Shape::Later
         | Shape::DhcpDiscover
         | Shape::Neighbour
         | Shape::NeighbourAdvertisement
@@ -291,14 +299,17 @@ fn unreadable<E: Environment>(env: &E, ruleset: u16, reason: Reason) -> Verdict 
 
 /// Of an interface that may be anybody's: what tells whose it is, and nothing that carries more.
 #[inline(always)]
-const fn quarantined(shape: Shape, direction: Direction) -> Verdict {
-    match (shape, direction) {
+const fn quarantined(packet: &Packet, direction: Direction) -> Verdict {
+    match (packet.shape, direction) {
+        _ if packet.hidden => Verdict::deny(Reason::UnknownEndpoint),
         (Shape::Arp | Shape::Neighbour | Shape::NeighbourAdvertisement, _)
         | (Shape::RouterAdvertisement, Direction::Ingress) => Verdict::allow(Reason::Discovery),
         (
             Shape::RouterAdvertisement
             | Shape::Opening
             | Shape::Ongoing
+            | Shape::Stray
+            | Shape::Later
             | Shape::DhcpDiscover
             | Shape::ListenerDiscovery
             | Shape::IcmpError
@@ -349,7 +360,10 @@ const NOT_OWN: u8 = u8::MAX;
 fn position_of(config: &EndpointConfig, addr: &Addr) -> u8 {
     let mut index = 0u8;
     for own in &config.addrs {
-        if u32::from(index) < config.addr_count && own.same(addr) {
+        if u32::from(index) >= config.addr_count {
+            break;
+        }
+        if own.same(addr) {
             return index;
         }
         index += 1;
@@ -376,11 +390,11 @@ fn of_station<V: PacketView>(config: &EndpointConfig, view: &V, packet: &Packet)
     let [mac0, mac1, mac2, mac3, mac4, mac5, _, _] = config.mac;
     let station = [mac0, mac1, mac2, mac3, mac4, mac5];
     if let Shape::Arp = packet.shape {
-        return view.load::<6>(packet.inner).is_some_and(|Bytes(sender)| sender == station);
+        return view.load_far::<6>(packet.inner).is_some_and(|Bytes(sender)| sender == station);
     }
     let own = Addr::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, mac0 ^ 2, mac1, mac2, 0xff, 0xfe, mac3, mac4, mac5]);
     let is_own = |addr: &Addr| !addr.is_link_local_v6() || addr.same(&own);
-    let Some(Bytes([kind])) = view.load::<1>(packet.inner.wrapping_sub(8)) else {
+    let Some(Bytes([kind])) = view.load_far::<1>(packet.inner.wrapping_sub(8)) else {
         return false;
     };
     if kind == ND_REDIRECT || !is_own(&packet.src) {
@@ -389,14 +403,14 @@ fn of_station<V: PacketView>(config: &EndpointConfig, view: &V, packet: &Packet)
     let mut at = packet.inner;
     if kind != ND_ROUTER_SOLICITATION {
         if let Shape::NeighbourAdvertisement = packet.shape
-            && !view.load::<16>(at).is_some_and(|Bytes(target)| is_own(&Addr::v6(target)))
+            && !view.load_far::<16>(at).is_some_and(|Bytes(target)| is_own(&Addr::v6(target)))
         {
             return false;
         }
         at += 16;
     }
     for _ in 0..ND_OPTIONS {
-        let Some(Bytes([kind, length, address @ ..])) = view.load::<8>(at) else {
+        let Some(Bytes([kind, length, address @ ..])) = view.load_far::<8>(at) else {
             return true;
         };
         if length == 0 || (ND_LINK_ADDRESS.contains(&kind) && address != station) {
@@ -456,31 +470,48 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if let Shape::IcmpError = packet.shape {
             return self.icmp_error(work).verdict();
         }
-        let (local_port, remote_port) = match self.at.direction {
-            Direction::Ingress => (packet.dst_port, packet.src_port),
-            Direction::Egress => (packet.src_port, packet.dst_port),
-        };
-        match own {
-            Some(local) => {
-                work.key = FlowKey {
-                    remote: *remote,
-                    local_port,
-                    remote_port,
-                    protocol: packet.protocol,
-                    local,
-                    reserved: 0,
-                };
-                let held = self.existing(work);
-                if held.0 & Packed::NO_FLOW == 0 { held.verdict() } else { self.opened(work, held).verdict() }
-            }
-            // Multicast and broadcast towards the pod: judged one by one.
-            None => match self.at.origin {
-                Origin::OwnNode => Verdict::allow(Reason::OwnNode),
-                Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation => {
-                    self.classified(packet, remote).verdict()
-                }
-            },
+        let own = own.unwrap_or(NOT_OWN);
+        if let Shape::Later = packet.shape
+            && let Some(reason) = self.recalled(work, own).reason()
+        {
+            return unreadable(self.env, self.ruleset(self.at.direction), reason);
         }
+        let verdict = self.of_tuple(work, own);
+        if let Part::First = work.packet.part
+            && !verdict.drops()
+        {
+            self.remember(work, own);
+        }
+        verdict.verdict()
+    }
+
+    /// Judges a packet by its tuple.
+    #[inline(always)]
+    fn of_tuple(&self, work: &mut Work, own: u8) -> Packed {
+        let packet = &work.packet;
+        let (remote, local_port, remote_port) = match self.at.direction {
+            Direction::Ingress => (&packet.src, packet.dst_port, packet.src_port),
+            Direction::Egress => (&packet.dst, packet.src_port, packet.dst_port),
+        };
+        if own == NOT_OWN {
+            // Multicast and broadcast towards the pod: judged one by one.
+            return match self.at.origin {
+                Origin::OwnNode => Packed::new(Verdict::allow(Reason::OwnNode)),
+                Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation => {
+                    self.classified(packet, remote)
+                }
+            };
+        }
+        work.key = FlowKey {
+            remote: *remote,
+            local_port,
+            remote_port,
+            protocol: packet.protocol,
+            local: own,
+            kind: FLOW_KIND_FLOW,
+        };
+        let held = self.existing(work);
+        if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) }
     }
 
     #[inline(always)]
@@ -512,17 +543,22 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 Shape::RouterAdvertisement => return Some(Verdict::deny(Reason::RouterAdvertisement)),
                 Shape::Opening
                 | Shape::Ongoing
+                | Shape::Stray
+                | Shape::Later
                 | Shape::IcmpError
                 | Shape::Unreadable
                 | Shape::BrokenIp
                 | Shape::Arp
                 | Shape::Other => own.is_some(),
             };
-            if !bound {
+            if !bound || (packet.hidden && own.is_none()) {
                 return Some(Verdict::deny(Reason::SpoofedSource));
             }
         }
         match packet.shape {
+            _ if packet.hidden => {
+                Some(unreadable(self.env, self.ruleset(self.at.direction), packet.error.reason()))
+            }
             // Only from the link (RFC 3810 section 5.1.14): a hop limit of 1 a sender far away can arrange for.
             Shape::ListenerDiscovery
                 if !from_pod && !packet.src.is_link_local_v6() && !packet.src.same(&Addr::UNSPECIFIED) =>
@@ -536,6 +572,8 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             | Shape::RouterAdvertisement => Some(Verdict::allow(Reason::Discovery)),
             Shape::Opening
             | Shape::Ongoing
+            | Shape::Stray
+            | Shape::Later
             | Shape::IcmpError
             | Shape::Unreadable
             | Shape::BrokenIp
@@ -547,7 +585,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
     /// A neighbour advertisement whose target is the pod's own or link-local.
     #[inline(always)]
     fn advertises_itself(&self, packet: &Packet) -> bool {
-        let Some(Bytes(target)) = self.view.load::<16>(packet.inner) else {
+        let Some(Bytes(target)) = self.view.load_far::<16>(packet.inner) else {
             return false;
         };
         let target = Addr::v6(target);
@@ -592,6 +630,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         work.entry =
             FlowEntry { stamp, tag, seen: now, state: STATE_OPENING, counter: COUNTER_NONE, opened: now };
         let opening = matches!(packet.shape, Shape::Opening);
+        if let Shape::Stray = packet.shape {
+            return Packed(Packed::NO_FLOW);
+        }
         if opening && (packet.protocol == TCP || packet.protocol == SCTP) {
             return Packed(Packed::NO_FLOW | Packed::MAY_OPEN);
         }
@@ -714,7 +755,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             remote_port,
             protocol: inner.protocol,
             local: index,
-            reserved: 0,
+            kind: FLOW_KIND_FLOW,
         };
         EMBEDDED_KEY
     }
@@ -766,5 +807,6 @@ fn decide<E: Environment>(env: &E, remote: &Addr, ruleset: u16, protocol: u8, po
     if verdict.drops() && env.is_audit() { Packed(verdict.0 | Packed::AUDITED) } else { verdict }
 }
 
+mod fragments;
 #[cfg(test)]
 mod tests;

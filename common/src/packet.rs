@@ -16,6 +16,12 @@ pub trait PacketView {
 
     /// `N` bytes at an offset; `None` if the packet ends before, or they cannot be had.
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>>;
+
+    /// The same where it is seldom asked for or may lie far behind: no way of its own for what is near.
+    #[inline(always)]
+    fn load_far<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        self.load(offset)
+    }
 }
 
 /// Bytes of a packet, aligned so that header fields compile to single loads.
@@ -43,6 +49,13 @@ pub const TCP_RST: u8 = 0x04;
 /// TCP's ACK flag.
 pub const TCP_ACK: u8 = 0x10;
 
+/// Types of SCTP chunks (RFC 9260 section 3.2).
+const SCTP_INIT: u8 = 1;
+const SCTP_ABORT: u8 = 6;
+const SCTP_SHUTDOWN: u8 = 7;
+const SCTP_SHUTDOWN_ACK: u8 = 8;
+const SCTP_SHUTDOWN_COMPLETE: u8 = 14;
+
 const ETHERNET_BYTES: u32 = 14;
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -50,8 +63,20 @@ const ETHERTYPE_IPV6: u16 = 0x86dd;
 const IPV4_MIN_BYTES: u32 = 20;
 /// RFC 791: an IHL of 15 words, less the fixed header.
 const IPV4_MAX_OPTION_BYTES: u32 = 40;
-/// More-fragments flag and fragment offset.
-const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
+/// RFC 791: the flag that more fragments follow, and the offset in units of 8 bytes.
+const IPV4_MORE: u16 = 0x2000;
+const IPV4_OFFSET: u16 = 0x1fff;
+/// RFC 8200 section 4.5: the same in a fragment header, where the offset stands above three bits.
+const IPV6_MORE: u16 = 1;
+const FRAGMENT_UNIT: u32 = 8;
+/// The end of the largest datagram that fragments can make (RFC 791, RFC 8200 section 4.5).
+const DATAGRAM_MAX_BYTES: u32 = 65_535;
+/// IPv6 extension headers that are walked, fragment headers among them. Real traffic has two at most.
+pub const MAX_EXTENSION_HEADERS: u32 = 8;
+/// Bytes of the hop-by-hop header that multicast listener discovery carries: a router alert (RFC 3810 section 5).
+const ROUTER_ALERT_BYTES: u32 = 8;
+/// RFC 5095: routing headers of this type are not to be used.
+const ROUTING_SOURCE_ROUTE: u8 = 0;
 const IPV6_BYTES: u32 = 40;
 const NEXT_HOP_BY_HOP: u8 = 0;
 const NEXT_ROUTING: u8 = 43;
@@ -83,10 +108,25 @@ pub enum ParseError {
     BadHeader,
     /// IPv4 loose or strict source routing.
     SourceRoute,
-    /// A fragment.
+    /// A fragment that no honest sender makes: a first one without the whole transport header, one that could
+    /// overwrite that header, one that ends past the largest datagram; or of a message that is never fragmented.
     Fragment,
-    /// An IPv6 extension header other than the one before multicast listener discovery.
+    /// More IPv6 extension headers than [`MAX_EXTENSION_HEADERS`], one of a kind that is not read, or one at a place
+    /// where it must not be.
     ExtensionHeader,
+}
+
+/// Which part of a datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first fragment, with the transport header.
+    First,
+    /// A later one, and more follow.
+    Later,
+    /// The last.
+    Last,
 }
 
 impl ParseError {
@@ -122,12 +162,25 @@ pub struct Packet {
     pub dst_port: u16,
     /// IP protocol number (for IPv6 the last header's).
     pub protocol: u8,
-    /// TCP flags, 0 for others.
+    /// TCP flags; of SCTP those that its first chunk stands for; 0 for others.
     pub tcp_flags: u8,
     /// What it is.
     pub shape: Shape,
-    /// What went wrong, where the shape says that something did.
+    /// What went wrong, where the shape says that something did, or `hidden`.
     pub error: ParseError,
+    /// Discovery behind extension headers or in a fragment, where no honest sender puts it: whose it is has to be right
+    /// all the same, but it does not always pass.
+    pub hidden: bool,
+    /// Which part of a datagram it is. The fields behind are 0 for a whole one.
+    pub part: Part,
+    /// Of a fragment, the protocol number that the IPv4 or fragment header gives.
+    pub carries: u8,
+    /// Where a fragment's payload stands in the datagram's, in units of 8 bytes.
+    pub offset: u16,
+    /// Bytes of a fragment's payload.
+    pub payload: u32,
+    /// The identification of a fragment's datagram.
+    pub datagram: u32,
 }
 
 /// What matters of a frame.
@@ -137,6 +190,10 @@ pub enum Shape {
     Opening,
     /// IP that belongs to a flow or is judged alone: other TCP and SCTP, other ICMP.
     Ongoing,
+    /// TCP with SYN and without ACK that opens nothing either, for FIN or RST: belongs to no flow, judged alone.
+    Stray,
+    /// A fragment behind the first: whose ports are not in it.
+    Later,
     /// DHCP discovery.
     DhcpDiscover,
     /// `ICMPv6` 133, 135 and 137 with a hop limit of 255.
@@ -181,11 +238,24 @@ impl Packet {
         tcp_flags: 0,
         shape: Shape::Other,
         error: ParseError::Truncated,
+        hidden: false,
+        part: Part::Whole,
+        carries: 0,
+        offset: 0,
+        payload: 0,
+        datagram: 0,
     };
 
     #[inline(always)]
     fn unreadable(&mut self, error: ParseError) {
         self.shape = Shape::Unreadable;
+        self.error = error;
+    }
+
+    /// Of discovery: keeps what it is, and does not let it pass for that.
+    #[inline(always)]
+    fn hide(&mut self, error: ParseError) {
+        self.hidden = true;
         self.error = error;
     }
 
@@ -253,32 +323,42 @@ pub fn parse_embedded<V: PacketView>(
     protocol: u8,
     inner: &mut Embedded,
 ) -> Option<()> {
-    let Bytes([first]) = view.load::<1>(offset)?;
+    let Bytes([first]) = view.load_far::<1>(offset)?;
     let l4 = if protocol == ICMP {
         let ihl = u32::from(first & 0x0f) * 4;
-        let Bytes(fragment) = view.load::<2>(offset + 6)?;
+        let Bytes(fragment) = view.load_far::<2>(offset + 6)?;
         if first >> 4 != 4 || ihl < IPV4_MIN_BYTES || u16::from_be_bytes(fragment) & 0x1fff != 0 {
             return None;
         }
-        let Bytes([next]) = view.load::<1>(offset + 9)?;
+        let Bytes([next]) = view.load_far::<1>(offset + 9)?;
         inner.protocol = next;
-        inner.src = Addr::v4(view.load::<4>(offset + 12)?.0);
-        inner.dst = Addr::v4(view.load::<4>(offset + 16)?.0);
+        inner.src = Addr::v4(view.load_far::<4>(offset + 12)?.0);
+        inner.dst = Addr::v4(view.load_far::<4>(offset + 16)?.0);
         offset + ihl
     } else {
         if first >> 4 != 6 {
             return None;
         }
-        let Bytes([next]) = view.load::<1>(offset + 6)?;
+        let Bytes([next]) = view.load_far::<1>(offset + 6)?;
         inner.protocol = next;
-        inner.src = Addr::v6(view.load::<16>(offset + 8)?.0);
-        inner.dst = Addr::v6(view.load::<16>(offset + 24)?.0);
+        inner.src = Addr::v6(view.load_far::<16>(offset + 8)?.0);
+        inner.dst = Addr::v6(view.load_far::<16>(offset + 24)?.0);
         if inner.src.is_v4() || inner.dst.is_v4() {
             return None;
         }
-        offset + IPV6_BYTES
+        if next == NEXT_FRAGMENT {
+            // What was too big, or came too late, may have been a first fragment.
+            let Bytes([next, _, high, low]) = view.load_far::<4>(offset + IPV6_BYTES)?;
+            if u16::from_be_bytes([high, low]) >> 3 != 0 {
+                return None;
+            }
+            inner.protocol = next;
+            offset + IPV6_BYTES + 8
+        } else {
+            offset + IPV6_BYTES
+        }
     };
-    let Bytes(ports) = view.load::<8>(l4)?;
+    let Bytes(ports) = view.load_far::<8>(l4)?;
     (inner.src_port, inner.dst_port) = match inner.protocol {
         TCP | UDP | SCTP => ports_of(&ports),
         ICMP | ICMPV6 => match (inner.protocol, ports[0]) {
@@ -296,7 +376,7 @@ pub fn parse_embedded<V: PacketView>(
 /// ARP for IPv4 over Ethernet (RFC 826).
 #[inline(always)]
 fn parse_arp<V: PacketView>(view: &V, packet: &mut Packet) {
-    let Some(Bytes(head)) = view.load::<28>(ETHERNET_BYTES) else {
+    let Some(Bytes(head)) = view.load_far::<28>(ETHERNET_BYTES) else {
         return;
     };
     if head[0] == 0 && head[1] == 1 && head[2] == 8 && head[3] == 0 && head[4] == 6 && head[5] == 4 {
@@ -336,7 +416,11 @@ fn parse_ipv4<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
     (packet.src, packet.dst) = ipv4_addresses(&head);
     packet.protocol = head[9];
     let ihl = u32::from(head[0] & 0x0f) * 4;
-    let total = u32::from(u16::from_be_bytes([head[2], head[3]]));
+    let total = match u32::from(u16::from_be_bytes([head[2], head[3]])) {
+        // What segmentation offload leaves there for more than 16 bits can hold.
+        0 if view.len() > l3 + DATAGRAM_MAX_BYTES => view.len() - l3,
+        total => total,
+    };
     packet.bytes = total;
     if ihl < IPV4_MIN_BYTES || total < ihl {
         return packet.unreadable(ParseError::BadHeader);
@@ -349,13 +433,66 @@ fn parse_ipv4<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
     {
         return packet.unreadable(error);
     }
-    if u16::from_be_bytes([head[6], head[7]]) & IPV4_FRAGMENT_MASK != 0 {
-        return packet.unreadable(ParseError::Fragment);
-    }
     packet.shape = Shape::Opening;
+    let word = u16::from_be_bytes([head[6], head[7]]);
+    if word & (IPV4_MORE | IPV4_OFFSET) != 0 {
+        packet.datagram = u32::from(u16::from_be_bytes([head[4], head[5]]));
+        packet.carries = packet.protocol;
+        fragment(packet, word & IPV4_OFFSET, word & IPV4_MORE != 0, total - ihl);
+    }
     // ICMPv6 inside IPv4 is neither; it follows the rules that name no ports.
-    if packet.protocol != ICMPV6 {
+    if let Shape::Opening = packet.shape
+        && packet.protocol != ICMPV6
+    {
         parse_transport(view, packet, l3 + ihl, total - ihl, head[8]);
+    }
+    whole_header(packet);
+}
+
+/// Takes in what the header says of a fragment. A first one goes on as a packet, with a shape to open flows.
+#[inline(always)]
+fn fragment(packet: &mut Packet, offset: u16, more: bool, bytes: u32) {
+    packet.offset = offset;
+    packet.payload = bytes;
+    packet.part = match (offset, more) {
+        (0, _) => Part::First,
+        (_, true) => Part::Later,
+        (_, false) => Part::Last,
+    };
+    let end = u32::from(offset) * FRAGMENT_UNIT + bytes;
+    // Offset 1 writes over the transport header's second half (RFC 1858, RFC 3128).
+    if offset == 1 || bytes == 0 || (more && !bytes.is_multiple_of(FRAGMENT_UNIT)) || end > DATAGRAM_MAX_BYTES
+    {
+        packet.unreadable(ParseError::Fragment);
+    } else if offset != 0 {
+        packet.shape = Shape::Later;
+    }
+}
+
+/// A first fragment has to hold the whole transport header, and some messages are never fragmented (RFC 6980).
+#[inline(always)]
+fn whole_header(packet: &mut Packet) {
+    let Part::First = packet.part else {
+        return;
+    };
+    match packet.shape {
+        Shape::Unreadable if matches!(packet.error, ParseError::Truncated) => {
+            packet.error = ParseError::Fragment;
+        }
+        Shape::IcmpError => packet.unreadable(ParseError::Fragment),
+        Shape::DhcpDiscover
+        | Shape::Neighbour
+        | Shape::NeighbourAdvertisement
+        | Shape::RouterAdvertisement
+        | Shape::ListenerDiscovery => packet.hide(ParseError::Fragment),
+        Shape::Opening
+        | Shape::Ongoing
+        | Shape::Stray
+        | Shape::Later
+        | Shape::Unreadable
+        | Shape::BrokenIp
+        | Shape::Arp
+        | Shape::Other => {}
     }
 }
 
@@ -372,7 +509,7 @@ fn bad_options<V: PacketView>(view: &V, start: u32, len: u32) -> Option<ParseErr
         if at >= len {
             return None;
         }
-        let Some(Bytes([kind])) = view.load::<1>(start + at) else {
+        let Some(Bytes([kind])) = view.load_far::<1>(start + at) else {
             return Some(ParseError::Truncated);
         };
         match kind {
@@ -380,7 +517,7 @@ fn bad_options<V: PacketView>(view: &V, start: u32, len: u32) -> Option<ParseErr
             LOOSE | STRICT => return Some(ParseError::SourceRoute),
             NO_OPERATION => at += 1,
             _ => {
-                let Some(Bytes([size])) = view.load::<1>(start + at + 1) else {
+                let Some(Bytes([size])) = view.load_far::<1>(start + at + 1) else {
                     return Some(ParseError::Truncated);
                 };
                 if size < 2 || at + u32::from(size) > len {
@@ -407,47 +544,116 @@ fn parse_ipv6<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
     }
     (packet.src, packet.dst) = (src, dst);
     packet.protocol = head[6];
-    let payload = u32::from(u16::from_be_bytes([head[4], head[5]]));
-    packet.bytes = payload + IPV6_BYTES;
     let l4 = l3 + IPV6_BYTES;
+    let payload = match u32::from(u16::from_be_bytes([head[4], head[5]])) {
+        // A jumbogram (RFC 2675), as segmentation offload makes them.
+        0 if view.len() > l4 + DATAGRAM_MAX_BYTES => view.len() - l4,
+        payload => payload,
+    };
+    packet.bytes = payload + IPV6_BYTES;
     if view.len() < l4 + payload {
         return packet.unreadable(ParseError::Truncated);
     }
     packet.shape = Shape::Opening;
-    match packet.protocol {
-        NEXT_HOP_BY_HOP => listener_discovery(view, packet, l4, payload, head[7]),
-        NEXT_FRAGMENT => packet.unreadable(ParseError::Fragment),
-        NEXT_ROUTING | NEXT_AH | NEXT_DESTINATION | NEXT_MOBILITY | NEXT_HIP | NEXT_SHIM6 => {
-            packet.unreadable(ParseError::ExtensionHeader);
+    let start = match packet.protocol {
+        NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_FRAGMENT | NEXT_AH | NEXT_DESTINATION | NEXT_MOBILITY
+        | NEXT_HIP | NEXT_SHIM6 => walk(view, packet, l4, l4 + payload),
+        _ => l4,
+    };
+    if let Shape::Opening = packet.shape {
+        match packet.protocol {
+            // ESP hides what follows: a protocol like any other. ICMPv4 inside IPv6 is neither.
+            NEXT_ESP | ICMP => {}
+            _ => parse_transport(view, packet, start, (l4 + payload).wrapping_sub(start), head[7]),
         }
-        // ESP hides what follows: a protocol like any other. ICMPv4 inside IPv6 is neither.
-        NEXT_ESP | ICMP => {}
-        _ => parse_transport(view, packet, l4, payload, head[7]),
+        let router_alert = head[6] == NEXT_HOP_BY_HOP && start == l4 + ROUTER_ALERT_BYTES;
+        if start != l4 {
+            behind_headers(packet, router_alert);
+        }
     }
+    whole_header(packet);
 }
 
-/// The one extension header that is read: hop-by-hop before multicast listener discovery (RFC 3810
-/// section 5: it must carry a router alert).
-#[inline(always)]
-fn listener_discovery<V: PacketView>(view: &V, packet: &mut Packet, at: u32, payload: u32, hops: u8) {
-    let Some(Bytes([next, words])) = view.load::<2>(at) else {
-        return packet.unreadable(ParseError::Truncated);
-    };
-    let bytes = (u32::from(words) + 1) * 8;
-    if next != ICMPV6 {
-        return packet.unreadable(ParseError::ExtensionHeader);
-    }
-    if payload < bytes + 8 {
-        return packet.unreadable(ParseError::Truncated);
-    }
-    match view.load::<1>(at + bytes) {
-        Some(Bytes([130..=132 | 143])) if hops != MLD_HOP_LIMIT => packet.unreadable(ParseError::BadHeader),
-        Some(Bytes([130..=132 | 143])) => {
-            packet.protocol = ICMPV6;
-            packet.shape = Shape::ListenerDiscovery;
+/// Walks the extension headers that start at `at`, up to `end`. Returns where the transport header is, and leaves
+/// its protocol in the packet; or leaves a shape other than [`Shape::Opening`].
+#[inline(never)]
+fn walk<V: PacketView>(view: &V, packet: &mut Packet, start: u32, end: u32) -> u32 {
+    let mut at = start;
+    for index in 0..=MAX_EXTENSION_HEADERS {
+        let kind = packet.protocol;
+        match kind {
+            NEXT_HOP_BY_HOP | NEXT_FRAGMENT if at != start => {
+                packet.unreadable(ParseError::ExtensionHeader);
+                return at;
+            }
+            NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_FRAGMENT | NEXT_AH | NEXT_DESTINATION
+                if index < MAX_EXTENSION_HEADERS => {}
+            NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_FRAGMENT | NEXT_AH | NEXT_DESTINATION | NEXT_MOBILITY
+            | NEXT_HIP | NEXT_SHIM6 => {
+                packet.unreadable(ParseError::ExtensionHeader);
+                return at;
+            }
+            _ => return at,
         }
-        Some(_) => packet.unreadable(ParseError::ExtensionHeader),
-        None => packet.unreadable(ParseError::Truncated),
+        let Some(Bytes(head)) = view.load_far::<8>(at) else {
+            packet.unreadable(ParseError::Truncated);
+            return at;
+        };
+        let words = u32::from(head[1]);
+        let bytes = match kind {
+            NEXT_FRAGMENT => 8,
+            // RFC 4302 section 2.2: in words of 4 bytes, less 2.
+            NEXT_AH => (words + 2) * 4,
+            _ => (words + 1) * 8,
+        };
+        if at + bytes > end {
+            packet.unreadable(ParseError::Truncated);
+            return at;
+        }
+        packet.protocol = head[0];
+        at += bytes;
+        match kind {
+            NEXT_ROUTING if head[2] == ROUTING_SOURCE_ROUTE || head[3] != 0 => {
+                packet.unreadable(ParseError::SourceRoute);
+                return at;
+            }
+            NEXT_FRAGMENT => {
+                let word = u16::from_be_bytes([head[2], head[3]]);
+                // Alone it is a whole packet (RFC 6946).
+                if word & !6 != 0 {
+                    packet.datagram = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+                    packet.carries = packet.protocol;
+                    fragment(packet, word >> 3, word & IPV6_MORE != 0, end - at);
+                }
+                if !matches!(packet.shape, Shape::Opening) {
+                    return at;
+                }
+            }
+            _ => {}
+        }
+    }
+    at
+}
+
+/// Behind extension headers stands no discovery, but for one router alert before multicast listener discovery.
+#[inline(always)]
+fn behind_headers(packet: &mut Packet, router_alert: bool) {
+    match packet.shape {
+        Shape::ListenerDiscovery if router_alert => {}
+        Shape::ListenerDiscovery
+        | Shape::Neighbour
+        | Shape::NeighbourAdvertisement
+        | Shape::RouterAdvertisement => packet.hide(ParseError::ExtensionHeader),
+        Shape::Opening
+        | Shape::Ongoing
+        | Shape::Stray
+        | Shape::Later
+        | Shape::DhcpDiscover
+        | Shape::IcmpError
+        | Shape::Unreadable
+        | Shape::BrokenIp
+        | Shape::Arp
+        | Shape::Other => {}
     }
 }
 
@@ -475,12 +681,19 @@ fn parse_transport<V: PacketView>(view: &V, packet: &mut Packet, at: u32, remain
         }
         SCTP => {
             (packet.src_port, packet.dst_port) = ports_of(&head);
-            // RFC 9260 section 3.2: the first chunk's type follows the common header; 1 is INIT.
-            match view.load::<1>(at + 12) {
-                Some(Bytes([1])) => {}
-                Some(_) => packet.shape = Shape::Ongoing,
-                None => packet.unreadable(ParseError::Truncated),
+            // RFC 9260 section 3.2: the first chunk's type follows the common header.
+            let Some(Bytes([chunk])) = view.load::<1>(at + 12) else {
+                return packet.unreadable(ParseError::Truncated);
+            };
+            if chunk != SCTP_INIT {
+                packet.shape = Shape::Ongoing;
             }
+            packet.tcp_flags = match chunk {
+                SCTP_INIT => TCP_SYN,
+                SCTP_ABORT => TCP_RST,
+                SCTP_SHUTDOWN | SCTP_SHUTDOWN_ACK | SCTP_SHUTDOWN_COMPLETE => TCP_FIN,
+                _ => TCP_ACK,
+            };
         }
         _ => {
             (packet.src_port, packet.dst_port) = ports_of(&head);
@@ -510,8 +723,10 @@ fn tcp<V: PacketView>(view: &V, packet: &mut Packet, at: u32, remaining: u32) {
         packet.unreadable(ParseError::BadHeader);
     } else if header > remaining {
         packet.unreadable(ParseError::Truncated);
-    } else if flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) != TCP_SYN {
+    } else if flags & (TCP_SYN | TCP_ACK) != TCP_SYN {
         packet.shape = Shape::Ongoing;
+    } else if flags & (TCP_RST | TCP_FIN) != 0 {
+        packet.shape = Shape::Stray;
     }
 }
 

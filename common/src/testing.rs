@@ -428,8 +428,23 @@ impl Flows for World {
         (entry.seen, entry.state) = (seen, state);
     }
 
+    fn passed(&self, flow: FlowKey) -> (u32, u32) {
+        let flows = self.flows.borrow();
+        (flows[&flow].counter, flows[&flow].opened)
+    }
+
+    fn pass(&self, flow: FlowKey, passed: u32, total: u32) {
+        let mut flows = self.flows.borrow_mut();
+        let entry = flows.get_mut(&flow).unwrap();
+        (entry.counter, entry.opened) = (passed, total);
+    }
+
     fn insert(&self, _: u32, key: &FlowKey, entry: &FlowEntry) {
         self.flows.borrow_mut().insert(*key, *entry);
+    }
+
+    fn remove(&self, _: u32, key: &FlowKey) {
+        self.flows.borrow_mut().remove(key);
     }
 }
 

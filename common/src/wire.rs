@@ -50,8 +50,15 @@ pub const MAX_PREFIXES: u32 = 65_536;
 pub const BANKS: u32 = 3;
 /// Cells of the epoch table; a power of two.
 pub const EPOCH_CELLS: u32 = 65_536;
+/// Flows for which an endpoint has room at first. Room costs 16 bytes each before it is used, so it starts small and
+/// grows with use.
+pub const FIRST_FLOWS: u32 = 16_384;
+/// By how much a table of flows grows.
+pub const FLOWS_GROWTH: u32 = 4;
 /// Flows of one endpoint unless the agent is told otherwise.
-pub const DEFAULT_FLOWS: u32 = 65_536;
+pub const DEFAULT_FLOWS: u32 = 1_048_576;
+/// Interfaces that are found by index in an array, before the hash is asked; a power of two.
+pub const IFACE_CELLS: u32 = 65_536;
 /// Bytes of the event ring.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 
@@ -88,7 +95,7 @@ macro_rules! wire {
 }
 
 wire! {
-    /// `ifaces`: interface index to endpoint.
+    /// `ifaces`, and `iface_index` by the index's lower bits: interface index to endpoint.
     pub struct IfaceWord {
         /// Index into `endpoints`, `endpoint_cfg` and `flows`.
         pub slot: u32,
@@ -282,20 +289,20 @@ wire! {
 }
 
 wire! {
-    /// `flows`, key in an endpoint's own map: the tuple as the endpoint sees it.
+    /// `flows`, key in an endpoint's own map: the tuple as the endpoint sees it, or a datagram whose fragments follow.
     pub struct FlowKey {
         /// The peer.
         pub remote: Addr,
-        /// The endpoint's port; the identifier of an ICMP echo.
+        /// The endpoint's port; the identifier of an ICMP echo; the lower half of a datagram's identification.
         pub local_port: u16,
-        /// The peer's port.
+        /// The peer's port; an echo's identifier again; the upper half of a datagram's identification.
         pub remote_port: u16,
-        /// IP protocol number.
+        /// IP protocol number; of a datagram what its fragments give.
         pub protocol: u8,
         /// Which of the endpoint's addresses, an index.
         pub local: u8,
-        /// Not used; 0.
-        pub reserved: u16,
+        /// One of the `FLOW_KIND_` numbers.
+        pub kind: u16,
     }
 }
 
@@ -305,14 +312,21 @@ impl FlowKey {
     #[must_use]
     #[allow(clippy::cast_possible_truncation)]
     pub const fn tag(&self) -> u32 {
-        let (a, b) = self.remote.halves();
-        let ports = ((self.local_port as u64) << 32)
+        let ports = ((self.kind as u64) << 48)
+            | ((self.local_port as u64) << 32)
             | ((self.remote_port as u64) << 16)
             | ((self.protocol as u64) << 8)
             | self.local as u64;
-        (mix64(a ^ mix64(b ^ mix64(ports))) as u32) & !FLOW_TAG_FLAGS
+        (mix64(self.remote.mix() ^ ports) as u32) & !FLOW_TAG_FLAGS
     }
 }
+
+/// The entry is a flow.
+pub const FLOW_KIND_FLOW: u16 = 0;
+/// The entry is a datagram towards the pod, whose first fragment has passed.
+pub const FLOW_KIND_FRAGMENTS_INGRESS: u16 = 1;
+/// The entry is a datagram from the pod, whose first fragment has passed.
+pub const FLOW_KIND_FRAGMENTS_EGRESS: u16 = 2;
 
 /// Bits of a flow's tag word that are flags.
 pub const FLOW_TAG_FLAGS: u32 = 3;
@@ -325,20 +339,52 @@ wire! {
     /// `flows`, value. The first word decides and is read in one load.
     pub struct FlowEntry {
         /// Endpoint generation, the peer's epoch cell and the prefix epoch, added up: each only grows, so
-        /// the sum is the same only if none has changed.
+        /// the sum is the same only if none has changed. Of a datagram the endpoint's port, and times 65,536 the peer's.
         pub stamp: u32,
         /// [`FlowKey::tag`] and the flags.
         pub tag: u32,
-        /// Seconds of the monotonic clock at which the last packet came.
+        /// Seconds of the monotonic clock at which the last packet came; of a datagram the first fragment.
         pub seen: u32,
-        /// A `STATE_` of [`crate::flow`].
+        /// A `STATE_` of [`crate::flow`]. Of a datagram the bytes that its first fragment holds, and times 65,536 the
+        /// number of the protocol that they start with.
         pub state: u32,
-        /// The rule that allowed it when it opened; judging it again does not change it.
+        /// The rule that allowed it when it opened; judging it again does not change it. Of a datagram the bytes that
+        /// have passed.
         pub counter: u32,
-        /// Seconds of the monotonic clock at which it was opened.
+        /// Seconds of the monotonic clock at which it was opened. Of a datagram the bytes that it has, 0 before its last
+        /// fragment tells.
         pub opened: u32,
     }
 }
+
+wire! {
+    /// `flows_made` and `flows_gone`: entries of an endpoint's table, made and removed ever, by the direction that opened
+    /// the flow. How many there are is the difference. The programs write the first and the agent the second, so
+    /// that neither overwrites what the other counts; CPUs may lose a count to each other, which the agent sets right.
+    pub struct FlowCount {
+        /// Opened towards the pod.
+        pub ingress: u64,
+        /// Opened by the pod.
+        pub egress: u64,
+    }
+}
+
+wire! {
+    /// `flows_room`: how much an endpoint's table of flows holds.
+    pub struct FlowRoom {
+        /// Entries for which the table has room.
+        pub capacity: u32,
+        /// 1 once a program has told that half of it is taken.
+        pub told: u32,
+        /// Flows opened towards the pod that it may hold in all: the rest is for the pod's own, which no peer can take.
+        pub most_ingress: u32,
+        /// Not used; 0.
+        pub reserved: u32,
+    }
+}
+
+/// Of so many flows that a table may ever hold, peers may take so many less than all.
+pub const OWN_FLOWS_SHARE: u32 = 4;
 
 wire! {
     /// `node_state`, one entry.
@@ -410,6 +456,8 @@ const _: () = {
     assert!(size_of::<Rule>() == 8);
     assert!(size_of::<FlowKey>() == 24);
     assert!(size_of::<FlowEntry>() == 24);
+    assert!(size_of::<FlowCount>() == 16);
+    assert!(IFACE_CELLS.is_power_of_two() && EPOCH_CELLS.is_power_of_two());
     assert!(size_of::<Row>() == 64);
 };
 

@@ -25,13 +25,13 @@ const DROP: i32 = 2;
 /// Traffic from a pod: TC ingress of its host-side interface.
 #[classifier]
 pub fn pod_egress(ctx: TcContext) -> i32 {
-    run(&Skb::new(ctx), Direction::Egress)
+    run(ctx, Direction::Egress)
 }
 
 /// Traffic to a pod: TC egress of its host-side interface.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    run(&Skb::new(ctx), Direction::Ingress)
+    run(ctx, Direction::Ingress)
 }
 
 /// Lets everything pass. Never attached: what a packet through any program costs, for the benchmark.
@@ -41,7 +41,12 @@ pub fn empty(_: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn run(skb: &Skb, direction: Direction) -> i32 {
+fn run(ctx: TcContext, direction: Direction) -> i32 {
+    let Some(scratch) = tables::scratch() else {
+        return DROP;
+    };
+    let work = &mut scratch.work;
+    let skb = &Skb::new(ctx, &mut scratch.head);
     let Some(Source { slot, origin }) = skb.source(direction) else {
         let verdict = Verdict {
             action: Action::Deny,
@@ -53,13 +58,13 @@ fn run(skb: &Skb, direction: Direction) -> i32 {
         report::report(skb, NO_ENDPOINT, direction, &Packet::OTHER, &verdict);
         return code(&verdict);
     };
-    let Some(work) = tables::scratch() else {
-        return DROP;
-    };
     work.packet = Packet::OTHER;
     // A tag that was taken out of the bytes is still a tag.
     if !skb.is_tagged() {
-        let link = if tables::link_of(slot) == LINK_IP { Link::Ip } else { Link::Ethernet };
+        let link = match tables::config_of(slot) {
+            Some(config) if config.link == LINK_IP => Link::Ip,
+            _ => Link::Ethernet,
+        };
         parse(skb, link, &mut work.packet);
     }
     let verdict = judge(&Maps, skb, work, At { slot, direction, origin });

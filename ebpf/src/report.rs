@@ -1,9 +1,9 @@
 //! Counting, events and the programs' own diagnostics. Knows verdicts; changes none.
 
 use aya_log_ebpf::warn;
-use portcullis_common::event::{Direction, Event, Reason, verdict_cell};
+use portcullis_common::event::{Direction, Event, NOTICE_FLOWS_HALF, Reason, verdict_cell};
 use portcullis_common::judge::{News, Verdict};
-use portcullis_common::packet::{Packet, PacketView};
+use portcullis_common::packet::{Packet, PacketView, TCP};
 use portcullis_common::wire::{ANSWER_AUDITED, COUNTER_NONE};
 
 use crate::skb::{Skb, is_probe};
@@ -17,7 +17,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Counts a verdict, and sends it if it is news.
 #[inline(always)]
-pub fn report(skb: &Skb, slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
+pub fn report(skb: &Skb<'_>, slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
     if is_probe() {
         let audited = if verdict.audited { ANSWER_AUDITED } else { 0 };
         skb.answer(u32::from(verdict.reason as u8) | audited, verdict.counter);
@@ -38,14 +38,16 @@ pub fn report(skb: &Skb, slot: u32, direction: Direction, packet: &Packet, verdi
     }
 }
 
-/// Counts a flow that found its endpoint's table full.
+/// Tells the agent that an endpoint's table of flows is half full. Outside the budget: it is told once for a table.
 #[inline(always)]
-pub fn flow_refused() {
-    tables::count_flow_refused();
+pub fn half_full(slot: u32) {
+    let notice = Event { time: tables::clock(), slot, reason: NOTICE_FLOWS_HALF, ..Event::default() };
+    // The agent looks at every table from time to time, should the ring be full.
+    let _ = tables::send(&notice);
 }
 
 #[inline(never)]
-fn unreadable_tables(skb: &Skb, slot: u32) {
+fn unreadable_tables(skb: &Skb<'_>, slot: u32) {
     warn!(&skb.ctx, "endpoint {}: policy tables unreadable twice in a row, packet dropped", slot);
 }
 
@@ -79,7 +81,7 @@ fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) ->
         reason: verdict.reason as u8,
         bytes: packet.bytes,
         protocol: packet.protocol,
-        tcp_flags: packet.tcp_flags,
+        tcp_flags: if packet.protocol == TCP { packet.tcp_flags } else { 0 },
         ..Event::default()
     };
     match direction {

@@ -7,6 +7,7 @@ use aya_ebpf::programs::TcContext;
 use portcullis_common::event::Direction;
 use portcullis_common::judge::Origin;
 use portcullis_common::packet::{Bytes, PacketView};
+use portcullis_common::wire::ENDPOINT_MAC;
 
 use crate::tables;
 
@@ -41,20 +42,55 @@ pub struct Source {
     pub origin: Origin,
 }
 
+/// Bytes of a packet that are read at once: Ethernet, IPv6 and TCP without options.
+const HEAD_BYTES: u32 = 74;
+/// The same for IPv4: more could lie behind what the kernel keeps in one piece.
+const HEAD_BYTES_V4: u32 = 54;
+/// `ETH_P_IP`, in network byte order.
+const PROTOCOL_IPV4: u32 = 0x0800u16.to_be() as u32;
+/// Room for every offset into the first bytes, and a power of two.
+const HEAD_ROOM: usize = 128;
+/// The most bytes that are read with one load.
+const LOAD_BYTES: usize = 40;
+
+/// A packet's first bytes.
+#[repr(C, align(8))]
+pub struct Head {
+    /// How many of `bytes` are the packet's.
+    have: u64,
+    /// Where the last load began. An offset that goes through memory is any number to the verifier, which then does not
+    /// tell the packet's ways apart by it, and to the compiler, which then keeps the mask.
+    at: u64,
+    bytes: [u8; HEAD_ROOM + LOAD_BYTES],
+}
+
 /// A packet at one of our hooks.
-pub struct Skb {
+pub struct Skb<'a> {
     /// Aya's context.
     pub ctx: TcContext,
     /// Its bytes, read once: a load through the context must not be merged with one from the stack.
     len: u32,
+    head: &'a Head,
 }
 
-impl Skb {
-    /// Wraps the context.
+impl<'a> Skb<'a> {
+    /// Wraps the context, and reads the first bytes into `head`: one call for what is nearly always all.
     #[inline(always)]
-    pub fn new(ctx: TcContext) -> Self {
+    pub fn new(ctx: TcContext, head: &'a mut Head) -> Self {
         let len = ctx.len();
-        Self { ctx, len }
+        // What the sender said, who may lie: it is about speed only.
+        // SAFETY: the context is valid for the whole program.
+        let protocol = unsafe { (*ctx.skb.skb).protocol };
+        let want = if protocol == PROTOCOL_IPV4 { HEAD_BYTES_V4 } else { HEAD_BYTES };
+        let mut have = if len < want { len } else { want };
+        // SAFETY: `bytes` has room for `have` bytes.
+        if have == 0
+            || unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, head.bytes.as_mut_ptr().cast(), have) } != 0
+        {
+            have = 0;
+        }
+        head.have = have.into();
+        Self { ctx, len, head }
     }
 
     /// The endpoint by interface, and where the packet came from; `None` for an interface without one.
@@ -87,9 +123,10 @@ impl Skb {
     /// bridge that does not know where that is has copied it.
     #[inline(always)]
     fn is_of_other_station(&self, slot: u32, direction: Direction) -> bool {
-        let Some(own) = tables::mac_of(slot) else {
+        let Some(config) = tables::config_of(slot).filter(|config| config.flags & ENDPOINT_MAC != 0) else {
             return false;
         };
+        let [own @ .., _, _] = config.mac;
         let (place, group) = match direction {
             Direction::Egress => (ETHERNET_SOURCE, 0),
             Direction::Ingress => (ETHERNET_DESTINATION, ETHERNET_GROUP),
@@ -156,7 +193,7 @@ impl Skb {
     }
 }
 
-impl PacketView for Skb {
+impl PacketView for Skb<'_> {
     #[inline(always)]
     fn len(&self) -> u32 {
         self.len
@@ -164,6 +201,24 @@ impl PacketView for Skb {
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
+        if offset as usize + N <= self.head.have as usize {
+            let mut bytes = Bytes([0; N]);
+            // SAFETY: the bytes are inside `head`, as was just compared, and no mask changes the offset; nobody else
+            // has this place.
+            unsafe {
+                let place = (&raw const self.head.at).cast_mut();
+                core::ptr::write_volatile(place, offset.into());
+                let at = core::ptr::read_volatile(place) as usize & (HEAD_ROOM - 1);
+                let start = self.head.bytes.as_ptr().add(at);
+                core::ptr::copy_nonoverlapping(start, bytes.0.as_mut_ptr(), N);
+            }
+            return Some(bytes);
+        }
+        self.load_far(offset)
+    }
+
+    #[inline(always)]
+    fn load_far<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
         // Not `TcContext::load`: that asks for `size_of::<Bytes<N>>()`, which alignment rounds up.
         let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the context is valid for the whole program, and `bytes` has room for N bytes.

@@ -1,28 +1,34 @@
 //! The maps, and the kernel's side of the traits over them. Names have at most 15 characters; types are BTF
 //! types, so that `bpftool map dump` names the fields.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST};
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use portcullis_common::addr::Addr;
 use portcullis_common::classify::Tables;
 use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{Environment, Flows, Work};
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, DEFAULT_FLOWS, ENDPOINT_MAC, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig,
-    EndpointWord, FlowEntry, FlowKey, IfaceWord, LINK_ETHERNET, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS,
-    MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NodeState,
-    PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
+    BANKS, CounterKey, CpuState, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord, FIRST_FLOWS,
+    FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount, FlowEntry, FlowKey, FlowRoom, IFACE_CELLS,
+    IfaceWord, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES,
+    MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange,
+    Row, Rule, Ruleset, Stats,
 };
 
-use crate::skb::is_probe;
+use crate::report;
+use crate::skb::{Head, is_probe};
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+const NEW_ONLY: u64 = BPF_NOEXIST as u64;
+const THERE_ONLY: u64 = BPF_EXIST as u64;
 
 #[btf_map(name = "ifaces")]
 static IFACES: HashMap<u32, IfaceWord, { MAX_ENDPOINTS as usize }> = HashMap::new();
+#[btf_map(name = "iface_index")]
+static IFACE_INDEX: Array<IfaceWord, { IFACE_CELLS as usize }> = Array::new();
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: Array<EndpointWord, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map(name = "endpoint_cfg")]
@@ -47,6 +53,15 @@ static PEERS: ArrayOfMaps<PeersInner, { BANKS as usize }> = ArrayOfMaps::new();
 static PREFIXES: ArrayOfMaps<PrefixesInner, { BANKS as usize }> = ArrayOfMaps::new();
 #[btf_map(name = "flows")]
 static FLOWS: ArrayOfMaps<FlowsInner, { MAX_ENDPOINTS as usize }> = ArrayOfMaps::new();
+/// Tables that endpoints are growing out of.
+#[btf_map(name = "flows_before")]
+static FLOWS_BEFORE: ArrayOfMaps<FlowsInner, { MAX_ENDPOINTS as usize }> = ArrayOfMaps::new();
+#[btf_map(name = "flows_made")]
+static FLOWS_MADE: Array<FlowCount, { MAX_ENDPOINTS as usize }> = Array::new();
+#[btf_map(name = "flows_gone")]
+static FLOWS_GONE: Array<FlowCount, { MAX_ENDPOINTS as usize }> = Array::new();
+#[btf_map(name = "flows_room")]
+static FLOWS_ROOM: Array<FlowRoom, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map(name = "rule_stats")]
 static RULE_STATS: PerCpuArray<Stats, { MAX_COUNTERS as usize }> = PerCpuArray::new();
 #[btf_map(name = "verdicts")]
@@ -55,10 +70,19 @@ static VERDICTS: PerCpuArray<Stats, { VERDICT_CELLS as usize }> = PerCpuArray::n
 static EVENTS: RingBuf<Event, { EVENT_RING_BYTES as usize }> = RingBuf::new();
 #[btf_map(name = "cpu_state")]
 static CPU_STATE: PerCpuArray<CpuState, 1> = PerCpuArray::new();
-/// What this CPU's judgement works on. In a map, not on the stack: the stack is short, and the verifier forgets
+/// What a program works on.
+#[repr(C, align(8))]
+pub struct Scratch {
+    /// The judgement.
+    pub work: Work,
+    /// The packet's first bytes.
+    pub head: Head,
+}
+
+/// What this CPU's program works on. In a map, not on the stack: the stack is short, and the verifier forgets
 /// what it knew of a value that comes from a map, so that the parser's many ways out become one.
 #[btf_map(name = "scratch")]
-static SCRATCH: PerCpuArray<Work, 1> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
 // Userspace's own: which rule a counter counts, for agents to come.
 #[btf_map(name = "counter_names")]
@@ -74,11 +98,17 @@ static FLOWS_INNER: HashMap<FlowKey, FlowEntry, 1, NO_PREALLOC> = HashMap::new()
 
 type PeersInner = HashMap<Addr, PeerWord, { MAX_PEERS as usize }, NO_PREALLOC>;
 type PrefixesInner = LpmTrie<[u8; 16], PeerWord, { MAX_PREFIXES as usize }>;
-type FlowsInner = HashMap<FlowKey, FlowEntry, { DEFAULT_FLOWS as usize }, NO_PREALLOC>;
+type FlowsInner = HashMap<FlowKey, FlowEntry, { FIRST_FLOWS as usize }, NO_PREALLOC>;
 
 /// Set before 5.11, which has no coarse clock: the fine one costs 12 ns more.
 #[unsafe(no_mangle)]
 static FINE_CLOCK: u32 = 0;
+/// The kernel's ticks in 1/2^32 of a second, and the count of ticks that it starts with. The tick is read in one load
+/// (`bpf_jiffies64`, inlined), which the clocks are not.
+#[unsafe(no_mangle)]
+static TICK: u64 = 0;
+#[unsafe(no_mangle)]
+static FIRST_TICK: u64 = 0;
 
 /// Reads an aligned word of the kernel's memory in one load, which cannot tear.
 #[inline(always)]
@@ -107,6 +137,12 @@ const fn join(low: u32, high: u32) -> u64 {
 /// The endpoint of an interface.
 #[inline(always)]
 pub fn slot_of(ifindex: u32) -> Option<u32> {
+    if let Some(word) = IFACE_INDEX.get_ptr(ifindex & (IFACE_CELLS - 1)) {
+        let (slot, tag) = split(load_word(word.cast()));
+        if tag == ifindex {
+            return Some(slot);
+        }
+    }
     for _ in 0..2 {
         if let Some(word) = IFACES.get_ptr(ifindex) {
             let (slot, tag) = split(load_word(word.cast()));
@@ -118,24 +154,17 @@ pub fn slot_of(ifindex: u32) -> Option<u32> {
     None
 }
 
-/// How packets of an endpoint's interface start.
+/// What an endpoint is.
 #[inline(always)]
-pub fn link_of(slot: u32) -> u32 {
-    ENDPOINT_CFG.get(slot).map_or(LINK_ETHERNET, |config| config.link)
-}
-
-/// The MAC address that frames from an endpoint bear, where it is known.
-#[inline(always)]
-pub fn mac_of(slot: u32) -> Option<[u8; 6]> {
-    let config = ENDPOINT_CFG.get(slot).filter(|config| config.flags & ENDPOINT_MAC != 0)?;
-    config.mac.first_chunk().copied()
+pub fn config_of(slot: u32) -> Option<&'static EndpointConfig> {
+    ENDPOINT_CFG.get(slot)
 }
 
 /// This CPU's place to work. Programs at TC run with softirqs off: none interrupts another on a CPU.
 #[inline(always)]
-pub fn scratch<'a>() -> Option<&'a mut Work> {
+pub fn scratch<'a>() -> Option<&'a mut Scratch> {
     // SAFETY: the only reference on this CPU until the program ends, see above.
-    SCRATCH.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
 /// Counts a packet under a rule.
@@ -257,7 +286,11 @@ impl Flows for Maps {
         if is_probe() {
             return None;
         }
-        FLOWS.get(slot)?.get_ptr_mut(key)
+        let flows = FLOWS.get(slot)?;
+        match flows.get_ptr_mut(key) {
+            None => moved(slot, key),
+            found => found,
+        }
     }
 
     #[inline(always)]
@@ -283,15 +316,91 @@ impl Flows for Maps {
     }
 
     #[inline(always)]
+    fn passed(&self, flow: Self::Handle) -> (u32, u32) {
+        // SAFETY: the third word of a value of three.
+        split(load_word(unsafe { flow.cast::<u64>().add(2) }))
+    }
+
+    #[inline(always)]
+    fn pass(&self, flow: Self::Handle, passed: u32, total: u32) {
+        // SAFETY: the third word of a value of three.
+        store_word(unsafe { flow.cast::<u64>().add(2) }, join(passed, total));
+    }
+
+    #[inline(always)]
     fn insert(&self, slot: u32, key: &FlowKey, entry: &FlowEntry) {
+        if !is_probe() {
+            insert(slot, key, entry);
+        }
+    }
+
+    #[inline(always)]
+    fn remove(&self, slot: u32, key: &FlowKey) {
         if is_probe() {
             return;
         }
-        if let Some(flows) = FLOWS.get(slot)
-            && flows.insert(key, entry, 0).is_err()
-        {
-            crate::report::flow_refused();
+        if let Some(before) = FLOWS_BEFORE.get(slot) {
+            let _ = before.remove(key);
         }
+        if let Some(flows) = FLOWS.get(slot)
+            && flows.remove(key).is_ok()
+        {
+            count_flow(slot, key.kind == FLOW_KIND_FRAGMENTS_INGRESS, u64::MAX);
+        }
+    }
+}
+
+/// Takes a flow along from the table that its endpoint is growing out of.
+#[inline(never)]
+fn moved(slot: u32, key: &FlowKey) -> Option<*mut FlowEntry> {
+    let entry = FLOWS_BEFORE.get(slot)?.get_ptr_mut(key)?;
+    let flows = FLOWS.get(slot)?;
+    // SAFETY: a value that a lookup returned; copied by the kernel.
+    let _ = flows.insert(key, unsafe { &*entry }, NEW_ONLY);
+    flows.get_ptr_mut(key)
+}
+
+/// Makes an entry, or replaces the one that is there; without room it makes none, and counts that.
+#[inline(never)]
+fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
+    let ingress = entry.tag & FLOW_OPENED_INGRESS != 0;
+    let Some(flows) = FLOWS.get(slot) else {
+        return 0;
+    };
+    let room = FLOWS_ROOM.get_ptr_mut(slot);
+    let (made, gone) = (FLOWS_MADE.get(slot), FLOWS_GONE.get(slot));
+    let (Some(room), Some(made), Some(gone)) = (room, made, gone) else {
+        return 0;
+    };
+    let towards = made.ingress.wrapping_sub(gone.ingress);
+    let taken = towards.wrapping_add(made.egress.wrapping_sub(gone.egress));
+    // SAFETY: a value that a lookup returned.
+    let (capacity, told, most_ingress) = unsafe { ((*room).capacity, (*room).told, (*room).most_ingress) };
+    if ingress && towards >= most_ingress.into() {
+        count_flow_refused();
+        return 0;
+    }
+    if flows.insert(key, entry, NEW_ONLY).is_ok() {
+        count_flow(slot, ingress, 1);
+        if told == 0 && taken.wrapping_add(1) >= u64::from(capacity / 2) {
+            // SAFETY: a value that a lookup returned.
+            unsafe { (*room).told = 1 };
+            report::half_full(slot);
+        }
+    } else if flows.insert(key, entry, THERE_ONLY).is_err() {
+        count_flow_refused();
+    }
+    0
+}
+
+/// Adds to the entries that a slot's table has. The target has no atomic addition in `core`: two CPUs can lose a count,
+/// and the agent sets it right each time that it goes through the table.
+#[inline(always)]
+fn count_flow(slot: u32, ingress: bool, number: u64) {
+    if let Some(made) = FLOWS_MADE.get_ptr_mut(slot) {
+        // SAFETY: a value that a lookup returned.
+        let cell = unsafe { if ingress { &raw mut (*made).ingress } else { &raw mut (*made).egress } };
+        store_word(cell, load_word(cell).wrapping_add(number));
     }
 }
 
@@ -325,6 +434,12 @@ impl Environment for Maps {
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        (clock() / 1_000_000_000) as u32
+        // SAFETY: statics of this object; volatile because the loader sets them before the kernel freezes them.
+        let (tick, first) = unsafe {
+            (core::ptr::read_volatile(&raw const TICK), core::ptr::read_volatile(&raw const FIRST_TICK))
+        };
+        // SAFETY: a helper without arguments.
+        let ticks = unsafe { bpf_jiffies64() };
+        (ticks.wrapping_sub(first).wrapping_mul(tick) >> 32) as u32
     }
 }

@@ -220,7 +220,7 @@ fn the_document_lists_the_maps_as_they_are_and_its_dumps_are_theirs() {
         assert_eq!(found_name, *name);
         (found.entries, found.option) = if *table == Table::Endpoints {
             assert_eq!(found.entries, FLOWS);
-            (portcullis_common::wire::DEFAULT_FLOWS.to_string(), "--flows-per-endpoint".to_owned())
+            (portcullis_common::wire::FIRST_FLOWS.to_string(), "--flows-per-endpoint".to_owned())
         } else {
             assert_eq!(found.entries, sizes.of(*table).to_string());
             (table.default_size().to_string(), table.name().to_owned())
@@ -255,10 +255,10 @@ fn the_document_lists_the_maps_as_they_are_and_its_dumps_are_theirs() {
     let show = Show { slots, ..Show::default() };
     for shape in &usual {
         let show = match shape.name {
-            "ifaces" => Show { key_is_interface: true, sorted: true, ..show.clone() },
+            "ifaces" | "iface_index" => Show { key_is_interface: true, sorted: true, ..show.clone() },
             "peer_rows" | "counter_names" => Show { sorted: true, ..show.clone() },
             "verdicts" => Show { keys: VERDICTS.map(u64::from).to_vec(), ..show.clone() },
-            "peers" | "prefixes" | "flows" | "events" => continue,
+            "peers" | "prefixes" | "flows" | "flows_before" | "events" => continue,
             _ => show.clone(),
         };
         document.block(shape.name, &entries(&["pinned", &pin(shape.name)], &show), &mut wrong);
@@ -268,7 +268,7 @@ fn the_document_lists_the_maps_as_they_are_and_its_dumps_are_theirs() {
         let id = &inner_maps[name].0[&slot];
         document.block(name, &entries(&["id", id], &sorted), &mut wrong);
     }
-    for name in ["peers", "prefixes", "flows"] {
+    for name in ["peers", "prefixes", "flows", "flows_before"] {
         let text = bpftool(&["map", "dump", "pinned", &pin(name)]);
         let named = |line: &str| {
             line.split_once("value: ")

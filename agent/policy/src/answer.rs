@@ -348,7 +348,12 @@ impl Flows for Offline<'_> {
     }
     fn renew(&self, (): (), _: u32, _: u32) {}
     fn touch(&self, (): (), _: u32, _: u32) {}
+    fn passed(&self, (): ()) -> (u32, u32) {
+        (0, 0)
+    }
+    fn pass(&self, (): (), _: u32, _: u32) {}
     fn insert(&self, _: u32, _: &FlowKey, _: &FlowEntry) {}
+    fn remove(&self, _: u32, _: &FlowKey) {}
 }
 
 impl Environment for Offline<'_> {

@@ -215,6 +215,7 @@ fn to_deny(
             | Reason::BadHeader
             | Reason::SourceRoute
             | Reason::Fragment
+            | Reason::FragmentAhead
             | Reason::ExtensionHeader
             | Reason::UnrelatedError
             | Reason::TablesUnreadable

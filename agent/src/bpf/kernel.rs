@@ -8,9 +8,9 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, IfaceWord, MODE_AUDIT,
-    MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
-    Rule, Ruleset, Stats,
+    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FIRST_FLOWS, FlowCount, FlowEntry, FlowKey,
+    FlowRoom, IFACE_CELLS, IfaceWord, MODE_AUDIT, MODE_ENFORCE, NodeState, OWN_FLOWS_SHARE, PeerRowKey,
+    PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
@@ -28,6 +28,7 @@ type FlowsMap = HashMap<MapData, Wire<FlowKey>, Wire<FlowEntry>>;
 /// The maps of a load.
 pub struct Kernel {
     ifaces: HashMap<MapData, u32, Wire<IfaceWord>>,
+    iface_index: Array<MapData, Wire<IfaceWord>>,
     endpoints: Array<MapData, Wire<EndpointWord>>,
     configs: Array<MapData, Wire<EndpointConfig>>,
     rulesets: Array<MapData, Wire<Ruleset>>,
@@ -40,6 +41,10 @@ pub struct Kernel {
     peers: MapData,
     prefixes: MapData,
     flows: MapData,
+    flows_before: MapData,
+    flows_made: Array<MapData, Wire<FlowCount>>,
+    flows_gone: Array<MapData, Wire<FlowCount>>,
+    flows_room: Array<MapData, Wire<FlowRoom>>,
     rule_stats: PerCpuArray<MapData, Wire<Stats>>,
     cpu_state: PerCpuArray<MapData, Wire<CpuState>>,
     prefixes_inner: MapData,
@@ -106,6 +111,7 @@ impl Kernel {
         let bank_peers = inner(&peers_inner, "peers", sizes.of(Table::Peers))?;
         Ok(Self {
             ifaces: take(ebpf, "ifaces")?,
+            iface_index: take(ebpf, "iface_index")?,
             endpoints: take(ebpf, "endpoints")?,
             configs: take(ebpf, "endpoint_cfg")?,
             rulesets: take(ebpf, "rulesets")?,
@@ -118,6 +124,10 @@ impl Kernel {
             peers: data(ebpf, "peers")?,
             prefixes: data(ebpf, "prefixes")?,
             flows: data(ebpf, "flows")?,
+            flows_before: data(ebpf, "flows_before")?,
+            flows_made: take(ebpf, "flows_made")?,
+            flows_gone: take(ebpf, "flows_gone")?,
+            flows_room: take(ebpf, "flows_room")?,
             rule_stats: take(ebpf, "rule_stats")?,
             cpu_state: take(ebpf, "cpu_state")?,
             prefixes_inner: data(ebpf, "prefixes_inner")?,
@@ -212,27 +222,43 @@ impl Kernel {
         self.ifaces.iter().filter_map(Result::ok).map(|(ifindex, word)| (ifindex, word.0.slot)).collect()
     }
 
-    /// Makes an endpoint reachable: flows, configuration, word, and last the interface.
+    /// Makes an endpoint reachable: flows (as many as `largest` in time), configuration, word, and last the
+    /// interface.
     pub fn add_endpoint(
         &mut self,
         slot: u32,
         config: EndpointConfig,
         word: EndpointWord,
-        flows: u32,
+        largest: u32,
     ) -> Result<(), BpfError> {
         #[cfg(test)]
         self.fail("flows")?;
-        let table: FlowsMap = inner(&self.flows_inner, "flows", flows)?;
+        let first = largest.min(FIRST_FLOWS);
+        let table: FlowsMap = inner(&self.flows_inner, "flows", first)?;
+        sys::delete_slot(fd(&self.flows_before), slot)
+            .map_err(|e| BpfError::map("empty", "flows_before", e))?;
         outer(&self.flows, "flows")?.set(slot, &table, 0).map_err(|e| BpfError::map("write", "flows", e))?;
+        let made = self.flows_made.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_made", e))?.0;
+        put(&mut self.flows_gone, "flows_gone", slot, made)?;
+        let room = FlowRoom {
+            capacity: first,
+            told: 0,
+            most_ingress: largest - largest / OWN_FLOWS_SHARE,
+            reserved: 0,
+        };
+        put(&mut self.flows_room, "flows_room", slot, room)?;
         #[cfg(test)]
         self.fail("endpoint_cfg")?;
         put(&mut self.configs, "endpoint_cfg", slot, config)?;
         self.flip(slot, word)?;
         #[cfg(test)]
         self.fail("ifaces")?;
+        let found = IfaceWord { slot, ifindex: config.ifindex };
         self.ifaces
-            .insert(config.ifindex, Wire(IfaceWord { slot, ifindex: config.ifindex }), 0)
-            .map_err(|e| BpfError::map("write", "ifaces", e))
+            .insert(config.ifindex, Wire(found), 0)
+            .map_err(|e| BpfError::map("write", "ifaces", e))?;
+        // A second interface of this cell takes it; the first is found in the hash then.
+        put(&mut self.iface_index, "iface_index", config.ifindex % IFACE_CELLS, found)
     }
 
     /// An endpoint of a load that is only asked: it has no interface and no flows.
@@ -253,12 +279,19 @@ impl Kernel {
 
     /// The interface leads to no endpoint: its packets are dropped.
     pub fn forget_iface(&mut self, ifindex: u32) -> Result<(), BpfError> {
+        let cell = ifindex % IFACE_CELLS;
+        let held = self.iface_index.get(&cell, 0).map_err(|e| BpfError::map("read", "iface_index", e))?.0;
+        if held.ifindex == ifindex {
+            put(&mut self.iface_index, "iface_index", cell, IfaceWord::default())?;
+        }
         gone(self.ifaces.remove(&ifindex), "ifaces")
     }
 
     /// Frees a slot. To be called a grace period after its interface was forgotten.
     pub fn free_slot(&mut self, slot: u32) -> Result<(), BpfError> {
         put(&mut self.configs, "endpoint_cfg", slot, EndpointConfig::default())?;
+        sys::delete_slot(fd(&self.flows_before), slot)
+            .map_err(|e| BpfError::map("empty", "flows_before", e))?;
         sys::delete_slot(fd(&self.flows), slot).map_err(|e| BpfError::map("empty", "flows", e))
     }
 
@@ -290,9 +323,7 @@ impl Kernel {
         let old: Vec<Wire<FlowKey>> = table
             .iter()
             .filter_map(Result::ok)
-            .filter(|(key, entry)| {
-                portcullis_common::flow::expired(key.0.protocol, entry.0.state, entry.0.seen, now)
-            })
+            .filter(|(key, entry)| portcullis_common::flow::is_spent(&key.0, &entry.0, now))
             .map(|(key, _)| key)
             .collect();
         let mut removed = 0;

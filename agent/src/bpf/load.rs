@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use aya::programs::SchedClassifier;
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use nix::sys::time::TimeValLike as _;
+use nix::time::{ClockId, clock_getres};
 use portcullis_common::wire::LAYOUT_VERSION;
 use portcullis_policy::sizes::Sizes;
 use thiserror::Error;
@@ -180,8 +182,13 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
         Purpose::Ask => 1,
     };
     let fine_clock = u32::from(!has_coarse_clock());
+    let ticks = Ticks::read()?;
     let mut loader = EbpfLoader::new();
-    loader.override_global("PROBE", &probe, true).override_global("FINE_CLOCK", &fine_clock, true);
+    loader
+        .override_global("PROBE", &probe, true)
+        .override_global("FINE_CLOCK", &fine_clock, true)
+        .override_global("TICK", &ticks.length, true)
+        .override_global("FIRST_TICK", &ticks.first, true);
     if let Some(pins) = pins {
         shape::check(pins, sizes)?;
     }
@@ -223,6 +230,34 @@ pub fn both(ebpf: &mut Ebpf) -> Result<(&mut SchedClassifier, &mut SchedClassifi
 /// rather than the clock.
 fn has_coarse_clock() -> bool {
     kernel_release().map_or(true, |release| (release.major, release.minor) >= (5, 11))
+}
+
+/// How the programs make seconds of the kernel's ticks.
+struct Ticks {
+    /// A tick in 1/2^32 of a second.
+    length: u64,
+    /// The count that the kernel starts with: 300 seconds before 32 bits overflow (`INITIAL_JIFFIES` of
+    /// include/linux/jiffies.h), so that whoever forgets the overflow finds out soon.
+    first: u64,
+}
+
+impl Ticks {
+    /// The coarse clock has the resolution of a tick.
+    fn read() -> Result<Self, BpfError> {
+        let fail =
+            |cause: io::Error| BpfError::map("read the resolution of", "CLOCK_MONOTONIC_COARSE", cause);
+        let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).map_err(|e| fail(e.into()))?;
+        let nanoseconds = u64::try_from(tick.num_nanoseconds()).unwrap_or(0);
+        Self::of(nanoseconds).ok_or_else(|| fail(io::Error::other(format!("{nanoseconds} ns make no tick"))))
+    }
+
+    fn of(nanoseconds: u64) -> Option<Self> {
+        const SECOND: u64 = 1_000_000_000;
+        // HZ is from 24 to 1,200 on every architecture; a kernel with finer coarse clocks has no such ticks.
+        let per_second = SECOND.checked_div(nanoseconds).filter(|hz| (24..=1_200).contains(hz))?;
+        let first = u32::try_from(300 * per_second).ok()?.wrapping_neg();
+        Some(Self { length: (1 << 32) / per_second, first: first.into() })
+    }
 }
 
 /// The running kernel's release.

@@ -7,8 +7,8 @@ use std::os::fd::AsFd as _;
 use aya::maps::{MapData, MapType};
 use portcullis_common::event::VERDICT_CELLS;
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, EPOCH_CELLS, EndpointConfig, EndpointWord, IfaceWord, NodeState, PeerRowKey,
-    PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
+    BANKS, CounterKey, CpuState, EPOCH_CELLS, EndpointConfig, EndpointWord, FlowCount, FlowRoom, IFACE_CELLS,
+    IfaceWord, NodeState, PeerRowKey, PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::sizes::{Sizes, Table};
 
@@ -39,7 +39,7 @@ pub struct Shape {
 
 /// The pinned maps at these sizes, in the order of `docs/maps.md`.
 #[must_use]
-pub fn shapes(sizes: &Sizes) -> [Shape; 18] {
+pub fn shapes(sizes: &Sizes) -> [Shape; 23] {
     let chosen = |name, kind, key, value: usize, table| Shape {
         name,
         kind,
@@ -61,6 +61,7 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 18] {
     let array = |name, value, table| chosen(name, MapType::Array, 4, value, table);
     [
         chosen("ifaces", MapType::Hash, 4, size_of::<IfaceWord>(), Table::Endpoints),
+        fixed("iface_index", MapType::Array, size_of::<IfaceWord>(), IFACE_CELLS),
         array("endpoints", size_of::<EndpointWord>(), Table::Endpoints),
         array("endpoint_cfg", size_of::<EndpointConfig>(), Table::Endpoints),
         array("rulesets", size_of::<Ruleset>(), Table::Rulesets),
@@ -82,6 +83,10 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 18] {
         fixed("epochs", MapType::Array, size_of::<u32>(), EPOCH_CELLS),
         fixed("node_state", MapType::Array, size_of::<NodeState>(), 1),
         chosen("flows", MapType::ArrayOfMaps, 4, size_of::<u32>(), Table::Endpoints),
+        chosen("flows_before", MapType::ArrayOfMaps, 4, size_of::<u32>(), Table::Endpoints),
+        array("flows_made", size_of::<FlowCount>(), Table::Endpoints),
+        array("flows_gone", size_of::<FlowCount>(), Table::Endpoints),
+        array("flows_room", size_of::<FlowRoom>(), Table::Endpoints),
         chosen("rule_stats", MapType::PerCpuArray, 4, size_of::<Stats>(), Table::Counters),
         fixed("verdicts", MapType::PerCpuArray, size_of::<Stats>(), VERDICT_CELLS),
         fixed("cpu_state", MapType::PerCpuArray, size_of::<CpuState>(), 1),

@@ -13,8 +13,8 @@ use crate::wire::{
     ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, KIND_ISOLATION, KIND_RULE, RULESET_CLOSED, Rule, port_position,
 };
 
-const ALLOWING: u16 = 20;
-const ISOLATING: u16 = 21;
+pub(super) const ALLOWING: u16 = 20;
+pub(super) const ISOLATING: u16 = 21;
 /// As [`ISOLATING`], by policies in audit mode.
 const AUDITING: u16 = 22;
 const TO_POD: (Addr, Addr) = (PEER4, POD4);
@@ -26,7 +26,7 @@ fn rule(action: u8, kind: u8, counter: u32) -> TestRule {
 
 /// A pod whose directions have these rulesets: open, closed, [`ISOLATING`] (nothing may come), or [`ALLOWING`]
 /// (TCP/80, UDP/53, SCTP/80 and ICMP may, then nothing).
-fn world(ingress: u16, egress: u16) -> World {
+pub(super) fn world(ingress: u16, egress: u16) -> World {
     let mut world = World::new();
     let isolation = rule(ACTION_DENY, KIND_ISOLATION, 1);
     let port = |protocol, port| (port_position(protocol, port), port_position(protocol, port));
@@ -44,21 +44,21 @@ fn short(id: u32) -> u16 {
     u16::try_from(id).unwrap()
 }
 
-fn open() -> u16 {
+pub(super) fn open() -> u16 {
     short(RULESET_OPEN)
 }
 
-fn closed() -> u16 {
+pub(super) fn closed() -> u16 {
     short(RULESET_CLOSED)
 }
 
 #[track_caller]
-fn allows(verdict: Verdict, reason: Reason) {
+pub(super) fn allows(verdict: Verdict, reason: Reason) {
     assert_eq!((verdict.action, verdict.reason), (Action::Allow, reason));
 }
 
 #[track_caller]
-fn denies(verdict: Verdict, reason: Reason) {
+pub(super) fn denies(verdict: Verdict, reason: Reason) {
     assert_eq!((verdict.action, verdict.reason), (Action::Deny, reason));
 }
 
@@ -442,8 +442,8 @@ fn arp_tells_the_own_address_or_none() {
 
 #[test]
 fn what_cannot_be_read_closes_from_pods_and_where_isolated() {
-    let fragment = crate::testing::ipv4_with(&[], 0x2000, TCP, TO_POD, &tcp(1, 2, TCP_SYN));
-    let from_pod = crate::testing::ipv4_with(&[], 0x2000, TCP, FROM_POD, &tcp(1, 2, TCP_SYN));
+    let fragment = crate::testing::ipv4_with(&[], 0x2001, TCP, TO_POD, &tcp(1, 2, TCP_SYN));
+    let from_pod = crate::testing::ipv4_with(&[], 0x2001, TCP, FROM_POD, &tcp(1, 2, TCP_SYN));
     let cut = &syn_to_pod()[..10];
     let vlan = ethernet(0x8100, &[0; 46]);
     let judge = |world: &World, direction, frame: &[u8]| {

@@ -148,8 +148,27 @@ fn ports_addresses_and_flags_are_where_they_belong() {
 fn only_syn_alone_of_the_four_flags_opens() {
     for flags in 0..=u8::MAX {
         let shape = read_ip(&ipv4(TCP, ENDS4, &tcp(4000, 80, flags))).shape;
-        let opens = flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN) == TCP_SYN;
-        assert_eq!(shape, if opens { Shape::Opening } else { Shape::Ongoing }, "flags {flags:#x}");
+        let expected = match (flags & (TCP_SYN | TCP_ACK), flags & (TCP_RST | TCP_FIN)) {
+            (TCP_SYN, 0) => Shape::Opening,
+            (TCP_SYN, _) => Shape::Stray,
+            _ => Shape::Ongoing,
+        };
+        assert_eq!(shape, expected, "flags {flags:#x}");
+    }
+}
+
+#[test]
+fn an_sctp_chunk_stands_for_the_flags_that_do_the_same() {
+    for chunk in 0..=u8::MAX {
+        let packet = read_ip(&ipv4(SCTP, ENDS4, &sctp(4000, 80, chunk)));
+        let expected = match chunk {
+            1 => TCP_SYN,
+            6 => TCP_RST,
+            7 | 8 | 14 => TCP_FIN,
+            _ => TCP_ACK,
+        };
+        assert_eq!(packet.tcp_flags, expected, "chunk {chunk}");
+        assert_eq!(packet.shape, if chunk == 1 { Shape::Opening } else { Shape::Ongoing });
     }
 }
 
@@ -218,41 +237,157 @@ fn options_that_do_not_fit_are_refused() {
     }
 }
 
-#[test]
-fn fragments_are_refused_with_known_addresses() {
-    for word in [0x2000, 0x2001, 1, 0x1fff, 0x3fff, 0x6000] {
-        let packet = read_ip(&ipv4_with(&[], word, TCP, ENDS4, &tcp(4000, 80, TCP_SYN)));
-        assert_eq!((packet.shape, packet.error), (Shape::Unreadable, ParseError::Fragment), "{word:#x}");
-        assert_eq!((packet.src, packet.dst, packet.src_port), (POD4, PEER4, 0));
-    }
-    let packet = read_ip(&ipv6(NEXT_FRAGMENT, ENDS6, &[0; 40]));
-    assert_eq!((packet.shape, packet.error), (Shape::Unreadable, ParseError::Fragment));
-    assert_eq!((packet.src, packet.dst), ENDS6);
+/// A fragment header (RFC 8200 section 4.5).
+fn fragment_header(next: u8, offset: u16, more: bool, id: u32) -> Vec<u8> {
+    let mut header = std::vec![next, 0];
+    header.extend((offset << 3 | u16::from(more)).to_be_bytes());
+    header.extend(id.to_be_bytes());
+    header
 }
 
 #[test]
-fn extension_headers_are_refused() {
-    for next in [43, 51, 60, 135, 139, 140] {
-        let packet = read_ip(&ipv6(next, ENDS6, &[0; 64]));
-        assert_eq!(error_of(&packet), Some(ParseError::ExtensionHeader), "next header {next}");
+fn t2_a_first_fragment_is_read_and_later_ones_say_of_what() {
+    let syn = tcp(4000, 80, TCP_SYN);
+    let mut payload = syn.clone();
+    payload.resize(24, 0);
+    let mut behind = fragment_header(TCP, 0, true, 0x1234_5678);
+    behind.extend(&payload);
+    for (bytes, id) in
+        [(ipv4_with(&[], 0x2000, TCP, ENDS4, &payload), 1), (ipv6(44, ENDS6, &behind), 0x1234_5678)]
+    {
+        let packet = read_ip(&bytes);
+        assert_eq!((packet.shape, packet.part, packet.offset), (Shape::Opening, Part::First, 0));
+        assert_eq!((packet.src_port, packet.dst_port, packet.payload), (4000, 80, 24));
+        assert_eq!((packet.datagram, packet.carries), (id, TCP));
+    }
+    for (word, part) in [(0x2002, Part::Later), (2, Part::Last), (0x1000, Part::Last)] {
+        let packet = read_ip(&ipv4_with(&[], word, TCP, ENDS4, &payload));
+        assert_eq!((packet.shape, packet.part, packet.src_port), (Shape::Later, part, 0), "{word:#x}");
+        assert_eq!((packet.offset, packet.payload), (word & 0x1fff, 24));
+        let mut behind = fragment_header(60, word & 0x1fff, word & 0x2000 != 0, 9);
+        behind.extend(&payload);
+        let packet = read_ip(&ipv6(44, ENDS6, &behind));
+        assert_eq!((packet.shape, packet.part, packet.carries), (Shape::Later, part, 60), "{word:#x}");
     }
 }
 
 #[test]
-fn hop_by_hop_goes_before_listener_discovery_only() {
+fn t2_fragments_that_nobody_honest_sends_are_refused() {
+    let refused = |bytes: &[u8], what| {
+        let packet = read_ip(bytes);
+        assert_eq!(error_of(&packet), Some(ParseError::Fragment), "{what}");
+    };
+    let long = [0; 32];
+    for cut in 0..20 {
+        let whole = tcp(4000, 80, TCP_SYN);
+        refused(&ipv4_with(&[], 0x2000, TCP, ENDS4, &whole[..cut]), "TCP without its whole header");
+    }
+    let mut options = tcp(4000, 80, TCP_SYN);
+    options[12] = 0xf0;
+    options.resize(56, 0);
+    refused(&ipv4_with(&[], 0x2000, TCP, ENDS4, &options), "TCP without its options");
+    refused(&ipv4_with(&[], 0x2000, SCTP, ENDS4, &sctp(1, 2, 1)[..8]), "SCTP without its chunk");
+    refused(&ipv4_with(&[], 0x2000, UDP, ENDS4, &[]), "nothing");
+    for word in [1, 0x2001] {
+        refused(&ipv4_with(&[], word, TCP, ENDS4, &long), "offset 1");
+    }
+    refused(&ipv4_with(&[], 0x2002, UDP, ENDS4, &long[..12]), "half a unit, and more");
+    refused(&ipv4_with(&[], 0x1fff, UDP, ENDS4, &long), "past the largest datagram");
+    let mut error = icmp(3, 0);
+    error.extend(ipv4(TCP, (PEER4, POD4), &tcp(80, 4000, 0)));
+    error.resize(48, 0);
+    refused(&ipv4_with(&[], 0x2000, ICMP, ENDS4, &error), "an ICMP error");
+    for kind in [133, 134, 135, 136, 137] {
+        let mut message = fragment_header(ICMPV6, 0, true, 1);
+        message.extend(neighbour(kind, POD6));
+        let packet = read_ip(&ipv6_with(44, 255, ENDS6, &message));
+        assert!(packet.hidden && packet.error == ParseError::Fragment, "discovery {kind}: {packet:?}");
+    }
+}
+
+#[test]
+fn an_atomic_fragment_is_a_whole_packet() {
+    let mut payload = fragment_header(TCP, 0, false, 7);
+    payload.extend(tcp(4000, 80, TCP_SYN));
+    let packet = read_ip(&ipv6(44, ENDS6, &payload));
+    assert_eq!((packet.shape, packet.part, packet.dst_port), (Shape::Opening, Part::Whole, 80));
+}
+
+/// A chain of extension headers, 8 bytes each, before `last`.
+fn chain(kinds: &[u8], last: u8, payload: &[u8]) -> (u8, Vec<u8>) {
+    let mut bytes = Vec::new();
+    for (index, kind) in kinds.iter().enumerate() {
+        let next = kinds.get(index + 1).copied().unwrap_or(last);
+        match kind {
+            44 => bytes.extend(fragment_header(next, 0, false, 1)),
+            // RFC 4302: no check value, so 12 bytes; 16 with padding would be 2.
+            51 => bytes.extend([next, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            43 => bytes.extend([next, 0, 4, 0, 0, 0, 0, 0]),
+            _ => bytes.extend([next, 0, 1, 4, 0, 0, 0, 0]),
+        }
+    }
+    bytes.extend(payload);
+    (kinds.first().copied().unwrap_or(last), bytes)
+}
+
+#[test]
+fn t3_extension_headers_are_walked_up_to_a_bound() {
+    let syn = tcp(4000, 80, TCP_SYN);
+    let mut rng = Rng::new(3);
+    for _ in 0..20_000 {
+        let kinds: Vec<u8> = (0..rng.below(12)).map(|_| rng.pick(&[43, 51, 60, 60, 44, 0])).collect();
+        let (first, payload) = chain(&kinds, TCP, &syn);
+        let packet = read_ip(&ipv6(first, ENDS6, &payload));
+        let misplaced = kinds.iter().skip(1).any(|kind| matches!(kind, 0 | 44));
+        if kinds.len() > MAX_EXTENSION_HEADERS as usize || misplaced {
+            assert_eq!(error_of(&packet), Some(ParseError::ExtensionHeader), "{kinds:?}");
+        } else {
+            assert_eq!((packet.shape, packet.protocol), (Shape::Opening, TCP), "{kinds:?}");
+            assert_eq!((packet.src_port, packet.dst_port), (4000, 80), "{kinds:?}");
+        }
+    }
+    for kind in [135, 139, 140] {
+        let (first, payload) = chain(&[60, kind], TCP, &syn);
+        assert_eq!(
+            error_of(&read_ip(&ipv6(first, ENDS6, &payload))),
+            Some(ParseError::ExtensionHeader),
+            "{kind}"
+        );
+    }
+    for (kind, left) in [(0, 0), (0, 1), (4, 1), (2, 255)] {
+        let payload = [&[TCP, 0, kind, left, 0, 0, 0, 0][..], &syn].concat();
+        assert_eq!(
+            error_of(&read_ip(&ipv6(43, ENDS6, &payload))),
+            Some(ParseError::SourceRoute),
+            "{kind} {left}"
+        );
+    }
+    let (first, payload) = chain(&[60, 51], TCP, &syn);
+    for cut in 0..payload.len() {
+        let packet = read_ip(&ipv6(first, ENDS6, &payload[..cut]));
+        assert_eq!(error_of(&packet), Some(ParseError::Truncated), "cut at {cut}");
+    }
+}
+
+#[test]
+fn t6_discovery_behind_extension_headers_is_known_and_hidden() {
+    for kind in [130, 133, 134, 135, 136, 137, 143] {
+        let hops = if kind == 130 || kind == 143 { 1 } else { 255 };
+        let (first, payload) = chain(&[60], ICMPV6, &neighbour(kind, POD6));
+        let packet = read_ip(&ipv6_with(first, hops, ENDS6, &payload));
+        assert!(packet.hidden && packet.error == ParseError::ExtensionHeader, "{kind}: {packet:?}");
+        assert!(!matches!(packet.shape, Shape::Opening | Shape::Ongoing | Shape::Unreadable), "{kind}");
+    }
+}
+
+#[test]
+fn hop_by_hop_goes_before_listener_discovery() {
     for first in 0..=u8::MAX {
         let packet = read_ip(&ipv6_with(0, 1, ENDS6, &behind_hop_by_hop(first)));
         if matches!(first, 130..=132 | 143) {
             assert_eq!((packet.shape, packet.protocol), (Shape::ListenerDiscovery, ICMPV6), "type {first}");
-        } else {
-            assert_eq!(error_of(&packet), Some(ParseError::ExtensionHeader), "type {first}");
+            assert!(!packet.hidden);
         }
-    }
-    for next in (0..=u8::MAX).filter(|next| *next != ICMPV6) {
-        let mut payload = behind_hop_by_hop(143);
-        payload[0] = next;
-        let packet = read_ip(&ipv6_with(0, 1, ENDS6, &payload));
-        assert_eq!(error_of(&packet), Some(ParseError::ExtensionHeader), "next header {next}");
     }
 }
 
@@ -427,6 +562,8 @@ fn holds(bytes: &[u8], packet: &Packet) {
         Shape::BrokenIp | Shape::Unreadable | Shape::Arp => {}
         Shape::Opening
         | Shape::Ongoing
+        | Shape::Stray
+        | Shape::Later
         | Shape::DhcpDiscover
         | Shape::Neighbour
         | Shape::NeighbourAdvertisement
@@ -439,7 +576,7 @@ fn holds(bytes: &[u8], packet: &Packet) {
     }
     let has_ports = matches!(packet.protocol, TCP | UDP | SCTP | ICMP | ICMPV6);
     assert!(has_ports || (packet.src_port, packet.dst_port) == (0, 0), "{packet:?}");
-    assert!(packet.protocol == TCP || packet.tcp_flags == 0, "{packet:?}");
+    assert!(matches!(packet.protocol, TCP | SCTP) || packet.tcp_flags == 0, "{packet:?}");
 }
 
 #[test]

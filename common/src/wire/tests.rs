@@ -14,8 +14,7 @@ fn positions_are_ordered_by_protocol_and_port_and_end_before_the_filler() {
 
 #[test]
 fn a_flow_tag_leaves_room_for_its_flags_and_tells_every_field() {
-    let key =
-        FlowKey { remote: PEER4, local_port: 80, remote_port: 4000, protocol: 6, local: 0, reserved: 0 };
+    let key = FlowKey { remote: PEER4, local_port: 80, remote_port: 4000, protocol: 6, local: 0, kind: 0 };
     assert_eq!(key.tag() & FLOW_TAG_FLAGS, 0);
     assert_eq!((FLOW_OPENED_INGRESS | FLOW_OWN_NODE) & !FLOW_TAG_FLAGS, 0);
     for other in [
