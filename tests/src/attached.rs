@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use aya::maps::{MapData, MapInfo, PerCpuArray, RingBuf};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapInfo, PerCpuArray, RingBuf};
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
@@ -15,12 +15,13 @@ use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::flow::ESTABLISHED_SECONDS;
-use portcullis_common::wire::{DEFAULT_FLOWS, EndpointConfig, EndpointWord};
+use portcullis_common::wire::{EndpointConfig, EndpointWord, FIRST_FLOWS, FlowEntry, FlowKey, FlowRoom};
 use portcullis_policy::answer::{endpoint_config, owned_addresses};
 use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::{Cluster, ObjectKey};
 use portcullis_policy::select::Directory;
+use zerocopy::FromBytes as _;
 
 /// Bytes of `struct __sk_buff` that are passed, up to and with `cb`.
 const CONTEXT_BYTES: usize = 68;
@@ -31,6 +32,12 @@ const IFINDEX: usize = 40;
 /// What the program returns for "allowed" and for "denied".
 const PASS: u32 = u32::MAX;
 const DROP: u32 = 2;
+
+/// `BPF_F_NO_PREALLOC` of include/uapi/linux/bpf.h.
+const NO_PREALLOC: u32 = 1;
+
+/// An endpoint's table of flows.
+pub type FlowTable = HashMap<MapData, [u8; size_of::<FlowKey>()], [u8; size_of::<FlowEntry>()]>;
 
 /// A load.
 pub struct Attached {
@@ -107,7 +114,7 @@ impl Attached {
         let seat = |(pod, ifindex): &(ObjectKey, u32)| Seat {
             pod: pod.clone(),
             ifindex: *ifindex,
-            flows: DEFAULT_FLOWS,
+            flows: FIRST_FLOWS,
         };
         self.write_at(cluster, desired, &at.iter().map(seat).collect::<Vec<_>>())
     }
@@ -126,8 +133,34 @@ impl Attached {
                 EndpointConfig { ifindex: *ifindex, ..endpoint_config(&owned_addresses(&directory, pod)) };
             let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 1 };
             self.kernel.add_endpoint(slot, config, word, *flows)?;
+            self.make_room(slot, *flows)?;
         }
         Ok(())
+    }
+
+    /// An empty table with room for all its flows at once, where the first one has not: nobody is here who would let
+    /// it grow.
+    fn make_room(&mut self, slot: u32, flows: u32) -> Result<()> {
+        if flows <= FIRST_FLOWS {
+            return Ok(());
+        }
+        let table = FlowTable::create(flows, NO_PREALLOC).context("making a flow table")?;
+        let tables = Map::ArrayOfMaps(self.map("flows")?);
+        let mut tables: ArrayOfMaps<MapData, FlowTable> = ArrayOfMaps::try_from(tables)?;
+        tables.set(slot, &table, 0).context("writing flows")?;
+        let rooms = Map::Array(self.map("flows_room")?);
+        let mut rooms: Array<MapData, [u8; size_of::<FlowRoom>()]> = Array::try_from(rooms)?;
+        let room = rooms.get(&slot, 0).context("reading flows_room")?;
+        let room = FlowRoom::read_from_bytes(&room).ok().context("the size of a flow table's room")?;
+        let room: [u8; size_of::<FlowRoom>()] = zerocopy::transmute!(FlowRoom { capacity: flows, ..room });
+        rooms.set(slot, room, 0).context("writing flows_room")
+    }
+
+    /// The table of a slot's flows, opened again: keys and values as the kernel holds them.
+    pub fn flow_table(&mut self, slot: u32) -> Result<FlowTable> {
+        let tables = Map::ArrayOfMaps(self.map("flows")?);
+        let tables: ArrayOfMaps<MapData, FlowTable> = ArrayOfMaps::try_from(tables)?;
+        tables.get(&slot, 0).with_context(|| format!("opening the flow table of slot {slot}"))
     }
 
     /// A map of the programs, opened again by its name.

@@ -7,13 +7,12 @@
 use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{ArrayOfMaps, HashMap, Map, MapData};
 use portcullis_common::addr::Addr;
 use portcullis_common::event::{Action, Direction, Reason};
 use portcullis_common::packet::{TCP_ACK, TCP_SYN};
-use portcullis_common::wire::{FLOW_TAG_FLAGS, FlowEntry, FlowKey};
+use portcullis_common::wire::{DEFAULT_FLOWS, FIRST_FLOWS, FLOW_TAG_FLAGS, FLOWS_GROWTH, FlowEntry, FlowKey};
 use portcullis_oracle::rng::SplitMix64;
-use portcullis_tests::attached::{Attached, Place, Seat};
+use portcullis_tests::attached::{Attached, FlowTable, Place, Seat};
 use portcullis_tests::device::{self, Veth};
 use serde_json::{Value, json};
 use zerocopy::FromBytes as _;
@@ -35,12 +34,10 @@ const ZIPF: f64 = 1.0;
 const WARM_UP: u32 = 200_000;
 /// A table that is full has this many entries.
 const FULL: u32 = 65_536;
-/// Fewer entries no table has.
-const LEAST_TABLE: u32 = 16_384;
+/// Room for new flows where a table larger than an agent's default is asked for.
+const MARGIN: u32 = 10_000;
 /// New flows of one measurement, at most: their events fit into the ring and a second's budget.
 const NEW: u32 = 2_000;
-
-type Table = HashMap<MapData, [u8; size_of::<FlowKey>()], [u8; size_of::<FlowEntry>()]>;
 
 /// Which flow a packet is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,7 +99,7 @@ struct Pod {
     size: u32,
     room: u32,
     sender: Sender,
-    table: Table,
+    table: FlowTable,
     /// The flow that the others are copies of.
     key: FlowKey,
     entry: FlowEntry,
@@ -172,9 +169,13 @@ pub(crate) fn measure(plan: &Plan, rng: &mut SplitMix64) -> Result<Vec<Row>> {
     })
 }
 
-/// As many entries as the table of so many flows has room for: it is never more than half full for long.
+/// As many entries as the table of so many flows has room for, after all its growing.
 fn room(size: u32) -> u32 {
-    size.saturating_mul(2).next_power_of_two().max(LEAST_TABLE)
+    let mut room = FIRST_FLOWS;
+    while size > room / 2 && room < DEFAULT_FLOWS {
+        room = room.saturating_mul(FLOWS_GROWTH);
+    }
+    if size > room / 2 && room < size + MARGIN { size * 2 } else { room }
 }
 
 fn run(plan: &Plan, rng: &mut SplitMix64) -> Result<Vec<Row>> {
@@ -268,9 +269,7 @@ fn pod(
         let ran = load.run(place, &put.frame, 1)?;
         ensure!(ran.action == Action::Allow, "the first flow is not allowed");
     }
-    let tables: ArrayOfMaps<MapData, Table> =
-        ArrayOfMaps::try_from(Map::ArrayOfMaps(load.map("flows")?)).context("opening the map flows")?;
-    let mut table = tables.get(&slot, 0).context("opening the pod's flow table")?;
+    let mut table = load.flow_table(slot)?;
     let (key, entry) = table.iter().next().context("the programs made no flow")?.context("reading a flow")?;
     table.remove(&key).context("taking the first flow away")?;
     let key = FlowKey::read_from_bytes(&key).ok().context("reading a flow's key")?;
@@ -469,6 +468,12 @@ mod tests {
         // 1 / (1 + 1/2 + ... + 1/1000) is 13.4 %.
         assert!((12_500..14_500).contains(seen.last().unwrap()), "{:?}", seen.last());
         assert!(seen.iter().filter(|times| **times > 0).count() > 900);
+    }
+
+    #[test]
+    fn tables_have_room_as_an_agent_gives_it() {
+        assert_eq!([1, 8_192, 8_193, 100_000].map(room), [16_384, 16_384, 65_536, 262_144]);
+        assert_eq!([1_000_000, 2_000_000].map(room), [DEFAULT_FLOWS, 4_000_000]);
     }
 
     #[test]
