@@ -1,6 +1,7 @@
 //! The attached kind of load with maps of its own: finds endpoints by device, keeps flows, counts and reports as
 //! on a node. Packets come from real devices or, by `BPF_PROG_TEST_RUN`, from a caller. No pins.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
@@ -9,6 +10,7 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapInfo, PerCpuArray,
 use aya::programs::links::LinkOrder;
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
 use portcullis_agent::bpf::Kernel;
@@ -247,6 +249,15 @@ impl Attached {
             events += 1;
         }
         events
+    }
+
+    /// Waits for events, for so long at most, and takes those that are there.
+    pub fn read_events(&mut self, patience: Duration) -> Result<u64> {
+        // SAFETY: the ring is open for as long as the load is borrowed.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
+        let patience = PollTimeout::try_from(patience).context("waiting so long for events")?;
+        poll(&mut [PollFd::new(ring, PollFlags::POLLIN)], patience).context("waiting for events")?;
+        Ok(self.drain())
     }
 
     /// Puts a frame to a program, `repeat` times in one call.

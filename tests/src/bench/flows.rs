@@ -94,6 +94,12 @@ pub(crate) struct Row {
     ratio: Times,
 }
 
+impl Row {
+    fn judged(&self) -> target::Judged {
+        self.choice.target().judge(self.ours.lowest, self.empty.lowest)
+    }
+}
+
 /// A pod with a table of its own.
 struct Pod {
     size: u32,
@@ -408,28 +414,28 @@ pub(crate) fn text(plan: &Plan, rows: &[Row]) -> String {
 
     let mut out = format!(
         "\nReal packets of many flows, {} rounds of {} packets: ns a packet by the kernel's own count \
-         (BPF_ENABLE_STATS,\nwhich adds its clock to both): empty program and ours, medians; ours less empty; ours \
-         by empty, lowest, median, highest\n",
+         (BPF_ENABLE_STATS,\nwhich adds its clock to both): lowest and median of the empty program and of ours; median \
+         of ours by empty;\ntargets by the lowest\n",
         plan.rounds, plan.packets
     );
     let _ = writeln!(
         out,
-        "\n{:>10} {:>8} {:>8}  {:>6} {:>6} {:>6}  {:>16}",
-        "packets", "flows", "room", "empty", "ours", "less", "ratio"
+        "\n{:>10} {:>8} {:>8}  {:>9} {:>11} {:>6}",
+        "packets", "flows", "room", "empty", "ours", "ratio"
     );
     for row in rows {
-        let judged = row.choice.target().judge(row.ours.median, row.empty.median);
-        let ratio = format!("{:.1} {:.1} {:.1}", row.ratio.lowest, row.ratio.median, row.ratio.highest);
         let _ = writeln!(
             out,
-            "{:>10} {:>8} {:>8}  {:>6.1} {:>6.1} {:>6.1}  {ratio:>16}  {}",
+            "{:>10} {:>8} {:>8}  {:>4.0} {:>4.0} {:>6.0} {:>4.0} {:>5.1}x  {}",
             row.choice.name(),
             row.size,
             row.room,
+            row.empty.lowest,
             row.empty.median,
+            row.ours.lowest,
             row.ours.median,
-            row.ours.median - row.empty.median,
-            judged.words()
+            row.ratio.median,
+            row.judged().words()
         );
     }
     out
@@ -441,7 +447,7 @@ pub(crate) fn json(plan: &Plan, rows: &[Row]) -> Value {
     let rows: Vec<Value> = rows
         .iter()
         .map(|row| {
-            let judged = row.choice.target().judge(row.ours.median, row.empty.median);
+            let judged = row.judged();
             json!({
                 "packets": row.choice.name(), "flows": row.size, "room": row.room,
                 "ns": all(&row.ours), "emptyNs": all(&row.empty), "timesEmpty": all(&row.ratio),

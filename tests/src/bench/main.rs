@@ -1,5 +1,12 @@
-//! `portcullis-bench`: nanoseconds a packet in the attached kind of load, by `BPF_PROG_TEST_RUN`, beside a program
-//! that does nothing. Tables come from manifests by the agent's own compiler. Started by `cargo xtask bench`.
+//! `portcullis-bench`: what packets, changes and connections cost, a part a module. Tables come from manifests by the
+//! agent's own compiler. Started by `cargo xtask bench`; `docs/performance.md` says what came out.
+//!
+//! - `packets` (`scenario`, `measure`, `table`): one packet many times by `BPF_PROG_TEST_RUN`, beside a program that
+//!   does nothing, by numbers of rules and peers.
+//! - `flows` (`flows`, `live`): real packets of many flows through a device, beside the same program.
+//! - `events`: from a change of objects to the tables.
+//! - `baseline`, `off-on` (`pairs`, `pods`, `traffic`, `rules`): connections between two pods, in pairs without and with
+//!   something between them.
 //!
 //! The order of measuring is shuffled anew in each round, so that a machine that is slow for a while is slow for
 //! all; each measurement is shorter than a time slice, so that on a busy machine some run undisturbed: the lowest
@@ -7,7 +14,7 @@
 //! grown by its packets, under the reason that it is about. Nobody reads the ring of events, and past 20,000
 //! events in a second the programs only count: that is what opening and refusing cost under a flood.
 //!
-//! Everything happens in a network namespace of its own that ends with the process.
+//! Everything happens in network namespaces of its own that end with the process, for a time that is set beforehand.
 
 mod baseline;
 mod events;
@@ -214,7 +221,7 @@ impl Printed {
 /// Nanoseconds a packet, by test run.
 fn packets(args: &Args, kernel: &str, rng: &mut SplitMix64) -> Result<(String, Value)> {
     let begin = Instant::now();
-    let (rounds, packets) = if args.quick { (5, 5_000) } else { (args.rounds, args.packets) };
+    let (rounds, packets) = if args.quick { (3, 5_000) } else { (args.rounds, args.packets) };
     let sizes = if args.quick {
         Sizes { rules: vec![1, 100], peers: vec![1, 100] }
     } else {

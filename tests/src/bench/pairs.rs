@@ -3,9 +3,11 @@
 //! work for them together.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use portcullis_oracle::rng::SplitMix64;
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::model::ObjectKey;
@@ -20,6 +22,8 @@ use crate::traffic::{Done, Traffic, Workload};
 /// Flows that a pod's table has room for: more than one run of connections makes.
 const FLOWS: u32 = 262_144;
 const NAMESPACE: &str = "bench";
+/// How often the reader of events looks whether it is over, where none come.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// What stands between the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,24 +194,21 @@ impl Rig {
 
     /// Without, with, with, without.
     fn pair(&mut self, plan: Plan, setup: Setup) -> Result<Vec<(Workload, Done, Done)>> {
-        let first = self.all(plan)?;
+        let first = all(&self.traffic, plan)?;
         self.put_up(setup)?;
-        let both = self.all(plan).and_then(|second| Ok((second, self.all(plan)?)));
+        let twice = || Ok((all(&self.traffic, plan)?, all(&self.traffic, plan)?));
+        let both = match (setup.engine, self.loads.get_mut(&setup.policies)) {
+            (Engine::Ours, Some(load)) => read_while(load, twice),
+            _ => twice(),
+        };
         // Taken down also where that failed.
         let down = self.take_down(setup);
         let (second, third) = both?;
         down?;
-        let fourth = self.all(plan)?;
+        let fourth = all(&self.traffic, plan)?;
         let runs = first.into_iter().zip(second).zip(third.into_iter().zip(fourth));
         let paired = runs.zip(Workload::ALL);
         Ok(paired.map(|(((a, b), (c, d)), workload)| (workload, a + d, b + c)).collect())
-    }
-
-    fn all(&self, plan: Plan) -> Result<Vec<Done>> {
-        let run = |workload: Workload| {
-            self.traffic.run(workload, plan.slice).with_context(|| format!("running {}", workload.name()))
-        };
-        Workload::ALL.into_iter().map(run).collect()
     }
 
     /// Up and down once: whoever filters drops what no policy names, and nobody does otherwise.
@@ -260,6 +261,30 @@ impl Rig {
         let program = self.nftables.context("no nft here")?;
         self.traffic.pods.node.run(|| rules::feed(program, &["-f", "-"], rules))
     }
+}
+
+fn all(traffic: &Traffic, plan: Plan) -> Result<Vec<Done>> {
+    let run = |workload: Workload| {
+        traffic.run(workload, plan.slice).with_context(|| format!("running {}", workload.name()))
+    };
+    Workload::ALL.into_iter().map(run).collect()
+}
+
+/// Somebody reads the events meanwhile, as the agent does: what that costs, the programs' part and ours, is counted.
+fn read_while<T>(load: &mut Attached, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| -> Result<()> {
+            while !over.load(Ordering::Relaxed) {
+                load.read_events(GLANCE)?;
+            }
+            Ok(())
+        });
+        let done = work();
+        over.store(true, Ordering::Relaxed);
+        reader.join().map_err(|_| anyhow!("reading events panicked"))??;
+        done
+    })
 }
 
 /// Our tables for both pods.
