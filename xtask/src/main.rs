@@ -12,6 +12,7 @@ mod build;
 mod check;
 mod demo;
 mod lab;
+mod mutants;
 mod rooms;
 mod run;
 mod setup;
@@ -52,6 +53,8 @@ enum Verb {
     Check(check::Args),
     /// Nanoseconds a packet, as a table
     Bench(bench::Args),
+    /// One fault at a time in a copy of the tree: which tests notice?
+    Mutants(mutants::Args),
     /// The same object in a virtual machine of another kernel
     VmTest(vm_test::Args),
 }
@@ -76,6 +79,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Test(args) => test::verb(&args),
         Verb::Check(args) => check::verb(&args),
         Verb::Bench(args) => bench::verb(&args),
+        Verb::Mutants(args) => mutants::verb(&args),
         Verb::VmTest(args) => vm_test::verb(&args),
     }
 }
