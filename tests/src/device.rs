@@ -34,6 +34,17 @@ impl Veth {
         Ok(Self { index, name: name.to_owned(), peer })
     }
 
+    /// The device's own name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The index of the other end, which must be in the calling thread's namespace.
+    pub fn peer_index(&self) -> Result<u32> {
+        if_nametoindex(self.peer.as_str()).with_context(|| format!("finding {}", self.peer))
+    }
+
     /// Takes both ends up.
     pub fn up(&self) -> Result<()> {
         ip(&["link", "set", &self.peer, "up"])?;
