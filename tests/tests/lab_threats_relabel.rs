@@ -210,13 +210,19 @@ fn change(
     };
     match rng.below(16) {
         0..=5 => {
-            let (who, v) = (crowd(rng), value(rng));
-            label(cluster, &who, "v", v);
+            for _ in 0..=rng.below(40) {
+                let (who, v) = (crowd(rng), value(rng));
+                label(cluster, &who, "v", v);
+            }
         }
+        // Friends and strangers change class, and stay what they are.
         6..=8 => {
-            let role = *rng.pick(&["good", "bad"]);
-            let (who, v) = (key(&format!("{role}-{}", 1 + rng.below(FIXED as usize))), value(rng));
-            label(cluster, &who, "v", v);
+            for role in ["good", "bad"] {
+                for number in 1..=FIXED {
+                    let v = value(rng);
+                    label(cluster, &key(&format!("{role}-{number}")), "v", v);
+                }
+            }
         }
         // Gone and back: elements of the tables are recycled.
         9..=11 => {
