@@ -13,7 +13,7 @@ use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::wire::{DEFAULT_FLOWS, EndpointConfig, EndpointWord};
-use portcullis_policy::answer::{endpoint_config, owned_addresses};
+use portcullis_policy::answer::pod_config;
 use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::{Cluster, ObjectKey};
@@ -88,10 +88,10 @@ impl Attached {
         let directory = Directory::new(cluster);
         for (slot, (pod, ifindex)) in (0u32..).zip(at) {
             let rulesets = desired.endpoints.get(pod).copied().unwrap_or(EndpointRulesets::CLOSED);
-            let config =
-                EndpointConfig { ifindex: *ifindex, ..endpoint_config(&owned_addresses(&directory, pod)) };
+            let config = EndpointConfig { ifindex: *ifindex, ..pod_config(&directory, pod) };
             let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 1 };
             self.kernel.add_endpoint(slot, config, word, DEFAULT_FLOWS)?;
+            self.kernel.lead_to(config.ifindex, slot)?;
         }
         Ok(())
     }
