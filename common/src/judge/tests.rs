@@ -421,6 +421,10 @@ fn discovery_is_no_way_round_binding_and_policies() {
     denies(world.to_pod(&ipv6_with(ICMPV6, 1, (PEER6, POD6), &icmp(143, 0))), Reason::Isolated);
     denies(world.to_pod(&ipv6_with(ICMPV6, 64, (PEER6, POD6), &icmp(143, 0))), Reason::BadHeader);
     denies(world.by_pod(&ipv6_with(ICMPV6, 64, (POD6, PEER6), &icmp(143, 0))), Reason::BadHeader);
+    // To one host in particular a pod reports nothing.
+    denies(world.by_pod(&ipv6_with(ICMPV6, 1, (POD6, PEER6), &icmp(143, 0))), Reason::Isolated);
+    let routers = crate::testing::v6([0xff02, 0, 0, 0, 0, 0, 0, 0x16]);
+    allows(world.by_pod(&ipv6_with(ICMPV6, 1, (POD6, routers), &icmp(143, 0))), Reason::Discovery);
 }
 
 fn arp(sender: Addr) -> Vec<u8> {
