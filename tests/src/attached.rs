@@ -138,7 +138,8 @@ impl Attached {
     }
 }
 
-fn test_run(program: &SchedClassifier, at: Place, frame: &[u8], repeat: u32) -> Result<Ran> {
+/// Puts a frame to a program, `repeat` times in one call; of the network namespace of the calling thread.
+pub fn test_run(program: &SchedClassifier, at: Place, frame: &[u8], repeat: u32) -> Result<Ran> {
     let mut context = [0u8; CONTEXT_BYTES];
     for (offset, value) in [(INGRESS_IFINDEX, at.came_from), (IFINDEX, at.ifindex)] {
         if let Some(place) = context.get_mut(offset..offset + 4) {

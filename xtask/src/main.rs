@@ -4,14 +4,16 @@
 //! rest is in; it knows them by the names of their packages and binaries only. It decides nothing about
 //! policies: it installs what is missing, builds, starts programs and counts what they say.
 //!
-//! Exit: 0 fine, 1 something failed, 2 usage, 3 this machine lacks something; `lab`, `run` and `bench` hand on
+//! Exit: 0 fine, 1 something failed, 2 usage, 3 this machine lacks something; `lab`, `run`, `bench` and `fuzz` hand on
 //! what the program they start ends with.
 
 mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod lab;
+mod mutants;
 mod rooms;
 mod run;
 mod setup;
@@ -52,6 +54,10 @@ enum Verb {
     Check(check::Args),
     /// Nanoseconds a packet, as a table
     Bench(bench::Args),
+    /// One fault at a time in a copy of the tree: which tests notice?
+    Mutants(mutants::Args),
+    /// Random packets to the loaded programs and to the oracle, side by side
+    Fuzz(fuzz::Args),
     /// The same object in a virtual machine of another kernel
     VmTest(vm_test::Args),
 }
@@ -76,6 +82,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Test(args) => test::verb(&args),
         Verb::Check(args) => check::verb(&args),
         Verb::Bench(args) => bench::verb(&args),
+        Verb::Mutants(args) => mutants::verb(&args),
+        Verb::Fuzz(args) => fuzz::verb(&args),
         Verb::VmTest(args) => vm_test::verb(&args),
     }
 }

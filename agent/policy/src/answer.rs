@@ -11,7 +11,7 @@ use portcullis_common::judge::{At, Environment, Flows, Origin, Verdict, Work, ju
 use portcullis_common::packet::{Link, parse};
 use portcullis_common::wire::{
     ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, LINK_ETHERNET,
-    MAX_ENDPOINT_ADDRS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+    LINK_IP, MAX_ENDPOINT_ADDRS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
 };
 
 use crate::compile::ruleset::isolating;
@@ -222,20 +222,9 @@ impl<'a> Answers<'a> {
     #[must_use]
     pub fn verdict(&self, question: &Question) -> Verdict {
         let rulesets = self.desired.endpoints.get(&question.pod).copied().unwrap_or(EndpointRulesets::CLOSED);
-        let tables = Offline {
-            tables: self.desired,
-            config: self.configs.get(&question.pod).copied().unwrap_or_default(),
-            word: EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 0 },
-        };
-        let view = question.frame.as_slice();
-        let mut work = Work::EMPTY;
-        parse(&view, Link::Ethernet, &mut work.packet);
-        judge(
-            &tables,
-            &view,
-            &mut work,
-            At { slot: 0, direction: question.direction, origin: question.origin },
-        )
+        let config = self.configs.get(&question.pod).copied().unwrap_or_default();
+        let at = At { slot: 0, direction: question.direction, origin: question.origin };
+        verdict_at(self.desired, config, rulesets, at, &question.frame)
     }
 
     /// Judges one direction.
@@ -267,6 +256,23 @@ impl<'a> Answers<'a> {
             .map(|policy| policy.name.clone())
             .collect()
     }
+}
+
+/// The raw verdict on a frame at any endpoint, without flows.
+#[must_use]
+pub fn verdict_at(
+    tables: &Desired,
+    config: EndpointConfig,
+    rulesets: EndpointRulesets,
+    at: At,
+    frame: &[u8],
+) -> Verdict {
+    let link = if config.link == LINK_IP { Link::Ip } else { Link::Ethernet };
+    let EndpointRulesets { ingress, egress } = rulesets;
+    let tables = Offline { tables, config, word: EndpointWord { ingress, egress, generation: 0 } };
+    let mut work = Work::EMPTY;
+    parse(&frame, link, &mut work.packet);
+    judge(&tables, &frame, &mut work, at)
 }
 
 /// The addresses of a pod that no other live pod owns.
