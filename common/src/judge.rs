@@ -10,9 +10,9 @@ use crate::packet::{
     Bytes, Embedded, ICMP, ICMPV6, ND_MAX_BYTES, Packet, PacketView, Part, SCTP, Shape, TCP, parse_embedded,
 };
 use crate::wire::{
-    COUNTER_NONE, ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS,
-    EndpointConfig, EndpointWord, FLOW_KIND_FLOW, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS,
-    FlowEntry, FlowKey, RULESET_AUDIT, RULESET_OPEN,
+    COUNTER_NONE, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig,
+    EndpointWord, FLOW_KIND_FLOW, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey,
+    RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -27,6 +27,27 @@ pub enum Origin {
     OtherStation,
     /// The node itself: no device, and a socket (without the socket it can be forged).
     OwnNode,
+}
+
+impl Origin {
+    /// A number for it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(self) -> u32 {
+        self as u32
+    }
+
+    /// The origin of this number; of one that stands for none a device.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_number(number: u32) -> Self {
+        match number {
+            1 => Self::OwnInterface,
+            2 => Self::OtherStation,
+            3 => Self::OwnNode,
+            _ => Self::Forwarded,
+        }
+    }
 }
 
 /// A flow found in an endpoint's map.
@@ -206,6 +227,8 @@ pub struct Work {
     embedded: Embedded,
     key: FlowKey,
     entry: FlowEntry,
+    /// Which of the endpoint's addresses the packet is to or from.
+    own: u8,
 }
 
 impl Work {
@@ -222,6 +245,7 @@ impl Work {
             kind: FLOW_KIND_FLOW,
         },
         entry: FlowEntry { stamp: 0, tag: 0, seen: 0, state: 0, counter: 0, opened: 0 },
+        own: NOT_OWN,
     };
 }
 
@@ -384,7 +408,7 @@ const ND_LINK_ADDRESS: [u8; 2] = [1, 2];
 /// appendix A): nobody knows the others', and the gateway's is one. No pod redirects.
 #[inline(never)]
 fn of_station<V: PacketView>(config: &EndpointConfig, view: &V, packet: &Packet) -> bool {
-    if config.flags & ENDPOINT_MAC == 0 {
+    if !config.is_bound_to_mac() {
         return true;
     }
     let [mac0, mac1, mac2, mac3, mac4, mac5, _, _] = config.mac;
@@ -421,6 +445,13 @@ fn of_station<V: PacketView>(config: &EndpointConfig, view: &V, packet: &Packet)
     true
 }
 
+/// Leaves in `place` which of the endpoint's addresses this is. There, because the verifier would go on with each of the
+/// numbers that a function returns as a case of its own; what comes from memory is one number.
+#[inline(never)]
+fn locate(config: &EndpointConfig, addr: &Addr, place: &mut u8) {
+    *place = position_of(config, addr);
+}
+
 struct Judge<'a, E, V> {
     env: &'a E,
     view: &'a V,
@@ -452,20 +483,17 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             Direction::Ingress => (&packet.dst, &packet.src),
             Direction::Egress => (&packet.src, &packet.dst),
         };
-        let own = own_index(self.config, local);
+        locate(self.config, local, &mut work.own);
+        let own = if work.own == NOT_OWN { None } else { Some(work.own) };
         if let Some(verdict) = self.unconditional(packet, own) {
             return verdict;
         }
         if let Shape::Unreadable = packet.shape {
             return unreadable(self.env, self.ruleset(self.at.direction), packet.error.reason());
         }
-        if own_index(self.config, remote).is_some() {
-            match (self.at.direction, self.at.origin) {
-                (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
-                    return Verdict::allow(Reason::SelfTraffic);
-                }
-                (Direction::Ingress, Origin::Forwarded | Origin::OwnNode | Origin::OtherStation) => {}
-            }
+        // Of what a flow may answer for, the flow is asked first: a pod has none with itself.
+        if matches!(packet.shape, Shape::IcmpError | Shape::Later) && self.is_to_itself(remote) {
+            return Verdict::allow(Reason::SelfTraffic);
         }
         if let Shape::IcmpError = packet.shape {
             return self.icmp_error(work).verdict();
@@ -511,7 +539,24 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             kind: FLOW_KIND_FLOW,
         };
         let held = self.existing(work);
-        if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) }
+        if held.0 & Packed::NO_FLOW == 0 {
+            held
+        } else if self.is_to_itself(&work.key.remote) {
+            Packed::new(Verdict::allow(Reason::SelfTraffic))
+        } else {
+            self.opened(work, held)
+        }
+    }
+
+    /// True for what the pod says to itself.
+    #[inline(always)]
+    fn is_to_itself(&self, remote: &Addr) -> bool {
+        match (self.at.direction, self.at.origin) {
+            (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
+                own_index(self.config, remote).is_some()
+            }
+            (Direction::Ingress, Origin::Forwarded | Origin::OwnNode | Origin::OtherStation) => false,
+        }
     }
 
     #[inline(always)]
@@ -529,6 +574,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             Direction::Ingress => false,
             Direction::Egress => true,
         };
+        if from_pod && matches!(packet.shape, Shape::RouterAdvertisement) {
+            return Some(Verdict::deny(Reason::RouterAdvertisement));
+        }
         if from_pod && self.config.flags & ENDPOINT_UNBOUND == 0 {
             // Discovery may come from the link-local or, before there is any, from the unspecified address.
             let link_scope =
@@ -540,12 +588,12 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
                 Shape::NeighbourAdvertisement => {
                     link_scope && self.advertises_itself(packet) && of_station(self.config, self.view, packet)
                 }
-                Shape::RouterAdvertisement => return Some(Verdict::deny(Reason::RouterAdvertisement)),
                 Shape::Opening
                 | Shape::Ongoing
                 | Shape::Stray
                 | Shape::Later
                 | Shape::IcmpError
+                | Shape::RouterAdvertisement
                 | Shape::Unreadable
                 | Shape::BrokenIp
                 | Shape::Arp

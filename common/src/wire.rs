@@ -136,6 +136,15 @@ wire! {
     }
 }
 
+impl EndpointConfig {
+    /// True if frames of the pod have to bear its MAC address, and those that do not are for others.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_bound_to_mac(&self) -> bool {
+        self.flags & (ENDPOINT_MAC | ENDPOINT_UNBOUND) == ENDPOINT_MAC
+    }
+}
+
 /// Packets of the interface start with an Ethernet header.
 pub const LINK_ETHERNET: u32 = 0;
 /// Packets of the interface start with an IP header.

@@ -67,6 +67,7 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         };
         parse(skb, link, &mut work.packet);
     }
+    let origin = scratch.origin.forget(origin);
     let verdict = judge(&Maps, skb, work, At { slot, direction, origin });
     report::report(skb, slot, direction, &work.packet, &verdict);
     code(&verdict)

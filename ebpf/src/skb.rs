@@ -7,7 +7,6 @@ use aya_ebpf::programs::TcContext;
 use portcullis_common::event::Direction;
 use portcullis_common::judge::Origin;
 use portcullis_common::packet::{Bytes, PacketView};
-use portcullis_common::wire::ENDPOINT_MAC;
 
 use crate::tables;
 
@@ -123,7 +122,7 @@ impl<'a> Skb<'a> {
     /// bridge that does not know where that is has copied it.
     #[inline(always)]
     fn is_of_other_station(&self, slot: u32, direction: Direction) -> bool {
-        let Some(config) = tables::config_of(slot).filter(|config| config.flags & ENDPOINT_MAC != 0) else {
+        let Some(config) = tables::config_of(slot).filter(|config| config.is_bound_to_mac()) else {
             return false;
         };
         let [own @ .., _, _] = config.mac;

@@ -9,7 +9,7 @@ use aya_ebpf::macros::btf_map;
 use portcullis_common::addr::Addr;
 use portcullis_common::classify::Tables;
 use portcullis_common::event::{Event, VERDICT_CELLS};
-use portcullis_common::judge::{Environment, Flows, Work};
+use portcullis_common::judge::{Environment, Flows, Origin, Work};
 use portcullis_common::wire::{
     BANKS, CounterKey, CpuState, EPOCH_CELLS, EVENT_RING_BYTES, EndpointConfig, EndpointWord, FIRST_FLOWS,
     FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount, FlowEntry, FlowKey, FlowRoom, IFACE_CELLS,
@@ -77,6 +77,25 @@ pub struct Scratch {
     pub work: Work,
     /// The packet's first bytes.
     pub head: Head,
+    /// Where it came from.
+    pub origin: SomeOrigin,
+}
+
+/// An origin by way of memory, for which the verifier forgets it: else it would go on with each as a case of its own.
+#[repr(C, align(8))]
+pub struct SomeOrigin(u32);
+
+impl SomeOrigin {
+    /// The same origin.
+    #[inline(always)]
+    pub fn forget(&mut self, origin: Origin) -> Origin {
+        let place = &raw mut self.0;
+        // SAFETY: a field behind a reference; volatile, or the compiler would go around the memory.
+        Origin::from_number(unsafe {
+            core::ptr::write_volatile(place, origin.number());
+            core::ptr::read_volatile(place)
+        })
+    }
 }
 
 /// What this CPU's program works on. In a map, not on the stack: the stack is short, and the verifier forgets

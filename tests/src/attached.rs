@@ -13,7 +13,7 @@ use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::wire::{DEFAULT_FLOWS, EndpointConfig, EndpointWord};
-use portcullis_policy::answer::{endpoint_config, owned_addresses};
+use portcullis_policy::answer::pod_config;
 use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::{Cluster, ObjectKey};
@@ -88,10 +88,10 @@ impl Attached {
         let directory = Directory::new(cluster);
         for (slot, (pod, ifindex)) in (0u32..).zip(at) {
             let rulesets = desired.endpoints.get(pod).copied().unwrap_or(EndpointRulesets::CLOSED);
-            let config =
-                EndpointConfig { ifindex: *ifindex, ..endpoint_config(&owned_addresses(&directory, pod)) };
+            let config = EndpointConfig { ifindex: *ifindex, ..pod_config(&directory, pod) };
             let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 1 };
             self.kernel.add_endpoint(slot, config, word, DEFAULT_FLOWS)?;
+            self.kernel.lead_to(config.ifindex, slot)?;
         }
         Ok(())
     }
@@ -138,7 +138,8 @@ impl Attached {
     }
 }
 
-fn test_run(program: &SchedClassifier, at: Place, frame: &[u8], repeat: u32) -> Result<Ran> {
+/// Puts a frame to a program, `repeat` times in one call; of the network namespace of the calling thread.
+pub fn test_run(program: &SchedClassifier, at: Place, frame: &[u8], repeat: u32) -> Result<Ran> {
     let mut context = [0u8; CONTEXT_BYTES];
     for (offset, value) in [(INGRESS_IFINDEX, at.came_from), (IFINDEX, at.ifindex)] {
         if let Some(place) = context.get_mut(offset..offset + 4) {

@@ -153,6 +153,8 @@ pub struct Show {
     pub slots: BTreeMap<u64, u64>,
     /// True for hashes: their order is none.
     pub sorted: bool,
+    /// True for hashes: an entry of zeros is one too.
+    pub all: bool,
     /// The keys to show; all that are not zero, where this is empty.
     pub keys: Vec<u64>,
     /// True where the key is an interface index.
@@ -170,11 +172,7 @@ impl Show {
         let shown = |entry: &&Value| {
             let key = entry.get("key").and_then(Value::number);
             let used = ["value", "values"].into_iter().filter_map(|f| entry.get(f)).any(|v| !v.is_zero());
-            if self.keys.is_empty() {
-                self.sorted || used
-            } else {
-                key.is_some_and(|k| self.keys.contains(&k))
-            }
+            if self.keys.is_empty() { used || self.all } else { key.is_some_and(|k| self.keys.contains(&k)) }
         };
         let mut lines: Vec<String> = entries
             .iter()

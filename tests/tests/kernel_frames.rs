@@ -9,6 +9,7 @@
 
 use std::net::IpAddr;
 
+use portcullis_agent::bpf::load::{self, Purpose};
 use portcullis_agent::bpf::probe::Private;
 use portcullis_agent::world::{AskKernel as _, World};
 use portcullis_common::event::{Action, Direction, Reason};
@@ -18,6 +19,7 @@ use portcullis_policy::answer::{Answers, Question};
 use portcullis_policy::frame;
 use portcullis_policy::manifest::{self, SourceFile};
 use portcullis_policy::model::ObjectKey;
+use portcullis_policy::sizes::Sizes;
 use portcullis_tests::compare::compile;
 use portcullis_tests::privilege::{is_root, number};
 
@@ -244,6 +246,26 @@ fn a_pods_own_frames_get_their_rules_verdict() {
         println!("{what}: {verdict:?}");
         if let Some(expected) = expected {
             assert_eq!((verdict.action, verdict.reason), expected, "{what}");
+        }
+    }
+}
+
+/// Instructions that the verifier may look at in one load before Linux refuses it: `BPF_COMPLEXITY_LIMIT_INSNS`.
+const VERIFIER_LIMIT: u32 = 1_000_000;
+
+#[test]
+fn the_programs_are_far_from_what_the_verifier_gives_up_at() {
+    if !is_root("loading programs") {
+        return;
+    }
+    for purpose in [Purpose::Ask, Purpose::Attach] {
+        let mut ebpf = load::load(purpose, None, &Sizes::default()).unwrap();
+        for name in [load::POD_EGRESS, load::POD_INGRESS] {
+            let info = load::classifier(&mut ebpf, name).unwrap().info().unwrap();
+            // Told since Linux 5.16.
+            let looked_at = info.verified_instruction_count().unwrap_or(0);
+            println!("{purpose:?} {name}: {looked_at} instructions");
+            assert!(looked_at < VERIFIER_LIMIT / 2, "{purpose:?} {name}: {looked_at}");
         }
     }
 }

@@ -255,15 +255,16 @@ fn the_document_lists_the_maps_as_they_are_and_its_dumps_are_theirs() {
     let show = Show { slots, ..Show::default() };
     for shape in &usual {
         let show = match shape.name {
-            "ifaces" | "iface_index" => Show { key_is_interface: true, sorted: true, ..show.clone() },
-            "peer_rows" | "counter_names" => Show { sorted: true, ..show.clone() },
+            "ifaces" => Show { key_is_interface: true, sorted: true, all: true, ..show.clone() },
+            "iface_index" => Show { key_is_interface: true, sorted: true, ..show.clone() },
+            "peer_rows" | "counter_names" => Show { sorted: true, all: true, ..show.clone() },
             "verdicts" => Show { keys: VERDICTS.map(u64::from).to_vec(), ..show.clone() },
             "peers" | "prefixes" | "flows" | "flows_before" | "events" => continue,
             _ => show.clone(),
         };
         document.block(shape.name, &entries(&["pinned", &pin(shape.name)], &show), &mut wrong);
     }
-    let sorted = Show { sorted: true, ..show };
+    let sorted = Show { sorted: true, all: true, ..show };
     for (name, slot) in [("peers_in", 0), ("prefixes_in", 0), ("flows_in", 2)] {
         let id = &inner_maps[name].0[&slot];
         document.block(name, &entries(&["id", id], &sorted), &mut wrong);

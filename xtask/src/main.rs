@@ -13,6 +13,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod lab;
+mod mutants;
 mod rooms;
 mod run;
 mod setup;
@@ -53,6 +54,8 @@ enum Verb {
     Check(check::Args),
     /// Nanoseconds a packet, as a table
     Bench(bench::Args),
+    /// One fault at a time in a copy of the tree: which tests notice?
+    Mutants(mutants::Args),
     /// Random packets to the loaded programs and to the oracle, side by side
     Fuzz(fuzz::Args),
     /// The same object in a virtual machine of another kernel
@@ -79,6 +82,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Test(args) => test::verb(&args),
         Verb::Check(args) => check::verb(&args),
         Verb::Bench(args) => bench::verb(&args),
+        Verb::Mutants(args) => mutants::verb(&args),
         Verb::Fuzz(args) => fuzz::verb(&args),
         Verb::VmTest(args) => vm_test::verb(&args),
     }

@@ -73,6 +73,7 @@ const NEEDS: &[Need] = &[
         present: || sh::find("bpftool").is_some(),
     },
     Need { group: Group::Lab, what: "ip", packages: &["iproute2"], present: || sh::find("ip").is_some() },
+    Need { group: Group::Lab, what: "nft", packages: &["nftables"], present: || sh::find("nft").is_some() },
     Need {
         group: Group::Vm,
         what: "qemu-system-x86_64",

@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use crate::check::{self, Outcome};
+use crate::mutants;
 use crate::setup::{self, Group};
 use crate::sh;
 use crate::vm_test;
@@ -46,6 +47,8 @@ pub(crate) enum Layer {
     Lifecycle,
     /// Every other integration test
     Other,
+    /// Three faults, others every day: do the tests notice?
+    Faults,
     /// Another kernel, in a virtual machine
     Vm,
 }
@@ -60,6 +63,9 @@ pub(crate) struct Args {
 /// The oldest kernel that every change is tried on.
 const VM_KERNEL: &str = "6.1";
 
+/// How many faults a run tries.
+const FAULTS: usize = 3;
+
 /// What a layer consists of.
 #[derive(Clone, Copy)]
 enum Work {
@@ -70,6 +76,7 @@ enum Work {
     /// Binaries that need root and share what there is one of (a kernel's tables, two cores' time), so one test
     /// at a time.
     Alone,
+    Faults,
     Vm,
 }
 
@@ -84,6 +91,7 @@ impl Layer {
             Self::Docs => Work::Checks(check::Kind::Docs),
             Self::Unit => Work::Unit,
             Self::Kernel | Self::Differential | Self::Lab | Self::Lifecycle | Self::Other => Work::Alone,
+            Self::Faults => Work::Faults,
             Self::Vm => Work::Vm,
         }
     }
@@ -93,7 +101,7 @@ impl Layer {
         match self {
             Self::Format | Self::Lint => Some(Group::Lint),
             Self::Deny => Some(Group::Deny),
-            Self::Lab | Self::Lifecycle | Self::Other => Some(Group::Lab),
+            Self::Lab | Self::Lifecycle | Self::Other | Self::Faults => Some(Group::Lab),
             Self::Vm => Some(Group::Vm),
             Self::Rooms | Self::Build | Self::Docs | Self::Unit | Self::Kernel | Self::Differential => None,
         }
@@ -201,6 +209,7 @@ impl Run {
             Work::Build => self.build(),
             Work::Unit => self.unit(),
             Work::Alone => self.alone(layer),
+            Work::Faults => self.faults(),
             Work::Vm => self.vm(),
         }
     }
@@ -264,6 +273,25 @@ impl Run {
             }
             Err(error) => self.failed(format_args!("{layer}: {error:#}")),
         }
+    }
+
+    fn faults(&mut self) -> Tally {
+        let tried = match mutants::some(FAULTS) {
+            Ok(tried) => tried,
+            Err(error) => return self.failed(format_args!("faults: {error:#}")),
+        };
+        let mut sum = Tally::default();
+        for _ in tried.missed.len()..tried.faults {
+            sum += Tally::PASSED;
+        }
+        for _ in tried.faults..FAULTS {
+            println!("skipped: a fault that needs root to be noticed");
+            sum += Tally::SKIPPED;
+        }
+        for name in tried.missed {
+            sum += self.failed(format_args!("the fault {name}: nobody notices"));
+        }
+        sum
     }
 
     fn vm(&mut self) -> Tally {

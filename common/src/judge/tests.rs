@@ -9,6 +9,7 @@ use crate::testing::{
     LINK_LOCAL, PEER4, PEER6, POD4, POD6, Rng, TestRule, World, ethernet, icmp, ip, ipv4, ipv6_with,
     neighbour, sctp, some_packet, tcp, udp,
 };
+use crate::wire::ENDPOINT_MAC;
 use crate::wire::{
     ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, KIND_ISOLATION, KIND_RULE, RULESET_CLOSED, Rule, port_position,
 };
