@@ -1,23 +1,29 @@
 //! The attached kind of load with maps of its own: finds endpoints by device, keeps flows, counts and reports as
 //! on a node. Packets come from real devices or, by `BPF_PROG_TEST_RUN`, from a caller. No pins.
 
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
-use aya::maps::{MapData, PerCpuArray, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapInfo, PerCpuArray, RingBuf};
+use aya::programs::links::LinkOrder;
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
 use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
-use portcullis_common::wire::{DEFAULT_FLOWS, EndpointConfig, EndpointWord};
+use portcullis_common::flow::ESTABLISHED_SECONDS;
+use portcullis_common::wire::{EndpointConfig, EndpointWord, FIRST_FLOWS, FlowEntry, FlowKey, FlowRoom};
 use portcullis_policy::answer::pod_config;
 use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::{Cluster, ObjectKey};
 use portcullis_policy::select::Directory;
+use zerocopy::FromBytes as _;
 
 /// Bytes of `struct __sk_buff` that are passed, up to and with `cb`.
 const CONTEXT_BYTES: usize = 68;
@@ -29,6 +35,12 @@ const IFINDEX: usize = 40;
 const PASS: u32 = u32::MAX;
 const DROP: u32 = 2;
 
+/// `BPF_F_NO_PREALLOC` of include/uapi/linux/bpf.h.
+const NO_PREALLOC: u32 = 1;
+
+/// An endpoint's table of flows.
+pub type FlowTable = HashMap<MapData, [u8; size_of::<FlowKey>()], [u8; size_of::<FlowEntry>()]>;
+
 /// A load.
 pub struct Attached {
     kernel: Kernel,
@@ -36,6 +48,7 @@ pub struct Attached {
     /// Packets and bytes by cell.
     verdicts: PerCpuArray<MapData, [u64; 2]>,
     events: RingBuf<MapData>,
+    links: Vec<SchedClassifierLink>,
 }
 
 impl std::fmt::Debug for Attached {
@@ -67,6 +80,26 @@ pub struct Ran {
     pub kernel: Duration,
 }
 
+/// Where an endpoint stands, for [`Attached::write_at`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Whose configuration and rulesets it has. Several may be the same pod's.
+    pub pod: ObjectKey,
+    /// The device.
+    pub ifindex: u32,
+    /// Entries that its flow table has room for.
+    pub flows: u32,
+}
+
+/// What a program has taken so far, while the kernel counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Cost {
+    /// How often it ran.
+    pub runs: u64,
+    /// How long.
+    pub time: Duration,
+}
+
 impl Attached {
     /// Loads the programs.
     pub fn load() -> Result<Self> {
@@ -75,25 +108,122 @@ impl Attached {
         let map = ebpf.take_map("verdicts").context("the object has no map verdicts")?;
         let events = ebpf.take_map("events").context("the object has no map events")?;
         let (verdicts, events) = (PerCpuArray::try_from(map)?, RingBuf::try_from(events)?);
-        Ok(Self { kernel, ebpf, verdicts, events })
+        Ok(Self { kernel, ebpf, verdicts, events, links: Vec::new() })
     }
 
     /// Writes compiled tables, and endpoints behind devices. To be called once.
     pub fn write(&mut self, cluster: &Cluster, desired: &Desired, at: &[(ObjectKey, u32)]) -> Result<()> {
+        let seat = |(pod, ifindex): &(ObjectKey, u32)| Seat {
+            pod: pod.clone(),
+            ifindex: *ifindex,
+            flows: FIRST_FLOWS,
+        };
+        self.write_at(cluster, desired, &at.iter().map(seat).collect::<Vec<_>>())
+    }
+
+    /// The same, with flow tables of other sizes. The place in the list is the endpoint's slot.
+    pub fn write_at(&mut self, cluster: &Cluster, desired: &Desired, at: &[Seat]) -> Result<()> {
         let empty = Desired { bank: desired.bank, ..Desired::default() };
         let plan = diff(&empty, desired);
         for op in plan.before.iter().chain(&plan.after) {
             self.kernel.apply(op)?;
         }
         let directory = Directory::new(cluster);
-        for (slot, (pod, ifindex)) in (0u32..).zip(at) {
+        for (slot, Seat { pod, ifindex, flows }) in (0u32..).zip(at) {
             let rulesets = desired.endpoints.get(pod).copied().unwrap_or(EndpointRulesets::CLOSED);
             let config = EndpointConfig { ifindex: *ifindex, ..pod_config(&directory, pod) };
             let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 1 };
-            self.kernel.add_endpoint(slot, config, word, DEFAULT_FLOWS)?;
+            self.kernel.add_endpoint(slot, config, word, *flows)?;
+            self.make_room(slot, *flows)?;
             self.kernel.lead_to(config.ifindex, slot)?;
         }
         Ok(())
+    }
+
+    /// An empty table with room for all its flows at once, where the first one has not: nobody is here who would let
+    /// it grow.
+    fn make_room(&mut self, slot: u32, flows: u32) -> Result<()> {
+        if flows <= FIRST_FLOWS {
+            return Ok(());
+        }
+        let table = FlowTable::create(flows, NO_PREALLOC).context("making a flow table")?;
+        let tables = Map::ArrayOfMaps(self.map("flows")?);
+        let mut tables: ArrayOfMaps<MapData, FlowTable> = ArrayOfMaps::try_from(tables)?;
+        tables.set(slot, &table, 0).context("writing flows")?;
+        let rooms = Map::Array(self.map("flows_room")?);
+        let mut rooms: Array<MapData, [u8; size_of::<FlowRoom>()]> = Array::try_from(rooms)?;
+        let room = rooms.get(&slot, 0).context("reading flows_room")?;
+        let room = FlowRoom::read_from_bytes(&room).ok().context("the size of a flow table's room")?;
+        let room: [u8; size_of::<FlowRoom>()] = zerocopy::transmute!(FlowRoom { capacity: flows, ..room });
+        rooms.set(slot, room, 0).context("writing flows_room")
+    }
+
+    /// The table of a slot's flows, opened again: keys and values as the kernel holds them.
+    pub fn flow_table(&mut self, slot: u32) -> Result<FlowTable> {
+        let tables = Map::ArrayOfMaps(self.map("flows")?);
+        let tables: ArrayOfMaps<MapData, FlowTable> = ArrayOfMaps::try_from(tables)?;
+        tables.get(&slot, 0).with_context(|| format!("opening the flow table of slot {slot}"))
+    }
+
+    /// A map of the programs, opened again by its name.
+    pub fn map(&mut self, name: &str) -> Result<MapData> {
+        let ids = load::classifier(&mut self.ebpf, POD_EGRESS)?.info()?.map_ids()?.unwrap_or_default();
+        for id in ids {
+            if MapInfo::from_id(id)?.name_as_str() == Some(name) {
+                return MapData::from_id(id).with_context(|| format!("opening map {name}"));
+            }
+        }
+        bail!("the programs have no map {name}")
+    }
+
+    /// Hangs the program for packets from a pod at a device's TC ingress, behind the empty one. TCX, so Linux 6.6.
+    pub fn attach_beside_empty(&mut self, device: &str) -> Result<()> {
+        self.hang(EMPTY, device, TcAttachType::Ingress)?;
+        self.hang(POD_EGRESS, device, TcAttachType::Ingress)
+    }
+
+    /// Hangs both programs at the host side of a pod's veth pair. TCX, so Linux 6.6.
+    pub fn attach(&mut self, device: &str) -> Result<()> {
+        self.hang(POD_EGRESS, device, TcAttachType::Ingress)?;
+        self.hang(POD_INGRESS, device, TcAttachType::Egress)
+    }
+
+    /// Takes down what hangs.
+    pub fn detach(&mut self) {
+        self.links.clear();
+    }
+
+    fn hang(&mut self, name: &str, device: &str, side: TcAttachType) -> Result<()> {
+        let program = load::classifier(&mut self.ebpf, name)?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::last());
+        let id = program
+            .attach_with_options(device, side, order)
+            .with_context(|| format!("attaching {name} to {device}"))?;
+        self.links.push(program.take_link(id)?);
+        Ok(())
+    }
+
+    /// Forgets a slot's flows, as if they had been silent for too long.
+    pub fn forget_flows(&self, slot: u32) -> Result<()> {
+        let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?.into();
+        let later = u32::try_from(now.as_secs())? + 2 * ESTABLISHED_SECONDS;
+        self.kernel.expire_flows(slot, later)?;
+        Ok(())
+    }
+
+    /// What the program for packets from a pod, and the empty one, have taken while the kernel counted
+    /// (`BPF_ENABLE_STATS`).
+    pub fn costs(&mut self) -> Result<[Cost; 2]> {
+        let mut of = |name| -> Result<Cost> {
+            let info = load::classifier(&mut self.ebpf, name)?.info()?;
+            Ok(Cost { runs: info.run_count(), time: info.run_time() })
+        };
+        Ok([of(POD_EGRESS)?, of(EMPTY)?])
+    }
+
+    /// Flows that found their table full.
+    pub fn flows_refused(&self) -> Result<u64> {
+        Ok(self.kernel.flows_refused()?)
     }
 
     /// The programs, to be attached.
@@ -119,6 +249,15 @@ impl Attached {
             events += 1;
         }
         events
+    }
+
+    /// Waits for events, for so long at most, and takes those that are there.
+    pub fn read_events(&mut self, patience: Duration) -> Result<u64> {
+        // SAFETY: the ring is open for as long as the load is borrowed.
+        let ring = unsafe { BorrowedFd::borrow_raw(self.events.as_raw_fd()) };
+        let patience = PollTimeout::try_from(patience).context("waiting so long for events")?;
+        poll(&mut [PollFd::new(ring, PollFlags::POLLIN)], patience).context("waiting for events")?;
+        Ok(self.drain())
     }
 
     /// Puts a frame to a program, `repeat` times in one call.

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::build;
+use crate::setup::{self, Group};
 use crate::sh;
 use crate::workspace::Workspace;
 
@@ -21,6 +22,10 @@ pub(crate) struct Args {
 
 pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     sh::need_root("loading eBPF programs")?;
+    // Without them it says what it does not compare with.
+    if let Err(error) = setup::ensure(&[Group::Bench]) {
+        sh::say(format_args!("{error:#}"));
+    }
     build::binaries(&[BINARY])?;
     let binary = Workspace::load()?.binary(BINARY);
     Ok(sh::exit_code(sh::status(sh::command(binary).args(&args.args))?))

@@ -35,6 +35,8 @@ pub(crate) enum Group {
     Lint,
     /// cargo-deny
     Deny,
+    /// What the benchmark compares with: iptables, nftables
+    Bench,
 }
 
 #[derive(clap::Args)]
@@ -86,6 +88,13 @@ const NEEDS: &[Need] = &[
         packages: &["busybox-static"],
         present: || sh::find("busybox").is_some_and(|path| is_static(&path)),
     },
+    Need {
+        group: Group::Bench,
+        what: "iptables-restore",
+        packages: &["iptables"],
+        present: || sh::find("iptables-restore").is_some(),
+    },
+    Need { group: Group::Bench, what: "nft", packages: &["nftables"], present: || sh::find("nft").is_some() },
     Need { group: Group::Vm, what: "cpio", packages: &["cpio"], present: || sh::find("cpio").is_some() },
     Need { group: Group::Vm, what: "xz", packages: &["xz-utils"], present: || sh::find("xz").is_some() },
 ];

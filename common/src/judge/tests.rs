@@ -514,6 +514,18 @@ fn a_pod_tells_errors_about_what_it_got_only() {
     allows(world.by_pod(&error((POD6, PEER6), &six)), Reason::RelatedError);
 }
 
+#[test]
+fn t8_an_error_is_for_who_sent_what_it_is_about() {
+    let second = Addr::v4([10, 0, 0, 9]);
+    let mut world = world(ISOLATING, open());
+    world.config.addrs[2] = second;
+    world.config.addr_count = 3;
+    let sent = ip(UDP, (second, PEER4), &udp(4000, 9999));
+    world.by_pod(&sent);
+    denies(world.to_pod(&error((PEER4, POD4), &sent)), Reason::UnrelatedError);
+    allows(world.to_pod(&error((PEER4, second), &sent)), Reason::RelatedError);
+}
+
 /// Rules of thumb that hold for every verdict.
 fn holds(verdict: Verdict, what: &dyn core::fmt::Debug) {
     if verdict.reason != Reason::Rule {

@@ -1,5 +1,12 @@
-//! `portcullis-bench`: nanoseconds a packet in the attached kind of load, by `BPF_PROG_TEST_RUN`, beside a program
-//! that does nothing. Tables come from manifests by the agent's own compiler. Started by `cargo xtask bench`.
+//! `portcullis-bench`: what packets, changes and connections cost, a part a module. Tables come from manifests by the
+//! agent's own compiler. Started by `cargo xtask bench`; `docs/performance.md` says what came out.
+//!
+//! - `packets` (`scenario`, `measure`, `table`): one packet many times by `BPF_PROG_TEST_RUN`, beside a program that
+//!   does nothing, by numbers of rules and peers.
+//! - `flows` (`flows`, `live`): real packets of many flows through a device, beside the same program.
+//! - `events`: from a change of objects to the tables.
+//! - `baseline`, `off-on` (`pairs`, `pods`, `traffic`, `rules`): connections between two pods, in pairs without and with
+//!   something between them.
 //!
 //! The order of measuring is shuffled anew in each round, so that a machine that is slow for a while is slow for
 //! all; each measurement is shorter than a time slice, so that on a busy machine some run undisturbed: the lowest
@@ -7,15 +14,24 @@
 //! grown by its packets, under the reason that it is about. Nobody reads the ring of events, and past 20,000
 //! events in a second the programs only count: that is what opening and refusing cost under a flood.
 //!
-//! Everything happens in a network namespace of its own that ends with the process.
+//! Everything happens in network namespaces of its own that end with the process, for a time that is set beforehand.
 
+mod baseline;
 mod events;
+mod flows;
+mod live;
 mod measure;
+mod off_on;
+mod pairs;
+mod pods;
+mod rules;
 mod scenario;
 mod table;
+mod target;
+mod traffic;
 
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -23,6 +39,7 @@ use nix::sys::utsname::uname;
 use nix::unistd::geteuid;
 use portcullis_oracle::rng::SplitMix64;
 use portcullis_tests::device;
+use serde_json::{Value, json};
 
 use measure::Bench;
 use scenario::Sizes;
@@ -33,8 +50,13 @@ const REPORTED: u32 = 15;
 /// Rounds of what takes a second each.
 const MAX_TELLING: u32 = 15;
 
+/// Of so many rounds one also puts packets of many flows, ...
+const FLOWS_SHARE: u32 = 3;
+/// ... so many times the packets: these meet the caches as they are, and those are large.
+const FLOWS_PACKETS: u32 = 2;
+
 #[derive(Parser)]
-#[command(name = "portcullis-bench", about = "Nanoseconds a packet, by BPF_PROG_TEST_RUN. Needs root.")]
+#[command(name = "portcullis-bench", about = "What packets, changes and connections cost. Needs root.")]
 struct Args {
     /// Rounds, each measuring everything once; an odd number has a median of its own
     #[arg(long, value_name = "N", default_value_t = 75, value_parser = clap::value_parser!(u32).range(1..))]
@@ -50,6 +72,20 @@ struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,100,1000,10000",
         value_parser = clap::value_parser!(u32).range(1..=16_000))]
     peers: Vec<u32>,
+    /// Numbers of flows in a pod's table
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,1000,10000,100000,1000000",
+        value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
+    flows: Vec<u32>,
+    /// Numbers of policies between two pods with connections
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,100,1000",
+        value_parser = clap::value_parser!(u32).range(1..=2_000))]
+    policies: Vec<u32>,
+    /// Pairs of connections without and with something between the pods
+    #[arg(long, value_name = "N", default_value_t = 11, value_parser = clap::value_parser!(u32).range(10..=1_000))]
+    pairs: u32,
+    /// Length of one of the four runs of a pair, for each kind of traffic
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 200, value_parser = clap::value_parser!(u64).range(10..=10_000))]
+    slice: u64,
     /// Only this part
     #[arg(long, value_name = "PART", value_enum)]
     only: Option<Part>,
@@ -64,7 +100,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
     /// A few seconds: to see that it works
-    #[arg(long, conflicts_with_all = ["rounds", "packets", "rules", "peers"])]
+    #[arg(long, conflicts_with_all = ["rounds", "packets", "rules", "peers", "flows", "policies", "pairs", "slice"])]
     quick: bool,
     /// How to print
     #[arg(short, long, value_name = "FORMAT", value_enum, default_value_t = Format::Text)]
@@ -84,6 +120,12 @@ enum Part {
     Packets,
     /// Milliseconds from a change of objects to the tables in the kernel
     Events,
+    /// Nanoseconds a packet among many flows
+    Flows,
+    /// Connections between two pods with no policy, with ours, with iptables and with nftables
+    Baseline,
+    /// The same connections, ours off against ours on
+    OffOn,
 }
 
 /// `PODS:POLICIES`, neither 0.
@@ -116,49 +158,103 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     ensure!(geteuid().is_root(), "loading programs needs root");
+    let kernel = uname().context("asking for the kernel's release")?.release().to_string_lossy().into_owned();
+    device::own_namespace()?;
+    let mut rng = SplitMix64::new(args.seed);
+    let wanted = |part| args.only.is_none_or(|only| only == part);
+    let mut all = Printed { text: String::new(), json: json!({"kernel": kernel.clone(), "seed": args.seed}) };
     let begin = Instant::now();
-    let (rounds, packets) = if args.quick { (5, 5_000) } else { (args.rounds, args.packets) };
+    let rows = if wanted(Part::Events) { changes(args, &mut rng)? } else { Vec::new() };
+    if wanted(Part::Packets) {
+        all.part(None, packets(args, &kernel, &mut rng)?);
+    }
+    if wanted(Part::Events) {
+        all.part(Some("events"), (events::text(&rows), events::json(&rows)));
+    }
+    if wanted(Part::Flows) {
+        let plan = flows_plan(args);
+        let rows = flows::measure(&plan, &mut rng)?;
+        all.part(Some("flows"), (flows::text(&plan, &rows), flows::json(&plan, &rows)));
+    }
+    if wanted(Part::Baseline) {
+        let policies = if args.quick { &[2][..] } else { &args.policies };
+        let plan = pairs_plan(args);
+        let (rows, lacking) = baseline::measure(plan, policies, &mut rng)?;
+        let mut json = pairs::json(plan, &rows);
+        if let Some(fields) = json.as_object_mut() {
+            fields.insert("lacking".to_owned(), json!(lacking));
+        }
+        all.part(Some("baseline"), (baseline::text(plan, &rows, &lacking), json));
+    }
+    if wanted(Part::OffOn) {
+        let plan = pairs_plan(args);
+        let rows = off_on::measure(plan, &mut rng)?;
+        all.part(Some("offOn"), (off_on::text(plan, &rows), pairs::json(plan, &rows)));
+    }
+    let seconds = begin.elapsed().as_secs_f64();
+    match args.output {
+        Format::Text => print!("{}\nkernel {kernel}, seed {}, {seconds:.0} s in all\n", all.text, args.seed),
+        Format::Json => println!("{}", all.json),
+    }
+    Ok(())
+}
+
+/// What the parts have to say.
+struct Printed {
+    text: String,
+    json: Value,
+}
+
+impl Printed {
+    /// Adds a part's, under a name or beside the others' names.
+    fn part(&mut self, name: Option<&str>, (text, json): (String, Value)) {
+        self.text.push_str(&text);
+        let Some(fields) = self.json.as_object_mut() else { return };
+        match (name, json) {
+            (Some(name), json) => drop(fields.insert(name.to_owned(), json)),
+            (None, Value::Object(more)) => fields.extend(more),
+            (None, Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_)) => {}
+        }
+    }
+}
+
+/// Nanoseconds a packet, by test run.
+fn packets(args: &Args, kernel: &str, rng: &mut SplitMix64) -> Result<(String, Value)> {
+    let begin = Instant::now();
+    let (rounds, packets) = if args.quick { (3, 5_000) } else { (args.rounds, args.packets) };
     let sizes = if args.quick {
         Sizes { rules: vec![1, 100], peers: vec![1, 100] }
     } else {
         Sizes { rules: args.rules.clone(), peers: args.peers.clone() }
     };
-    let kernel = uname().context("asking for the kernel's release")?.release().to_string_lossy().into_owned();
-    device::own_namespace()?;
-    let mut rng = SplitMix64::new(args.seed);
-    let (of_packets, of_events) = (args.only != Some(Part::Events), args.only != Some(Part::Packets));
-    let rows = if of_events { changes(args, &mut rng)? } else { Vec::new() };
-    if !of_packets {
-        match args.output {
-            Format::Text => print!("{}", events::text(&rows)),
-            Format::Json => {
-                println!("{}", serde_json::json!({ "kernel": kernel, "events": events::json(&rows) }));
-            }
-        }
-        return Ok(());
-    }
-    let mut bench = Bench::prepare(&sizes, &mut rng)?;
+    let mut bench = Bench::prepare(&sizes, rng)?;
     for round in 0..rounds {
         if round % REPORTED == 0 {
             eprintln!("round {} of {rounds}, {:.0} s", round + 1, begin.elapsed().as_secs_f64());
         }
-        bench.round(packets, &mut rng)?;
+        bench.round(packets, rng)?;
     }
     let telling = bench.telling(&sizes, rounds.min(MAX_TELLING))?;
     let seconds = begin.elapsed().as_secs_f64();
-    let conditions = Conditions { kernel, seed: args.seed, rounds, packets, seconds };
+    let conditions = Conditions { kernel: kernel.to_owned(), seed: args.seed, rounds, packets, seconds };
     let results = bench.results(telling);
-    match args.output {
-        Format::Text => print!("{}{}", table::text(&conditions, &sizes, &results), events::text(&rows)),
-        Format::Json => {
-            let mut all = table::json(&conditions, &results);
-            if let Some(fields) = all.as_object_mut() {
-                fields.insert("events".to_owned(), events::json(&rows));
-            }
-            println!("{all}");
-        }
+    Ok((table::text(&conditions, &sizes, &results), table::json(&conditions, &sizes, &results)))
+}
+
+fn flows_plan(args: &Args) -> flows::Plan {
+    if args.quick {
+        return flows::Plan { sizes: vec![1, 1_000], rounds: 2, packets: 2_000 };
     }
-    Ok(())
+    flows::Plan {
+        sizes: args.flows.clone(),
+        rounds: args.rounds.div_ceil(FLOWS_SHARE),
+        packets: args.packets.saturating_mul(FLOWS_PACKETS),
+    }
+}
+
+fn pairs_plan(args: &Args) -> pairs::Plan {
+    let (pairs, milliseconds) = if args.quick { (2, 20) } else { (args.pairs, args.slice) };
+    pairs::Plan { pairs, slice: Duration::from_millis(milliseconds) }
 }
 
 /// From objects to tables, at every size.

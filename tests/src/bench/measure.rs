@@ -283,7 +283,8 @@ fn next_second() -> Result<()> {
     Ok(())
 }
 
-fn times(mut samples: Vec<f64>) -> Times {
+/// Lowest, middle and highest.
+pub(crate) fn times(mut samples: Vec<f64>) -> Times {
     samples.sort_by(f64::total_cmp);
     let at = |index: usize| samples.get(index).copied().unwrap_or(f64::NAN);
     Times {

@@ -255,6 +255,11 @@ impl Family {
     }
 }
 
+/// A peer's IPv4 address.
+pub(crate) fn peer(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(PEERS + number)
+}
+
 /// The packets before the measured one, and the measured one. `direction` is where the flow opens.
 pub(crate) fn packets(
     subject: &Subject,
@@ -302,11 +307,13 @@ pub(crate) fn packets(
     })
 }
 
-fn last_port(subject: &Subject) -> Result<u16> {
+/// The port of the last rule.
+pub(crate) fn last_port(subject: &Subject) -> Result<u16> {
     u16::try_from(FIRST_PORT + subject.rules.saturating_sub(1)).context("too many rules for ports")
 }
 
-fn tcp(from: IpAddr, to: IpAddr, from_port: u16, to_port: u16, flags: u8) -> Result<Vec<u8>> {
+/// A TCP segment without data, and without checksums.
+pub(crate) fn tcp(from: IpAddr, to: IpAddr, from_port: u16, to_port: u16, flags: u8) -> Result<Vec<u8>> {
     let mut header = Vec::new();
     header.extend(from_port.to_be_bytes());
     header.extend(to_port.to_be_bytes());
