@@ -570,14 +570,14 @@ fn parse_ipv6<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
             _ => parse_transport(view, packet, start, (l4 + payload).wrapping_sub(start), head[7]),
         }
         let router_alert = head[6] == NEXT_HOP_BY_HOP && start == l4 + ROUTER_ALERT_BYTES;
-        if start != l4 {
-            behind_headers(packet, router_alert);
-        }
         // Nor does it carry anything behind its end, where a bridge takes it along.
         if matches!(packet.shape, Shape::Neighbour | Shape::NeighbourAdvertisement)
-            && view.len() > l4 + ND_MAX_BYTES
+            && view.len() > start.wrapping_add(ND_MAX_BYTES)
         {
             packet.unreadable(ParseError::BadHeader);
+        }
+        if start != l4 {
+            behind_headers(packet, router_alert);
         }
     }
     whole_header(packet);

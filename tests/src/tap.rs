@@ -169,6 +169,7 @@ impl Ring {
         let place = unsafe { slot.add(FRAME) };
         // SAFETY: as above; the two are not the same memory.
         unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), place, frame.len()) };
+        #[allow(clippy::cast_ptr_alignment, reason = "a slot begins at a multiple of its length in a page")]
         let header = slot.cast::<libc::tpacket_hdr>();
         // SAFETY: a slot begins with its header, aligned as the page is.
         let said = unsafe { &raw mut (*header).tp_len };

@@ -262,12 +262,13 @@ fn ip(endpoint: &Endpoint, datagram: &Datagram<'_>, hook: Hook) -> Admission {
         return refused(flaw);
     }
     let from_link = is_link_local(datagram.src) || datagram.src == Ipv6Addr::UNSPECIFIED;
+    // A pod reports to groups; who is far away can arrange for a hop limit of 1.
+    let on_its_link = if egress { datagram.dst.is_multicast() } else { from_link };
     match datagram.contents {
         Contents::Dhcp | Contents::Neighbour(_) | Contents::RouterAdvertisement => {
             return Admission::Decided(Because::Discovery);
         }
-        // Who is far away can arrange for a hop limit of 1.
-        Contents::Listener if egress || from_link => return Admission::Decided(Because::Discovery),
+        Contents::Listener if on_its_link => return Admission::Decided(Because::Discovery),
         Contents::Unreadable(flaw) => return refused(flaw),
         Contents::Listener | Contents::LaterPiece | Contents::Segment(_) | Contents::Error(_) => {}
     }

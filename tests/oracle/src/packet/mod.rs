@@ -151,7 +151,8 @@ pub fn read(frame: &[u8], link: Link) -> Reading<'_> {
 
 /// RFC 826: hardware type 1 (Ethernet, 6 bytes), protocol type 0x0800 (IPv4, 4 bytes).
 fn arp(packet: &[u8]) -> Reading<'_> {
-    let is_ours = packet.starts_with(&[0, 1, 8, 0, 6, 4]) && packet.len() >= 28;
+    // A link pads a frame to 64 bytes at most, and what is longer carries something else.
+    let is_ours = packet.starts_with(&[0, 1, 8, 0, 6, 4]) && (28..=64 - 14).contains(&packet.len());
     match (array(packet, 8), array::<4>(packet, 14)) {
         (Some(station), Some(sender)) if is_ours => Reading::Arp { station, sender: sender.into() },
         _ => Reading::NotIp,

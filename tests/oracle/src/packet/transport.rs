@@ -181,6 +181,8 @@ fn icmpv6<'a>(head: [u8; 8], carried: &Carried<'a>) -> Contents<'a> {
         // What always passes must not be a way to carry much.
         133 | 135..=137 if bytes > LONGEST_NEIGHBOUR => bad,
         136 if bytes < 24 => Contents::Unreadable(Flaw::Truncated),
+        // Nor what stands behind it in the frame.
+        133 | 135..=137 if carried.rest.len() > LONGEST_NEIGHBOUR => bad,
         133 | 135..=137 => Contents::Neighbour(carried.rest),
         _ => segment((0, 0), Signal::Alone),
     }
