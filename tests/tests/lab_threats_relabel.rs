@@ -265,6 +265,7 @@ fn sum(counted: &[Counted], direction: Direction, outcome: Outcome, reasons: imp
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "one story: set up, two rounds, what was counted")]
 fn no_packet_gets_another_ones_verdict() {
     if !is_root("a lab") {
         return;

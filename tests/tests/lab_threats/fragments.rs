@@ -115,7 +115,7 @@ fn train(field: &mut Field, way: Way, family: Family, to: (u8, u16), id: u32, or
             there.clear();
         }
     }
-    let (arrived, late) = judged(&there, allowed);
+    let (passed, late) = judged(&there, allowed);
     if way.direction == Direction::Ingress {
         ahead = late;
     }
@@ -123,7 +123,7 @@ fn train(field: &mut Field, way: Way, family: Family, to: (u8, u16), id: u32, or
     let arrives: BTreeSet<usize> = order
         .iter()
         .enumerate()
-        .filter(|(_, piece)| arrived.contains(piece))
+        .filter(|(_, piece)| passed.contains(piece))
         .map(|(place, _)| place)
         .collect();
     let denied = usize::from(!allowed && (way.direction == Direction::Egress || there.contains(&0)));
@@ -345,7 +345,7 @@ fn big_datagrams(field: &mut Field, family: Family) {
     within(&friend);
     let mut buffer = vec![0; 1 << 16];
     for size in (2..=8).map(|pieces| pieces * 1400).chain([65_000]) {
-        let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..size).map(|at: u32| (at % 251) as u8).collect();
         friend.send_to(&bytes, bell).unwrap();
         match heard.recv_from(&mut buffer) {
             Ok((length, from)) if buffer[..length] == bytes => {
@@ -363,7 +363,7 @@ fn big_datagrams(field: &mut Field, family: Family) {
     within(&open);
     heard.send_to(b"?", SocketAddr::new(field.address(Who::Pod("open"), family), PORT)).unwrap();
     let (_, asker) = open.recv_from(&mut buffer).unwrap();
-    let bytes: Vec<u8> = (0..9_000).map(|at| (at % 241) as u8).collect();
+    let bytes: Vec<u8> = (0..9_000_u32).map(|at| (at % 241) as u8).collect();
     open.send_to(&bytes, asker).unwrap();
     if !matches!(heard.recv(&mut buffer), Ok(length) if buffer[..length] == bytes) {
         field.wrong.push(format!("T2 an answer of 9,000 bytes, {}: not whole", family.name()));
@@ -402,7 +402,7 @@ pub(crate) fn echo(to: SocketAddr) -> io::Result<usize> {
         SocketAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),
     };
     let fd = socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
-    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(SOON.as_secs() as i64, 0))?;
+    setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::new(SOON.as_secs().cast_signed(), 0))?;
     connect(fd.as_raw_fd(), &SockaddrStorage::from(to))?;
     let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 1];
     message.resize(20_008, b'e');
