@@ -173,7 +173,12 @@ struct AgentArgs {
     force: bool,
     #[command(flatten)]
     node: NodeArgs,
-    /// Size of a pod's table of flows
+    /// Namespaces whose pods may send from addresses that are not theirs; several with commas. A Namespace's own
+    /// annotation portcullis.dev/source-binding goes first
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, value_name = "NS", env = "PORTCULLIS_UNBOUND_NAMESPACES", value_delimiter = ',')]
+    unbound_namespaces: Vec<String>,
+    /// How large a pod's table of flows may grow; it starts with 16,384
     #[arg(long, value_name = "N", env = "PORTCULLIS_FLOWS_PER_ENDPOINT", default_value_t = DEFAULT_FLOWS,
           value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
     flows_per_endpoint: u32,
@@ -464,6 +469,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         hook: args.hook,
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
+        unbound_namespaces: args.unbound_namespaces.into_iter().collect(),
         flows_per_endpoint: args.flows_per_endpoint,
         listen: args.listen,
         mode: match args.mode {

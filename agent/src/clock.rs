@@ -20,6 +20,12 @@ pub fn monotonic() -> u64 {
     nanoseconds(now)
 }
 
+/// Its seconds, as flows are stamped by.
+#[must_use]
+pub fn monotonic_seconds() -> u32 {
+    u32::try_from(monotonic() / 1_000_000_000).unwrap_or(u32::MAX)
+}
+
 /// When a moment of the monotonic clock was: the same each time, unless somebody set the wall clock.
 #[must_use]
 pub fn wall_time(moment: u64) -> SystemTime {

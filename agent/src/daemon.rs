@@ -5,19 +5,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
-use std::time::{Duration, Instant as StdInstant};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use hyper::StatusCode;
 use ipnet::IpNet;
 use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
+use portcullis_common::event::NOTICE_FLOWS_HALF;
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
 use portcullis_policy::findings::{Finding, findings};
 use portcullis_policy::manifest::{self, Loaded};
-use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity, SourceBinding};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,6 +39,7 @@ use crate::listen::{HealthPages, ListenArgs};
 use crate::metrics::{self, Fill, Metrics, PolicyLabels};
 use crate::observe::Recorder;
 use crate::observe::names::{Moment, Named, Owners};
+use crate::older::OlderFlows;
 use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
@@ -55,6 +57,8 @@ const RESTLESS: Duration = Duration::from_millis(600);
 const AUDIT: Duration = Duration::from_secs(1);
 /// How often expired flows are removed.
 const EXPIRE: Duration = Duration::from_secs(30);
+/// Tables of flows that wait to grow.
+const GROWING: usize = 1_024;
 /// File in the run directory that says how many changes are in force.
 const READY: &str = "ready";
 /// File in the run directory with what the manifests said last.
@@ -75,6 +79,8 @@ pub struct Options {
     pub node_name: Option<String>,
     /// Where pods without an address get one; empty: the default ranges.
     pub pod_cidrs: Vec<IpNet>,
+    /// Namespaces whose pods may send from any address, unless the Namespace itself says otherwise.
+    pub unbound_namespaces: BTreeSet<String>,
     /// Size of an endpoint's flow table.
     pub flows_per_endpoint: u32,
     /// Whether what is denied is dropped.
@@ -96,6 +102,7 @@ pub(crate) struct Snapshot {
     pub(crate) held: BTreeSet<ObjectKey>,
     pub(crate) endpoints: BTreeMap<ObjectKey, Enforced>,
     pub(crate) fills: Vec<Fill>,
+    pub(crate) older: OlderFlows,
     pub(crate) counters: BTreeMap<u32, CounterName>,
     /// Since when each policy is as it is, by the monotonic clock.
     pub(crate) since: Arc<BTreeMap<ObjectKey, u64>>,
@@ -143,8 +150,6 @@ struct Shared {
     health: Arc<Health>,
     metrics: Metrics,
     policy_labels: PolicyLabels,
-    /// Until when a scrape counts no flows.
-    rest: Mutex<Option<StdInstant>>,
     facts: Facts,
 }
 
@@ -191,7 +196,7 @@ impl Pages for Shared {
         if path != "/metrics" {
             return None;
         }
-        let readings = self.report(|reporter| reporter.readings(self.policy_labels, &self.rest));
+        let readings = self.report(|reporter| reporter.readings(self.policy_labels));
         Some(match self.metrics.encode(&readings) {
             Ok(body) => Page { status: StatusCode::OK, media: metrics::MEDIA, body },
             Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
@@ -309,7 +314,6 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         health,
         metrics: Metrics::new(kernel.to_string(), hook.to_string(), options.listen.policy_labels()),
         policy_labels: options.listen.policy_labels(),
-        rest: Mutex::default(),
         facts: Facts {
             node: options.node_name.clone(),
             mode: options.mode,
@@ -327,6 +331,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         source,
         shared: Arc::clone(&shared),
         node: options.node_name.clone(),
+        unbound: options.unbound_namespaces,
         ready,
         applied: 0,
         lost,
@@ -345,10 +350,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         http::serve("metrics", listener, shared.clone())?;
     }
     agent.enforce();
+    let (half_full, mut growing) = mpsc::channel(GROWING);
     tokio::spawn(api::server::serve(listener, shared.clone()));
     tokio::spawn(async move {
         loop {
-            if let Err(error) = events.read(|event| shared.recorder.record(event)).await {
+            let read = events.read(|event| {
+                if event.reason == NOTICE_FLOWS_HALF {
+                    // One that is not heard of now the audit finds.
+                    let _ = half_full.try_send(event.slot);
+                } else {
+                    shared.recorder.record(event);
+                }
+            });
+            if let Err(error) = read.await {
                 tracing::error!("reading events: {error}: `observe` is silent from here on");
                 return;
             }
@@ -359,7 +373,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Mode::Audit => "auditing, nothing is dropped:",
     };
     tracing::info!("{doing} {} by {hook:?}", options.source.display());
-    agent.serve(&mut wakes).await
+    agent.serve(&mut wakes, &mut growing).await
 }
 
 /// Why the main loop wakes.
@@ -374,6 +388,7 @@ struct Agent {
     source: DirSource,
     shared: Arc<Shared>,
     node: Option<String>,
+    unbound: BTreeSet<String>,
     ready: PathBuf,
     applied: u64,
     lost: u64,
@@ -454,7 +469,11 @@ impl Due {
 }
 
 impl Agent {
-    async fn serve(&mut self, wakes: &mut mpsc::Receiver<Wake>) -> anyhow::Result<()> {
+    async fn serve(
+        &mut self,
+        wakes: &mut mpsc::Receiver<Wake>,
+        growing: &mut mpsc::Receiver<u32>,
+    ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut audit = interval(AUDIT);
@@ -496,7 +515,9 @@ impl Agent {
                         self.shared.health.source_is_read();
                     }
                     self.enforce();
+                    self.grow(None);
                 }
+                Some(slot) = growing.recv() => self.grow(Some(slot)),
                 _ = expire.tick() => self.expire(),
             }
         }
@@ -505,6 +526,12 @@ impl Agent {
     fn expire(&mut self) {
         if let Err(error) = tokio::task::block_in_place(|| self.reconciler.expire_flows()) {
             tracing::warn!("removing expired flows: {error:#}");
+        }
+    }
+
+    fn grow(&mut self, slot: Option<u32>) {
+        if let Err(error) = tokio::task::block_in_place(|| self.reconciler.grow_flows(slot)) {
+            tracing::warn!("growing tables of flows: {error:#}");
         }
     }
 
@@ -528,13 +555,18 @@ impl Agent {
     }
 
     fn usable(&mut self) -> anyhow::Result<Loaded> {
-        let loaded = self.source.read()?;
+        let mut loaded = self.source.read()?;
         anyhow::ensure!(
             loaded.cluster_policies.is_empty(),
             "ClusterNetworkPolicy is not supported by this version yet: take {} out of {}",
             loaded.cluster_policies.join(", "),
             self.source.dir().display()
         );
+        for (name, namespace) in &mut loaded.cluster.namespaces {
+            if self.unbound.contains(name) {
+                namespace.source_binding.get_or_insert(SourceBinding::Off);
+            }
+        }
         Ok(loaded)
     }
 
@@ -627,6 +659,7 @@ fn snapshot(
         local: outcome.local,
         endpoints: outcome.endpoints,
         fills: outcome.fills,
+        older: outcome.older,
         counters: outcome.counters,
         since: Arc::default(),
         findings: Arc::default(),

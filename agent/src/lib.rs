@@ -14,6 +14,7 @@ pub mod listen;
 pub mod log;
 pub mod metrics;
 pub mod observe;
+pub mod older;
 pub mod output;
 pub mod preflight;
 pub mod reconcile;

@@ -98,6 +98,10 @@ pub struct Readings {
     pub fills: Vec<Fill>,
     /// In all tables.
     pub flows: Option<u64>,
+    /// For how many all tables have room now.
+    pub flows_capacity: Option<u64>,
+    /// Flows that were taken from connection tracking.
+    pub flows_adopted: u64,
     /// Pods that are enforced.
     pub endpoints: u64,
     /// Pods of this node that are not.
@@ -123,12 +127,14 @@ pub struct Metrics {
     entries: Family<MapLabels, Gauge>,
     capacity: Family<MapLabels, Gauge>,
     flows: Gauge,
+    flows_capacity: Gauge,
     endpoints: Gauge,
     endpoints_missing: Gauge,
     policies: Gauge,
     ready: Gauge,
     events_lost: Counter,
     flows_refused: Counter,
+    flows_adopted: Counter,
     reconcile_errors: Counter,
     staleness: Gauge<f64, AtomicU64>,
 }
@@ -147,12 +153,14 @@ impl Metrics {
             entries: Family::default(),
             capacity: Family::default(),
             flows: Gauge::default(),
+            flows_capacity: Gauge::default(),
             endpoints: Gauge::default(),
             endpoints_missing: Gauge::default(),
             policies: Gauge::default(),
             ready: Gauge::default(),
             events_lost: Counter::default(),
             flows_refused: Counter::default(),
+            flows_adopted: Counter::default(),
             reconcile_errors: Counter::default(),
             staleness: Gauge::default(),
         };
@@ -184,10 +192,20 @@ impl Metrics {
             metrics.flows.clone(),
         );
         registry.register(
+            "flows_capacity",
+            "Flows for which the tables of all endpoints have room now; they grow with use",
+            metrics.flows_capacity.clone(),
+        );
+        registry.register(
             "flows_refused",
             "Flows not made because the endpoint's table was full: no flow that is alive is ever evicted, so this \
              stands where other connection trackers count evictions",
             metrics.flows_refused.clone(),
+        );
+        registry.register(
+            "flows_adopted",
+            "Flows older than their endpoint, taken from connection tracking",
+            metrics.flows_adopted.clone(),
         );
         registry.register(
             "events_lost",
@@ -264,10 +282,14 @@ impl Metrics {
         if let Some(flows) = readings.flows {
             self.flows.set(gauge(flows));
         }
+        if let Some(capacity) = readings.flows_capacity {
+            self.flows_capacity.set(gauge(capacity));
+        }
         if let Some(wanting) = readings.wanting {
             store(&self.events_lost, wanting.events_lost);
             store(&self.flows_refused, wanting.flows_refused);
         }
+        store(&self.flows_adopted, readings.flows_adopted);
         self.endpoints.set(gauge(readings.endpoints));
         self.endpoints_missing.set(gauge(readings.endpoints_missing));
         self.policies.set(gauge(readings.policies));
@@ -312,6 +334,8 @@ mod tests {
             }]),
             fills: vec![Fill { map: "rules", entries: 6, capacity: 7 }],
             flows: Some(8),
+            flows_capacity: Some(11),
+            flows_adopted: 10,
             ready: true,
             reconcile_errors: 9,
             ..Readings::default()
@@ -332,9 +356,11 @@ mod tests {
             "portcullis_bytes_total{direction=\"egress\",verdict=\"deny\",reason=\"isolated\"} 180",
             "portcullis_events_lost_total 4",
             "portcullis_flows_refused_total 5",
+            "portcullis_flows_adopted_total 10",
             "portcullis_bpf_map_entries{map=\"rules\"} 6",
             "portcullis_bpf_map_capacity{map=\"rules\"} 7",
             "portcullis_flows 8",
+            "portcullis_flows_capacity 11",
             "portcullis_ready 1",
             "portcullis_reconcile_errors_total 9",
             "portcullis_policy_programming_duration_seconds_bucket{le=\"0.1\"} 0",

@@ -12,7 +12,7 @@ use portcullis_common::wire::{
     ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP,
     MAX_ENDPOINT_ADDRS,
 };
-use portcullis_policy::answer::{endpoint_config, owned_addresses};
+use portcullis_policy::answer::{binding_flags, endpoint_config, owned_addresses};
 use portcullis_policy::compile::{Held, NO_ROOM};
 use portcullis_policy::desired::{CounterName, EndpointRulesets, ip_addr};
 use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
@@ -21,9 +21,11 @@ use portcullis_policy::sizes::{Sizes, Table};
 
 use crate::attach::{Attacher, Bridges, Claim, HeldPort, Hook, Interface, Network, Programs, State, plan};
 use crate::bpf::counters::CounterNames;
+use crate::bpf::flows::Growth;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
 use crate::metrics::Fill;
+use crate::older::{Fresh, Older, OlderFlows};
 use crate::tables::Tables;
 
 /// Rounds of settling after a change: contents, what they point at, and their numbers go one after another.
@@ -42,6 +44,12 @@ pub struct Enforced {
     pub word: EndpointWord,
 }
 
+impl Enforced {
+    const fn fresh(&self) -> Fresh {
+        Fresh { slot: self.slot, config: self.config, generation: self.word.generation }
+    }
+}
+
 /// What a reconciliation came to.
 #[derive(Debug, Default)]
 pub struct Outcome {
@@ -53,6 +61,8 @@ pub struct Outcome {
     pub fills: Vec<Fill>,
     /// What the counters count.
     pub counters: BTreeMap<u32, CounterName>,
+    /// Flows older than their endpoints.
+    pub older: OlderFlows,
     /// What is wrong.
     pub problems: Vec<Problem>,
     /// Whose policies have no room in the tables, and what is in force there instead.
@@ -73,6 +83,9 @@ pub struct Reconciler {
     retired: Vec<u32>,
     /// Slots of interfaces that may be anybody's, by interface.
     quarantined: BTreeMap<u32, u32>,
+    /// Endpoints that were made and are not yet attached to.
+    fresh: Vec<Fresh>,
+    older: Older,
     flows: u32,
     mode: Mode,
     slots: u32,
@@ -99,6 +112,8 @@ impl Reconciler {
             free: (0..slots).collect(),
             retired: Vec::new(),
             quarantined: BTreeMap::new(),
+            fresh: Vec::new(),
+            older: Older::default(),
             flows,
             mode,
             slots,
@@ -125,7 +140,9 @@ impl Reconciler {
         }
         let enforced = self.enforce(cluster, &directory, &wanted, &quarantined, &adopted, &mut outcome);
         // Whatever failed: an interface that is attached to and leads to no endpoint drops everything.
-        self.attach(&wanted, &quarantined, &mut outcome)?;
+        if self.attach(&wanted, &quarantined, &mut outcome)? {
+            self.take_late(&mut outcome.problems);
+        }
         enforced?;
         if !self.started {
             self.tables.kernel.set_mode(self.mode)?;
@@ -137,6 +154,7 @@ impl Reconciler {
         outcome.counters.clone_from(&self.tables.written().counters);
         outcome.endpoints.clone_from(&self.endpoints);
         outcome.fills = self.fills();
+        outcome.older = self.older.told();
         Ok(outcome)
     }
 
@@ -199,12 +217,21 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Grows the tables of flows that are half full: that of one slot, or all where the programs' word was lost.
+    pub fn grow_flows(&mut self, only: Option<u32>) -> anyhow::Result<()> {
+        for enforced in self.endpoints.values().filter(|one| only.is_none_or(|slot| slot == one.slot)) {
+            // Half full again by the time that it has grown.
+            while let Some(Growth::Done) = self.tables.kernel.flow_tables.tend(enforced.slot, self.flows)? {}
+        }
+        Ok(())
+    }
+
     /// Removes flows that have been silent for too long. Returns how many.
-    pub fn expire_flows(&self) -> anyhow::Result<u64> {
+    pub fn expire_flows(&mut self) -> anyhow::Result<u64> {
         let now = u32::try_from(clock_gettime(ClockId::CLOCK_MONOTONIC)?.tv_sec()).unwrap_or(0);
         let mut removed = 0;
         for enforced in self.endpoints.values() {
-            removed += self.tables.kernel.expire_flows(enforced.slot, now)?;
+            removed += self.tables.kernel.flow_tables.expire(enforced.slot, now)?;
         }
         Ok(removed)
     }
@@ -304,6 +331,9 @@ impl Reconciler {
             }
         }
         let kept: BTreeSet<u32> = adopted.values().map(|e| e.slot).collect();
+        for slot in &kept {
+            self.tables.kernel.flow_tables.take_over(*slot, self.flows)?;
+        }
         for (ifindex, slot) in ifaces.iter().filter(|(_, slot)| !kept.contains(slot)) {
             self.tables.kernel.forget_iface(*ifindex)?;
             tracing::debug!("interface {ifindex} had endpoint {slot} of a pod that is gone");
@@ -328,6 +358,7 @@ impl Reconciler {
         for (key, enforced) in gone {
             self.tables.kernel.forget_iface(enforced.config.ifindex)?;
             self.retired.push(enforced.slot);
+            self.older.forget(enforced.slot);
             self.endpoints.remove(&key);
         }
         Ok(())
@@ -356,7 +387,9 @@ impl Reconciler {
             let config = EndpointConfig { flags, ..config_of(interface, &[]) };
             let closed = EndpointRulesets::CLOSED;
             let word = EndpointWord { ingress: closed.ingress, egress: closed.egress, generation: 1 };
-            if let Err(error) = self.tables.kernel.add_endpoint(slot, config, word, self.flows) {
+            let kernel = &mut self.tables.kernel;
+            let added = kernel.add_endpoint(slot, config, word, self.flows);
+            if let Err(error) = added.and_then(|()| kernel.lead_to(interface.index, slot)) {
                 self.free.insert(slot);
                 return Err(error.into());
             }
@@ -379,38 +412,60 @@ impl Reconciler {
         if !rulesets.is_empty() {
             self.flip_changed(rulesets)?;
         }
+        let mut closed = |key: &ObjectKey, message: String| {
+            outcome.complete = false;
+            outcome.problems.push(Problem {
+                severity: Severity::Error,
+                object: format!("Pod {key}"),
+                field: String::new(),
+                message: format!("{message}; its interface is closed"),
+                location: None,
+            });
+        };
+        let mut added = Vec::new();
         for (key, config) in wanted {
             if self.endpoints.contains_key(key) {
                 continue;
             }
-            let mut closed = |message: String| {
-                outcome.complete = false;
-                outcome.problems.push(Problem {
-                    severity: Severity::Error,
-                    object: format!("Pod {key}"),
-                    field: String::new(),
-                    message: format!("{message}; its interface is closed"),
-                    location: None,
-                });
-            };
             let Some(slot) = self.free.pop_first() else {
-                closed(format!(
+                let message = format!(
                     "{NO_ROOM} {table}: all {} are in use: start the agent with a larger --map-size {table}=N",
                     self.slots,
                     table = Table::Endpoints,
-                ));
+                );
+                closed(key, message);
                 continue;
             };
             let of = rulesets.get(key).copied().unwrap_or(EndpointRulesets::CLOSED);
             let word = EndpointWord { ingress: of.ingress, egress: of.egress, generation: 1 };
             if let Err(error) = self.tables.kernel.add_endpoint(slot, *config, word, self.flows) {
                 self.free.insert(slot);
-                closed(format!("{error}: it will be tried again"));
+                closed(key, format!("{error}: it will be tried again"));
                 continue;
             }
-            self.endpoints.insert(key.clone(), Enforced { slot, config: *config, word });
+            added.push((key, Enforced { slot, config: *config, word }));
+        }
+        // Before the first packet that is judged.
+        let fresh: Vec<Fresh> = added.iter().map(|(_, enforced)| enforced.fresh()).collect();
+        self.older.take_early(&mut self.tables.kernel.flow_tables, self.flows, &fresh);
+        for ((key, enforced), fresh) in added.into_iter().zip(fresh) {
+            if let Err(error) = self.tables.kernel.lead_to(enforced.config.ifindex, enforced.slot) {
+                self.older.forget(enforced.slot);
+                self.free.insert(enforced.slot);
+                closed(key, format!("{error}: it will be tried again"));
+                continue;
+            }
+            self.endpoints.insert(key.clone(), enforced);
+            self.fresh.push(fresh);
         }
         Ok(())
+    }
+
+    /// Takes flows that were opened while endpoints were made, once what was attached judges them.
+    fn take_late(&mut self, problems: &mut Vec<Problem>) {
+        let mut fresh = std::mem::take(&mut self.fresh);
+        fresh.retain(|one| self.endpoints.values().any(|enforced| enforced.slot == one.slot));
+        problems.extend(self.older.take_late(&mut self.tables.kernel.flow_tables, self.flows, &fresh));
     }
 
     fn flip_changed(&mut self, rulesets: &BTreeMap<ObjectKey, EndpointRulesets>) -> anyhow::Result<()> {
@@ -429,13 +484,13 @@ impl Reconciler {
     }
 
     /// Attaches what is wanted, replaces what another load attached, keeps what stays on an interface whose
-    /// pod is gone: there it drops everything.
+    /// pod is gone: there it drops everything. Returns whether all of it could be done.
     fn attach(
         &mut self,
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
         quarantined: &BTreeMap<u32, Interface>,
         outcome: &mut Outcome,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<bool> {
         let observed = self.attacher.observed()?;
         let mut interfaces: BTreeSet<u32> = wanted.values().map(|config| config.ifindex).collect();
         interfaces.extend(quarantined.keys());
@@ -447,7 +502,7 @@ impl Reconciler {
         let mut programs = Programs { egress, ingress };
         let ops = plan(self.attacher.hook(), &interfaces, &observed, programs.ids()?);
         if ops.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let report = self.attacher.apply(&ops, &mut programs);
         for (op, error) in &report.failed {
@@ -460,7 +515,7 @@ impl Reconciler {
                 location: None,
             });
         }
-        Ok(())
+        Ok(report.failed.is_empty())
     }
 }
 
@@ -491,7 +546,9 @@ fn wanted(
             ));
         }
         let pod = identity(&facts.pod.uid, key);
-        wanted.insert((*key).clone(), EndpointConfig { pod, ..config_of(interface, &addresses) });
+        let mut config = EndpointConfig { pod, ..config_of(interface, &addresses) };
+        config.flags |= binding_flags(directory.source_binding(key));
+        wanted.insert((*key).clone(), config);
     }
     wanted
 }

@@ -10,8 +10,11 @@ use portcullis_policy::manifest::{ManifestObject, Options, ParsedFile, load};
 use portcullis_policy::model::Mode;
 use serde_json::{Value, json};
 
+use portcullis_common::wire::FLOW_OPENED_INGRESS;
+
 use super::*;
 use crate::attach::HookChoice;
+use crate::attach::conntrack::tests::track;
 use crate::bpf::kernel::Fault;
 use crate::bpf::load::kernel_release;
 use crate::scratch::Scratch;
@@ -34,6 +37,11 @@ struct Node {
 
 impl Node {
     fn run(test: impl FnOnce(&mut Node) + Send) {
+        Self::with_flows(64, test);
+    }
+
+    /// With flow tables of this size.
+    fn with_flows(flows: u32, test: impl FnOnce(&mut Node) + Send) {
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| {
                 unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
@@ -51,7 +59,8 @@ impl Node {
                 let pins = Pins::new(bpffs.path());
                 pins.prepare(bpffs.path()).unwrap();
                 let hook = HookChoice::Auto.resolve(kernel_release().unwrap()).unwrap();
-                let reconciler = Reconciler::open(&pins, hook, 64, Mode::Enforce, &Sizes::default()).unwrap();
+                let reconciler =
+                    Reconciler::open(&pins, hook, flows, Mode::Enforce, &Sizes::default()).unwrap();
                 let mut node = Node { reconciler, bpffs };
                 test(&mut node);
                 umount2(node.bpffs.path(), MntFlags::MNT_DETACH).unwrap();
@@ -272,5 +281,44 @@ fn pins_of_another_shape_are_refused_and_stay_as_they_are() {
             error.contains("its bytes of value is 8, this agent's is 64: start the agent that made it"),
             "{error}"
         );
+    });
+}
+
+/// Clients of the first pod; `PORTCULLIS_TRACKED` sets another number of them, each with this many connections.
+const CLIENTS: u64 = 1;
+const CONNECTIONS: u16 = 10_000;
+
+#[test]
+fn tracked_connections_become_flows_as_many_as_fit_and_never_over_one_that_is_there() {
+    if !is_root() {
+        return;
+    }
+    let clients = std::env::var("PORTCULLIS_TRACKED").ok().and_then(|n| n.parse().ok()).unwrap_or(CLIENTS);
+    let tracked = clients * u64::from(CONNECTIONS);
+    Node::with_flows(u32::try_from(tracked).unwrap(), |node| {
+        let unknown = node.reconciler.reconcile(&cluster(&pods(&["a"]))).unwrap().older;
+        assert_eq!((unknown.adopted, unknown.unknown), (0, 1), "nothing is tracked: {unknown:?}");
+        for client in 1..=clients {
+            let [.., a, b] = client.to_be_bytes();
+            track([10, 9, a, b], [10, 0, 0, 1], CONNECTIONS);
+        }
+        // One more than fits, and some of a pod that is enforced already.
+        track([10, 8, 0, 1], [10, 0, 0, 1], 1);
+        track([10, 8, 0, 1], [10, 0, 0, 3], 7);
+        let begun = std::time::Instant::now();
+        // Of another identity, the first pod gets an endpoint again.
+        let renamed = pods(&["b"]);
+        let older = node.reconciler.reconcile(&cluster(&renamed)).unwrap().older;
+        println!("{tracked} flows of {} connections taken in {:?}", tracked + 8, begun.elapsed());
+        assert_eq!((older.adopted, older.no_room, older.unknown), (tracked, 1, 0), "{older:?}");
+        let slot = node.reconciler.endpoints[&ObjectKey::new("shop", "b")].slot;
+        let tables = &node.reconciler.tables.kernel.flow_tables;
+        let flows = tables.table(slot).unwrap().all().unwrap();
+        assert_eq!((flows.len() as u64, tables.fill(slot).unwrap().0), (tracked, tracked));
+        for (key, entry) in flows {
+            assert_eq!((key.local_port, entry.tag), (80, key.tag() | FLOW_OPENED_INGRESS));
+        }
+        let after = node.reconciler.reconcile(&cluster(&renamed)).unwrap().older;
+        assert_eq!(after, older, "an endpoint takes flows once");
     });
 }

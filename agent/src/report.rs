@@ -2,16 +2,14 @@
 //! in force and what the programs counted. Decides nothing; a counter that cannot be read is absent, not zero.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use portcullis_common::event::Direction;
-use portcullis_common::wire::{RULESET_CLOSED, RULESET_OPEN};
+use portcullis_common::wire::{ENDPOINT_UNBOUND, RULESET_CLOSED, RULESET_OPEN};
 use portcullis_policy::answer::owned_addresses;
 use portcullis_policy::compile::ruleset::isolating;
 use portcullis_policy::desired::{CounterName, EndpointRulesets, RuleSource};
 use portcullis_policy::findings::{FindingKind, policy_object, selected};
-use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, Severity};
+use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, Severity, SourceBinding};
 use portcullis_policy::select::Directory;
 
 use crate::api::observed::rfc3339;
@@ -23,19 +21,13 @@ use crate::health::Health;
 use crate::metrics::{PolicyLabels, Readings, RulePackets};
 use crate::observe::Recorder;
 use crate::output::Exit;
+use crate::reconcile::Enforced;
 use crate::verbs::endpoints::{Endpoint, Flows, Scope, Side};
 use crate::verbs::policies::{
     DirectionReport, Hits, PoliciesRequest, PolicyReport, ProblemReport, RuleReport,
 };
 use crate::verbs::status::{EndpointCounts, FlowCounts, LastReconciliation, MapFill, PolicyCounts, Status};
 
-/// How long flows are counted for one answer.
-const COUNTING: Duration = Duration::from_secs(2);
-/// The same for a scrape, which comes again soon.
-const COUNTING_BRIEFLY: Duration = Duration::from_millis(250);
-/// How many times as long as a scrape's counting took nothing is counted after it: whoever may scrape gets a twentieth
-/// of a CPU at most.
-const REST: u32 = 20;
 /// Warnings that `status` shows; `policies` has all of those about policies.
 const MAX_WARNINGS: usize = 50;
 
@@ -52,7 +44,7 @@ pub struct Facts {
     pub kernel: String,
     /// Where objects come from.
     pub source: String,
-    /// Size of an endpoint's table of flows.
+    /// How large an endpoint's table of flows may grow.
     pub flows_per_endpoint: u32,
 }
 
@@ -76,6 +68,7 @@ impl Reporter<'_> {
         let is_problem =
             |problem: &ProblemReport| problem.severity != ProblemReport::severity(Severity::Note);
         let enforced = self.snapshot.endpoints.len() as u64;
+        let flows = self.flows();
         Status {
             node: self.facts.node.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -105,10 +98,11 @@ impl Reporter<'_> {
                 })
                 .collect(),
             flows: FlowCounts {
-                entries: self.flows(COUNTING),
-                capacity: enforced * u64::from(self.facts.flows_per_endpoint),
+                entries: flows.map(|(entries, _)| entries),
+                capacity: flows.map(|(_, capacity)| capacity),
                 refused: wanting.map(|wanting| wanting.flows_refused),
             },
+            older_flows: self.snapshot.older.clone(),
             events_lost: wanting.map(|wanting| wanting.events_lost),
             reconciliation: progress.last.map(|last| LastReconciliation {
                 time: rfc3339(wall_time(last.ended)),
@@ -134,16 +128,19 @@ impl Reporter<'_> {
         all
     }
 
-    fn flows(&self, patience: Duration) -> Option<u64> {
-        let until = Instant::now() + patience;
-        self.snapshot.endpoints.values().map(|one| self.figures.flows(one.slot, until)).sum()
+    /// In all tables, and for how many there is room; `None` if that cannot be read.
+    fn flows(&self) -> Option<(u64, u64)> {
+        let one = |one: &Enforced| self.figures.flows(one.slot).ok();
+        self.snapshot.endpoints.values().map(one).try_fold((0, 0), |(entries, capacity), one| {
+            let (more, room) = one?;
+            Some((entries + more, capacity + room))
+        })
     }
 
     pub(crate) fn endpoints(&self, scope: &Scope) -> Vec<Endpoint> {
         let directory = Directory::new(&self.snapshot.cluster);
-        let until = Instant::now() + COUNTING;
         let wanted = |key: &ObjectKey| scope.namespace.as_ref().is_none_or(|only| *only == key.namespace);
-        let endpoint = |(key, enforced): (&ObjectKey, &crate::reconcile::Enforced)| {
+        let endpoint = |(key, enforced): (&ObjectKey, &Enforced)| {
             let rulesets = EndpointRulesets { ingress: enforced.word.ingress, egress: enforced.word.egress };
             let side = |direction| {
                 let ruleset = u32::from(rulesets.of(direction));
@@ -170,17 +167,25 @@ impl Reporter<'_> {
                     policies: policies.into_iter().map(|one| one.name.into()).collect(),
                 }
             };
+            let flows = self.figures.flows(enforced.slot).ok();
             Endpoint {
                 pod: key.into(),
                 slot: enforced.slot,
                 interface: interface_name(enforced.config.ifindex),
                 ifindex: enforced.config.ifindex,
                 addresses: owned_addresses(&directory, key),
+                source_binding: if enforced.config.flags & ENDPOINT_UNBOUND == 0 {
+                    SourceBinding::On.name()
+                } else {
+                    SourceBinding::Off.name()
+                }
+                .to_owned(),
                 ingress: side(Direction::Ingress),
                 egress: side(Direction::Egress),
                 flows: Flows {
-                    entries: self.figures.flows(enforced.slot, until),
-                    capacity: u64::from(self.facts.flows_per_endpoint),
+                    entries: flows.map(|(entries, _)| entries),
+                    capacity: flows.map(|(_, capacity)| capacity),
+                    largest: u64::from(self.facts.flows_per_endpoint),
                 },
             }
         };
@@ -298,17 +303,9 @@ impl Reporter<'_> {
         }
     }
 
-    /// Flows are counted if `rest` is over, which then begins anew.
-    pub(crate) fn readings(&self, labels: PolicyLabels, rest: &Mutex<Option<Instant>>) -> Readings {
-        let mut rest = rest.lock().unwrap_or_else(PoisonError::into_inner);
-        let begun = Instant::now();
-        let flows = if rest.is_some_and(|until| begun < until) {
-            None
-        } else {
-            let flows = self.flows(COUNTING_BRIEFLY);
-            *rest = Some(Instant::now() + begun.elapsed() * REST);
-            flows
-        };
+    /// For a scrape.
+    pub(crate) fn readings(&self, labels: PolicyLabels) -> Readings {
+        let flows = self.flows();
         let progress = self.health.progress();
         Readings {
             verdicts: self.figures.verdicts().ok(),
@@ -318,7 +315,9 @@ impl Reporter<'_> {
                 PolicyLabels::On => Some(self.rule_packets()),
             },
             fills: self.snapshot.fills.clone(),
-            flows,
+            flows: flows.map(|(entries, _)| entries),
+            flows_capacity: flows.map(|(_, capacity)| capacity),
+            flows_adopted: self.snapshot.older.adopted,
             endpoints: self.snapshot.endpoints.len() as u64,
             endpoints_missing: progress.wanting.missing.len() as u64,
             policies: self.snapshot.cluster.policies.len() as u64,

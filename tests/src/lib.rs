@@ -9,6 +9,7 @@ pub mod field;
 pub mod flow;
 pub mod foreign;
 pub mod frames;
+pub mod fuzz;
 pub mod kernel;
 pub mod lifecycle;
 pub mod live;

@@ -4,13 +4,14 @@
 //! rest is in; it knows them by the names of their packages and binaries only. It decides nothing about
 //! policies: it installs what is missing, builds, starts programs and counts what they say.
 //!
-//! Exit: 0 fine, 1 something failed, 2 usage, 3 this machine lacks something; `lab`, `run` and `bench` hand on
+//! Exit: 0 fine, 1 something failed, 2 usage, 3 this machine lacks something; `lab`, `run`, `bench` and `fuzz` hand on
 //! what the program they start ends with.
 
 mod bench;
 mod build;
 mod check;
 mod demo;
+mod fuzz;
 mod lab;
 mod mutants;
 mod rooms;
@@ -55,6 +56,8 @@ enum Verb {
     Bench(bench::Args),
     /// One fault at a time in a copy of the tree: which tests notice?
     Mutants(mutants::Args),
+    /// Random packets to the loaded programs and to the oracle, side by side
+    Fuzz(fuzz::Args),
     /// The same object in a virtual machine of another kernel
     VmTest(vm_test::Args),
 }
@@ -80,6 +83,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Check(args) => check::verb(&args),
         Verb::Bench(args) => bench::verb(&args),
         Verb::Mutants(args) => mutants::verb(&args),
+        Verb::Fuzz(args) => fuzz::verb(&args),
         Verb::VmTest(args) => vm_test::verb(&args),
     }
 }

@@ -241,7 +241,8 @@ mod tests {
             let text = fs::read_to_string(root().join(fault.file)).unwrap();
             text.matches(fault.from).count() == 1 && fault.from != fault.to
         };
-        let gone: Vec<&str> = FAULTS.iter().filter(|fault| !is_there(fault)).map(|fault| fault.name).collect();
+        let gone: Vec<&str> =
+            FAULTS.iter().filter(|fault| !is_there(fault)).map(|fault| fault.name).collect();
         assert!(gone.is_empty(), "mend faults.rs: {gone:?}");
     }
 

@@ -10,14 +10,14 @@ use portcullis_common::event::{Action, Direction, Reason};
 use portcullis_common::judge::{At, Environment, Flows, Origin, Verdict, Work, judge};
 use portcullis_common::packet::{Link, parse};
 use portcullis_common::wire::{
-    ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, LINK_ETHERNET, MAX_ENDPOINT_ADDRS,
-    PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+    ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, LINK_ETHERNET,
+    LINK_IP, MAX_ENDPOINT_ADDRS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
 };
 
 use crate::compile::ruleset::isolating;
 use crate::desired::{CounterName, Desired, EndpointRulesets, wire_addr};
 use crate::frame::{self, Traffic};
-use crate::model::{Cluster, ObjectKey, PodNetwork};
+use crate::model::{Cluster, ObjectKey, PodNetwork, SourceBinding};
 use crate::select::Directory;
 
 /// An address family.
@@ -143,11 +143,8 @@ impl<'a> Answers<'a> {
     #[must_use]
     pub fn new(cluster: &'a Cluster, desired: &'a Desired) -> Self {
         let directory = Directory::new(cluster);
-        let configs = directory
-            .pods
-            .keys()
-            .map(|key| ((*key).clone(), endpoint_config(&owned_addresses(&directory, key))))
-            .collect();
+        let configs =
+            directory.pods.keys().map(|key| ((*key).clone(), pod_config(&directory, key))).collect();
         Self { cluster, directory, desired, configs }
     }
 
@@ -225,20 +222,9 @@ impl<'a> Answers<'a> {
     #[must_use]
     pub fn verdict(&self, question: &Question) -> Verdict {
         let rulesets = self.desired.endpoints.get(&question.pod).copied().unwrap_or(EndpointRulesets::CLOSED);
-        let tables = Offline {
-            tables: self.desired,
-            config: self.configs.get(&question.pod).copied().unwrap_or_default(),
-            word: EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 0 },
-        };
-        let view = question.frame.as_slice();
-        let mut work = Work::EMPTY;
-        parse(&view, Link::Ethernet, &mut work.packet);
-        judge(
-            &tables,
-            &view,
-            &mut work,
-            At { slot: 0, direction: question.direction, origin: question.origin },
-        )
+        let config = self.configs.get(&question.pod).copied().unwrap_or_default();
+        let at = At { slot: 0, direction: question.direction, origin: question.origin };
+        verdict_at(self.desired, config, rulesets, at, &question.frame)
     }
 
     /// Judges one direction.
@@ -272,6 +258,23 @@ impl<'a> Answers<'a> {
     }
 }
 
+/// The raw verdict on a frame at any endpoint, without flows.
+#[must_use]
+pub fn verdict_at(
+    tables: &Desired,
+    config: EndpointConfig,
+    rulesets: EndpointRulesets,
+    at: At,
+    frame: &[u8],
+) -> Verdict {
+    let link = if config.link == LINK_IP { Link::Ip } else { Link::Ethernet };
+    let EndpointRulesets { ingress, egress } = rulesets;
+    let tables = Offline { tables, config, word: EndpointWord { ingress, egress, generation: 0 } };
+    let mut work = Work::EMPTY;
+    parse(&frame, link, &mut work.packet);
+    judge(&tables, &frame, &mut work, at)
+}
+
 /// The addresses of a pod that no other live pod owns.
 #[must_use]
 pub fn owned_addresses(directory: &Directory<'_>, key: &ObjectKey) -> Vec<IpAddr> {
@@ -287,6 +290,23 @@ pub fn owned_addresses(directory: &Directory<'_>, key: &ObjectKey) -> Vec<IpAddr
             .filter(|address| directory.owners.get(*address).is_some_and(|owner| *owner == key))
             .copied()
             .collect(),
+    }
+}
+
+/// A pod's endpoint, behind no particular interface.
+#[must_use]
+pub fn pod_config(directory: &Directory<'_>, key: &ObjectKey) -> EndpointConfig {
+    let mut config = endpoint_config(&owned_addresses(directory, key));
+    config.flags |= binding_flags(directory.source_binding(key));
+    config
+}
+
+/// How an endpoint is marked whose pod's sources are bound, or are not.
+#[must_use]
+pub const fn binding_flags(binding: SourceBinding) -> u32 {
+    match binding {
+        SourceBinding::On => 0,
+        SourceBinding::Off => ENDPOINT_UNBOUND,
     }
 }
 

@@ -184,7 +184,11 @@ pub fn apply_edits(cluster: &mut Cluster, edits: &[Edit]) {
         match edit {
             Edit::CreateNamespace(name) => {
                 let labels = Labels::from([(METADATA_NAME.to_owned(), name.clone())]);
-                cluster.namespaces.entry(name.clone()).or_insert(Namespace { labels, mode: None });
+                cluster.namespaces.entry(name.clone()).or_insert(Namespace {
+                    labels,
+                    mode: None,
+                    source_binding: None,
+                });
             }
             Edit::CreatePolicy(key, policy) => {
                 cluster.policies.insert(key.clone(), policy.clone());

@@ -18,7 +18,7 @@ mod tests;
 mod value;
 
 pub use cluster::{METADATA_NAME, namespace, node, service};
-pub use mode::MODE_ANNOTATION;
+pub use mode::{MODE_ANNOTATION, SOURCE_BINDING_ANNOTATION};
 pub(crate) use pod::from_template;
 pub use pod::pod;
 pub use policy::network_policy;

@@ -65,6 +65,38 @@ pub struct Namespace {
     pub labels: Labels,
     /// The mode of its policies that say none themselves.
     pub mode: Option<Mode>,
+    /// Whether its pods send from their own addresses only, where somebody says so.
+    pub source_binding: Option<SourceBinding>,
+}
+
+/// Whether pods send from their own addresses only.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceBinding {
+    /// What bears another source is dropped.
+    #[default]
+    On,
+    /// An administrator lets them send from any.
+    Off,
+}
+
+impl SourceBinding {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::On, Self::Off];
+
+    /// The word of the annotation.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::On => "on",
+            Self::Off => "off",
+        }
+    }
+
+    /// What a word means, in exactly this spelling.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|binding| binding.name() == name)
+    }
 }
 
 /// What happens to what a policy denies.

@@ -6,7 +6,9 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::model::{Cluster, IpBlock, Labels, NamespaceScope, ObjectKey, Pod, Protocol, Selector};
+use crate::model::{
+    Cluster, IpBlock, Labels, Namespace, NamespaceScope, ObjectKey, Pod, Protocol, Selector, SourceBinding,
+};
 
 /// What a rule's peer becomes: whom it matches, and which named port must mean what there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,6 +65,8 @@ pub struct Directory<'a> {
     pub services: BTreeSet<IpAddr>,
     /// Services' virtual addresses that no pod owns.
     pub virtual_addresses: BTreeSet<IpAddr>,
+    /// Namespaces whose pods may send from any address.
+    pub unbound: BTreeSet<&'a str>,
 }
 
 impl<'a> Directory<'a> {
@@ -89,7 +93,16 @@ impl<'a> Directory<'a> {
             cluster.services.values().flat_map(|service| service.addresses.iter().copied()).collect();
         let virtual_addresses =
             services.iter().filter(|address| !owners.contains_key(*address)).copied().collect();
-        Self { pods, owners, named, services, virtual_addresses }
+        let is_unbound = |namespace: &Namespace| namespace.source_binding == Some(SourceBinding::Off);
+        let unbound = cluster.namespaces.iter().filter(|(_, namespace)| is_unbound(namespace));
+        let unbound = unbound.map(|(name, _)| name.as_str()).collect();
+        Self { pods, owners, named, services, virtual_addresses, unbound }
+    }
+
+    /// Whether a pod sends from its own addresses only.
+    #[must_use]
+    pub fn source_binding(&self, pod: &ObjectKey) -> SourceBinding {
+        if self.unbound.contains(pod.namespace.as_str()) { SourceBinding::Off } else { SourceBinding::On }
     }
 
     /// The pod that owns an address.

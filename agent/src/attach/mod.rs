@@ -9,6 +9,7 @@
 
 pub mod bridge;
 mod clsact;
+pub mod conntrack;
 pub mod discover;
 pub mod exec;
 pub mod foreign;

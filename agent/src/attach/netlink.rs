@@ -116,7 +116,27 @@ impl Netlink {
         Err(io::Error::other("the kernel's tables changed during every dump"))
     }
 
+    /// Hands over the bodies of all messages that answer a dump request, as they come: for tables that are too large to
+    /// be held. Asked once: what changes meanwhile may be missing, or come twice.
+    pub(super) fn stream(&mut self, request: &Request, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+        self.converse(request, libc::NLM_F_DUMP, |answer| {
+            answer.messages.drain(..).for_each(|body| each(&body));
+        })
+        .map(drop)
+    }
+
     fn exchange(&mut self, request: &Request, flags: libc::c_int) -> io::Result<Answer> {
+        let answer = self.converse(request, flags, |_| {})?;
+        Ok(if answer.interrupted { Answer::Interrupted } else { Answer::Whole(answer.messages) })
+    }
+
+    /// Sends a request and takes what answers it; `heard` may empty the collector after each datagram.
+    fn converse(
+        &mut self,
+        request: &Request,
+        flags: libc::c_int,
+        mut heard: impl FnMut(&mut Collector),
+    ) -> io::Result<Collector> {
         self.sequence = self.sequence.wrapping_add(1);
         let bytes = request.bytes(self.sequence, libc::NLM_F_REQUEST | flags);
         retry(|| send(self.socket.as_raw_fd(), &bytes, MsgFlags::empty()))?;
@@ -125,8 +145,9 @@ impl Netlink {
         while !answer.done {
             let length = retry(|| recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()))?;
             answer.take(buffer.get(..length).unwrap_or_default())?;
+            heard(&mut answer);
         }
-        Ok(if answer.interrupted { Answer::Interrupted } else { Answer::Whole(answer.messages) })
+        Ok(answer)
     }
 }
 

@@ -1,23 +1,22 @@
 //! What the programs counted, read beside the agent that keeps the maps. Reads only.
 
-use std::time::Instant;
-
-use aya::maps::{ArrayOfMaps, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, MapData, PerCpuArray};
 use portcullis_common::event::{Direction, Outcome, Reason, verdict_cell};
-use portcullis_common::wire::{CpuState, FlowEntry, FlowKey, Stats};
+use portcullis_common::wire::{CpuState, FlowCount, FlowRoom, Stats};
 
 use super::counters::{pinned, sum};
+use super::flows::entries;
 use super::load::{BpfError, Pins};
 use super::wire::Wire;
-
-type FlowsMap = HashMap<MapData, Wire<FlowKey>, Wire<FlowEntry>>;
 
 /// The counters of a load.
 pub struct Figures {
     verdicts: PerCpuArray<MapData, Wire<Stats>>,
     rules: PerCpuArray<MapData, Wire<Stats>>,
     cpus: PerCpuArray<MapData, Wire<CpuState>>,
-    flows: ArrayOfMaps<MapData, FlowsMap>,
+    flows_made: Array<MapData, Wire<FlowCount>>,
+    flows_gone: Array<MapData, Wire<FlowCount>>,
+    flows_room: Array<MapData, Wire<FlowRoom>>,
 }
 
 impl std::fmt::Debug for Figures {
@@ -55,7 +54,9 @@ impl Figures {
             verdicts: pinned(pins, "verdicts")?,
             rules: pinned(pins, "rule_stats")?,
             cpus: pinned(pins, "cpu_state")?,
-            flows: pinned(pins, "flows")?,
+            flows_made: pinned(pins, "flows_made")?,
+            flows_gone: pinned(pins, "flows_gone")?,
+            flows_room: pinned(pins, "flows_room")?,
         })
     }
 
@@ -93,20 +94,12 @@ impl Figures {
         }))
     }
 
-    /// Flows in the table of a slot, silent ones that are not yet removed included. `None` if counting takes
-    /// longer than until then: a table is counted entry by entry.
-    #[must_use]
-    pub fn flows(&self, slot: u32, until: Instant) -> Option<u64> {
-        let Ok(table) = self.flows.get(&slot, 0) else {
-            return Some(0);
-        };
-        let mut flows = 0;
-        for key in table.keys() {
-            if key.is_err() || Instant::now() > until {
-                return None;
-            }
-            flows += 1;
-        }
-        Some(flows)
+    /// Entries in the table of flows of a slot, silent ones that are not yet removed included; and for how many it has
+    /// room now.
+    pub fn flows(&self, slot: u32) -> Result<(u64, u64), BpfError> {
+        let made = self.flows_made.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_made", e))?.0;
+        let gone = self.flows_gone.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_gone", e))?.0;
+        let room = self.flows_room.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_room", e))?.0;
+        Ok((entries(made, gone), room.capacity.into()))
     }
 }

@@ -8,22 +8,22 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, FIRST_FLOWS, FlowCount, FlowEntry, FlowKey,
-    FlowRoom, IFACE_CELLS, IfaceWord, MODE_AUDIT, MODE_ENFORCE, NodeState, OWN_FLOWS_SHARE, PeerRowKey,
-    PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row, Rule, Ruleset, Stats,
+    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, IFACE_CELLS, IfaceWord, MODE_AUDIT,
+    MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
+    Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
 use portcullis_policy::model::Mode;
 use portcullis_policy::sizes::{Sizes, Table};
 
+use super::flows::FlowTables;
 use super::load::{self, BpfError, Pins, Purpose};
 use super::sys;
 use super::wire::Wire;
 
 type PeersMap = HashMap<MapData, [u8; 16], Wire<PeerWord>>;
 type PrefixesMap = LpmTrie<MapData, [u8; 16], Wire<PeerWord>>;
-type FlowsMap = HashMap<MapData, Wire<FlowKey>, Wire<FlowEntry>>;
 
 /// The maps of a load.
 pub struct Kernel {
@@ -40,15 +40,11 @@ pub struct Kernel {
     node_state: Array<MapData, Wire<NodeState>>,
     peers: MapData,
     prefixes: MapData,
-    flows: MapData,
-    flows_before: MapData,
-    flows_made: Array<MapData, Wire<FlowCount>>,
-    flows_gone: Array<MapData, Wire<FlowCount>>,
-    flows_room: Array<MapData, Wire<FlowRoom>>,
+    /// The flow tables of endpoints.
+    pub flow_tables: FlowTables,
     rule_stats: PerCpuArray<MapData, Wire<Stats>>,
     cpu_state: PerCpuArray<MapData, Wire<CpuState>>,
     prefixes_inner: MapData,
-    flows_inner: MapData,
     sizes: Sizes,
     /// The bank that this agent writes, and its peers.
     bank: u32,
@@ -123,15 +119,10 @@ impl Kernel {
             node_state: take(ebpf, "node_state")?,
             peers: data(ebpf, "peers")?,
             prefixes: data(ebpf, "prefixes")?,
-            flows: data(ebpf, "flows")?,
-            flows_before: data(ebpf, "flows_before")?,
-            flows_made: take(ebpf, "flows_made")?,
-            flows_gone: take(ebpf, "flows_gone")?,
-            flows_room: take(ebpf, "flows_room")?,
+            flow_tables: FlowTables::of(ebpf)?,
             rule_stats: take(ebpf, "rule_stats")?,
             cpu_state: take(ebpf, "cpu_state")?,
             prefixes_inner: data(ebpf, "prefixes_inner")?,
-            flows_inner: data(ebpf, "flows_inner")?,
             sizes: sizes.clone(),
             bank,
             bank_peers,
@@ -222,8 +213,8 @@ impl Kernel {
         self.ifaces.iter().filter_map(Result::ok).map(|(ifindex, word)| (ifindex, word.0.slot)).collect()
     }
 
-    /// Makes an endpoint reachable: flows (as many as `largest` in time), configuration, word, and last the
-    /// interface.
+    /// Makes an endpoint that no packet reaches yet: flows (as many as `largest` in time), configuration, word.
+    /// [`Kernel::lead_to`] comes last.
     pub fn add_endpoint(
         &mut self,
         slot: u32,
@@ -233,32 +224,21 @@ impl Kernel {
     ) -> Result<(), BpfError> {
         #[cfg(test)]
         self.fail("flows")?;
-        let first = largest.min(FIRST_FLOWS);
-        let table: FlowsMap = inner(&self.flows_inner, "flows", first)?;
-        sys::delete_slot(fd(&self.flows_before), slot)
-            .map_err(|e| BpfError::map("empty", "flows_before", e))?;
-        outer(&self.flows, "flows")?.set(slot, &table, 0).map_err(|e| BpfError::map("write", "flows", e))?;
-        let made = self.flows_made.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_made", e))?.0;
-        put(&mut self.flows_gone, "flows_gone", slot, made)?;
-        let room = FlowRoom {
-            capacity: first,
-            told: 0,
-            most_ingress: largest - largest / OWN_FLOWS_SHARE,
-            reserved: 0,
-        };
-        put(&mut self.flows_room, "flows_room", slot, room)?;
+        self.flow_tables.make(slot, largest)?;
         #[cfg(test)]
         self.fail("endpoint_cfg")?;
         put(&mut self.configs, "endpoint_cfg", slot, config)?;
-        self.flip(slot, word)?;
+        self.flip(slot, word)
+    }
+
+    /// Packets of an interface belong to an endpoint from here on.
+    pub fn lead_to(&mut self, ifindex: u32, slot: u32) -> Result<(), BpfError> {
         #[cfg(test)]
         self.fail("ifaces")?;
-        let found = IfaceWord { slot, ifindex: config.ifindex };
-        self.ifaces
-            .insert(config.ifindex, Wire(found), 0)
-            .map_err(|e| BpfError::map("write", "ifaces", e))?;
+        let found = IfaceWord { slot, ifindex };
+        self.ifaces.insert(ifindex, Wire(found), 0).map_err(|e| BpfError::map("write", "ifaces", e))?;
         // A second interface of this cell takes it; the first is found in the hash then.
-        put(&mut self.iface_index, "iface_index", config.ifindex % IFACE_CELLS, found)
+        put(&mut self.iface_index, "iface_index", ifindex % IFACE_CELLS, found)
     }
 
     /// An endpoint of a load that is only asked: it has no interface and no flows.
@@ -290,9 +270,7 @@ impl Kernel {
     /// Frees a slot. To be called a grace period after its interface was forgotten.
     pub fn free_slot(&mut self, slot: u32) -> Result<(), BpfError> {
         put(&mut self.configs, "endpoint_cfg", slot, EndpointConfig::default())?;
-        sys::delete_slot(fd(&self.flows_before), slot)
-            .map_err(|e| BpfError::map("empty", "flows_before", e))?;
-        sys::delete_slot(fd(&self.flows), slot).map_err(|e| BpfError::map("empty", "flows", e))
+        self.flow_tables.free(slot)
     }
 
     /// A counter starts anew.
@@ -313,27 +291,6 @@ impl Kernel {
     pub fn flows_refused(&self) -> Result<u64, BpfError> {
         let values = self.cpu_state.get(&0, 0).map_err(|e| BpfError::map("read", "cpu_state", e))?;
         Ok(values.iter().map(|one| one.0.flows_refused).sum())
-    }
-
-    /// Removes flows of a slot that have been silent for too long, as the judgement would find them.
-    pub fn expire_flows(&self, slot: u32, now: u32) -> Result<u64, BpfError> {
-        let Ok(mut table) = outer::<FlowsMap>(&self.flows, "flows")?.get(&slot, 0) else {
-            return Ok(0);
-        };
-        let old: Vec<Wire<FlowKey>> = table
-            .iter()
-            .filter_map(Result::ok)
-            .filter(|(key, entry)| portcullis_common::flow::is_spent(&key.0, &entry.0, now))
-            .map(|(key, _)| key)
-            .collect();
-        let mut removed = 0;
-        for key in old {
-            // It may have come back to life meanwhile: then it opens again with its next opening packet, or
-            // is judged alone, which an expired flow would have been too.
-            gone(table.remove(&key), "flows")?;
-            removed += 1;
-        }
-        Ok(removed)
     }
 
     /// Returns once no program reads what was replaced before the call.
@@ -465,7 +422,7 @@ where
 }
 
 /// A map of the object as bare data.
-fn data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, BpfError> {
+pub(super) fn data(ebpf: &mut Ebpf, name: &str) -> Result<MapData, BpfError> {
     let map = ebpf.take_map(name).ok_or_else(|| BpfError::Missing(format!("map {name}")))?;
     // Aya's kinds of maps grow with the kernel's; ours are these.
     #[allow(clippy::wildcard_enum_match_arm)]
@@ -503,7 +460,12 @@ fn fd(map: &MapData) -> std::os::fd::BorrowedFd<'_> {
     map.fd().as_fd()
 }
 
-fn put<T>(map: &mut Array<MapData, Wire<T>>, name: &'static str, index: u32, value: T) -> Result<(), BpfError>
+pub(super) fn put<T>(
+    map: &mut Array<MapData, Wire<T>>,
+    name: &'static str,
+    index: u32,
+    value: T,
+) -> Result<(), BpfError>
 where
     Wire<T>: aya::Pod,
 {

@@ -4,6 +4,7 @@
 pub mod counters;
 pub mod events;
 pub mod figures;
+pub mod flows;
 pub mod kernel;
 pub mod load;
 pub mod probe;

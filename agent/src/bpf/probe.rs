@@ -10,7 +10,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use portcullis_common::event::{Action, Direction, Reason};
 use portcullis_common::judge::Origin;
 use portcullis_common::wire::{ANSWER_AUDITED, EndpointWord};
-use portcullis_policy::answer::{Question, endpoint_config, owned_addresses};
+use portcullis_policy::answer::{Question, pod_config};
 use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::ObjectKey;
@@ -141,7 +141,7 @@ impl Private {
         let directory = Directory::new(&world.cluster);
         for (slot, key) in (0u32..).zip(directory.pods.keys()) {
             let rulesets = world.desired.endpoints.get(*key).copied().unwrap_or(EndpointRulesets::CLOSED);
-            let config = endpoint_config(&owned_addresses(&directory, key));
+            let config = pod_config(&directory, key);
             let endpoint = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 0 };
             self.kernel.set_endpoint(slot, config, endpoint)?;
             self.slots.insert((*key).clone(), slot);

@@ -8,9 +8,15 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
 
 const BPF_MAP_CREATE: c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: c_long = 1;
+const BPF_MAP_UPDATE_ELEM: c_long = 2;
 const BPF_MAP_DELETE_ELEM: c_long = 3;
+const BPF_MAP_GET_FD_BY_ID: c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: c_long = 15;
 const BPF_BTF_GET_FD_BY_ID: c_long = 19;
+/// Linux 5.6.
+const BPF_MAP_LOOKUP_BATCH: c_long = 24;
+const BPF_MAP_DELETE_BATCH: c_long = 27;
 /// `MEMBARRIER_CMD_GLOBAL`, Linux 4.3.
 const MEMBARRIER_CMD_GLOBAL: c_long = 1;
 
@@ -69,6 +75,131 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// `union bpf_attr` for the calls that take many elements (Linux 5.6).
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+impl BatchAttr {
+    fn of<K, V>(map: BorrowedFd<'_>, keys: *const K, values: *const V, count: usize) -> io::Result<Self> {
+        Ok(Self {
+            in_batch: 0,
+            out_batch: 0,
+            keys: keys.addr() as u64,
+            values: values.addr() as u64,
+            count: u32::try_from(count).map_err(io::Error::other)?,
+            fd: number(map.as_raw_fd())?,
+            elem_flags: 0,
+            flags: 0,
+        })
+    }
+
+    /// How many elements it came to, and why not to all.
+    fn call(mut self, command: c_long) -> (usize, Option<io::Error>) {
+        let error = bpf(command, &mut self).err();
+        // Of a call that was refused as such the count says nothing.
+        let count = match error.as_ref().and_then(io::Error::raw_os_error) {
+            Some(libc::EFAULT | libc::EINVAL | libc::EPERM) => 0,
+            Some(_) | None => usize::try_from(self.count).unwrap_or(0),
+        };
+        (count, error)
+    }
+}
+
+/// Reads elements of a hash from a place on, which it moves on: how many, and an error where there are no more
+/// (`ENOENT`, with the last ones), or a bucket holds more than asked for (`ENOSPC`).
+pub(crate) fn lookup_batch<K: FromBytes + IntoBytes, V: FromBytes + IntoBytes>(
+    map: BorrowedFd<'_>,
+    at: &mut Option<u32>,
+    keys: &mut [K],
+    values: &mut [V],
+) -> (usize, Option<io::Error>) {
+    let count = keys.len().min(values.len());
+    let mut attr = match BatchAttr::of(map, keys.as_mut_ptr(), values.as_mut_ptr(), count) {
+        Ok(attr) => attr,
+        Err(error) => return (0, Some(error)),
+    };
+    let from = at.unwrap_or_default();
+    let mut to = from;
+    if at.is_some() {
+        attr.in_batch = (&raw const from).addr() as u64;
+    }
+    attr.out_batch = (&raw mut to).addr() as u64;
+    let (count, error) = attr.call(BPF_MAP_LOOKUP_BATCH);
+    if error.as_ref().and_then(io::Error::raw_os_error) != Some(libc::ENOSPC) {
+        *at = Some(to);
+        return (count, error);
+    }
+    (0, error)
+}
+
+/// Writes an element, with flags of `BPF_MAP_UPDATE_ELEM`. The call that writes many takes none of these flags.
+pub(crate) fn update<K: IntoBytes, V: IntoBytes>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &V,
+    flags: u64,
+) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        fd: number(map.as_raw_fd())?,
+        reserved: 0,
+        key: std::ptr::from_ref(key).addr() as u64,
+        value: std::ptr::from_ref(value).addr() as u64,
+        flags,
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// Deletes elements; those that are not there have gone. Returns how many were.
+pub(crate) fn delete_all<K: IntoBytes>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<u64> {
+    let mut deleted = 0;
+    let mut rest = keys;
+    while !rest.is_empty() {
+        let attr = BatchAttr::of(map, rest.as_ptr(), std::ptr::null::<u8>(), rest.len())?;
+        let (count, error) = attr.call(BPF_MAP_DELETE_BATCH);
+        deleted += count as u64;
+        let skipped = match error {
+            None => 0,
+            Some(error) if error.raw_os_error() == Some(libc::ENOENT) => 1,
+            Some(error) => return Err(error),
+        };
+        rest = rest.get(count + skipped..).unwrap_or_default();
+    }
+    Ok(deleted)
+}
+
+/// The map in a slot of an array of maps.
+pub(crate) fn inner_map(map: BorrowedFd<'_>, slot: u32) -> io::Result<Option<OwnedFd>> {
+    let mut id = 0u32;
+    let mut attr = ElementAttr {
+        fd: number(map.as_raw_fd())?,
+        reserved: 0,
+        key: (&raw const slot).addr() as u64,
+        value: (&raw mut id).addr() as u64,
+        flags: 0,
+    };
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut attr) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
+        outcome => outcome?,
+    };
+    let mut attr = [id, 0, 0, 0];
+    bpf(BPF_MAP_GET_FD_BY_ID, &mut attr).and_then(owned).map(Some)
+}
+
+/// Puts a map into a slot of an array of maps. Returns when no program that was running has the last one.
+pub(crate) fn set_inner(map: BorrowedFd<'_>, slot: u32, inner: BorrowedFd<'_>) -> io::Result<()> {
+    update(map, &slot, &number(inner.as_raw_fd())?, 0)
 }
 
 /// What a map is.

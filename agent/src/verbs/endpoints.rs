@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use portcullis_policy::convert::printable;
+use portcullis_policy::model::SourceBinding;
 use serde::{Deserialize, Serialize};
 
 use super::table::columns;
@@ -32,6 +33,8 @@ pub struct Endpoint {
     pub ifindex: u32,
     /// By which it is known and bound.
     pub addresses: Vec<IpAddr>,
+    /// `on`, or `off` where it may send from any.
+    pub source_binding: String,
     /// Towards the pod.
     pub ingress: Side,
     /// From the pod.
@@ -56,10 +59,12 @@ pub struct Side {
 /// A table of flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flows {
-    /// In it; `None` if counting took too long.
+    /// In it; `None` if that cannot be read.
     pub entries: Option<u64>,
-    /// What fits.
-    pub capacity: u64,
+    /// For how many it has room now.
+    pub capacity: Option<u64>,
+    /// How large it may grow.
+    pub largest: u64,
 }
 
 /// Asks the running agent.
@@ -75,15 +80,19 @@ pub fn table(endpoints: &[Endpoint]) -> String {
     let row = |one: &Endpoint| {
         let addresses: Vec<String> = one.addresses.iter().map(ToString::to_string).collect();
         let interface = one.interface.as_deref().map_or_else(|| "?".to_owned(), printable);
-        let flows = one.flows.entries.map_or_else(|| "?".to_owned(), |n| n.to_string());
+        let number = |n: Option<u64>| n.map_or_else(|| "?".to_owned(), |n| n.to_string());
         [
             printable(&one.pod.namespace),
             printable(&one.pod.name),
             format!("{interface} ({})", one.ifindex),
-            addresses.join(","),
+            if one.source_binding == SourceBinding::Off.name() {
+                format!("{} (unbound)", addresses.join(","))
+            } else {
+                addresses.join(",")
+            },
             side(&one.ingress),
             side(&one.egress),
-            format!("{flows}/{}", one.flows.capacity),
+            format!("{}/{}", number(one.flows.entries), number(one.flows.capacity)),
         ]
     };
     let rows: Vec<[String; 7]> = endpoints.iter().map(row).collect();

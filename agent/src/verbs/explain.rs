@@ -12,7 +12,7 @@ use portcullis_policy::answer::{Answers, DirectionAnswer, Party};
 use portcullis_policy::convert::printable;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::frame::Traffic;
-use portcullis_policy::model::ObjectKey;
+use portcullis_policy::model::{ObjectKey, SourceBinding};
 use portcullis_policy::turn;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,9 @@ pub struct ExplainedEnd {
     pub name: String,
     /// The address that it was judged by.
     pub address: String,
+    /// `off` for a pod that may send from any address; left out for all others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_binding: Option<String>,
 }
 
 /// One direction's verdict.
@@ -223,8 +226,8 @@ pub fn explain(
         egress,
         ingress,
         kernel: overall(asked),
-        from: shown(from),
-        to: shown(to),
+        from: shown(from, &answers),
+        to: shown(to, &answers),
         protocol: protocol.to_owned(),
         port,
         family: ends.family.into(),
@@ -246,8 +249,16 @@ fn overall(asked: [(bool, Option<KernelAnswer>); 2]) -> Option<Verdict> {
     }
 }
 
-fn shown(end: &End) -> ExplainedEnd {
-    ExplainedEnd { name: end.name.clone(), address: end.party.address().to_string() }
+fn shown(end: &End, answers: &Answers<'_>) -> ExplainedEnd {
+    let binding = match &end.party {
+        Party::Pod(key, _) => answers.directory().source_binding(key),
+        Party::OwnNode(_) | Party::Address(_) => SourceBinding::On,
+    };
+    ExplainedEnd {
+        name: end.name.clone(),
+        address: end.party.address().to_string(),
+        source_binding: (binding == SourceBinding::Off).then(|| binding.name().to_owned()),
+    }
 }
 
 /// A verdict to deny is enforced if one direction drops the packet; one to allow always is.

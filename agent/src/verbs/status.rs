@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Face, Failure};
 use crate::api::{Request, client};
+use crate::older::OlderFlows;
 use crate::output::Exit;
 
 /// How the agent and its node do.
@@ -41,6 +42,8 @@ pub struct Status {
     pub maps: Vec<MapFill>,
     /// Flow tables.
     pub flows: FlowCounts,
+    /// Flows older than their endpoint, since the agent started.
+    pub older_flows: OlderFlows,
     /// Verdicts that the programs did not send, since the pins were made; `None` if that cannot be read.
     pub events_lost: Option<u64>,
     /// The last one; `None` before the first.
@@ -85,10 +88,10 @@ pub struct MapFill {
 /// Flow tables.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowCounts {
-    /// In all of them; `None` if counting took too long.
+    /// In all of them; `None` if that cannot be read.
     pub entries: Option<u64>,
-    /// Of all of them together.
-    pub capacity: u64,
+    /// For how many all of them together have room now; they grow.
+    pub capacity: Option<u64>,
     /// Not made for want of room, since the pins were made; `None` if that cannot be read.
     pub refused: Option<u64>,
 }
@@ -142,10 +145,16 @@ pub fn table(status: &Status) -> String {
         format!(
             "{} of {}, {} refused",
             count(status.flows.entries),
-            status.flows.capacity,
+            count(status.flows.capacity),
             count(status.flows.refused)
         ),
     );
+    let older = &status.older_flows;
+    let mut text_of_older = format!("{} adopted, {} without room", older.adopted, older.no_room);
+    if let Some(why) = &older.why {
+        let _ = write!(text_of_older, "; unknown of {} endpoints: {why}", older.unknown);
+    }
+    line("older flows", text_of_older);
     line("events lost", count(status.events_lost));
     let last = match &status.reconciliation {
         None => "none yet".to_owned(),

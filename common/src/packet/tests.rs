@@ -184,7 +184,11 @@ fn headers_that_contradict_themselves_are_refused() {
         assert_eq!(error_of(&with(0, 0x40 | ihl)), Some(ParseError::BadHeader), "IHL {ihl}");
         let mut bytes = ipv4(47, ENDS4, &[0; 20]);
         bytes[0] = 0x40 | ihl;
-        assert_eq!(error_of(&read_ip(&bytes)), Some(ParseError::BadHeader), "IHL {ihl}, nothing read behind it");
+        assert_eq!(
+            error_of(&read_ip(&bytes)),
+            Some(ParseError::BadHeader),
+            "IHL {ihl}, nothing read behind it"
+        );
     }
     for version in [0, 1, 2, 3, 5, 7, 15] {
         let packet = with(0, version << 4 | 5);

@@ -6,10 +6,15 @@
 //!
 //! - [`World`] reads manifests and answers who may reach whom, and which rule says so;
 //! - [`generate`] makes random clusters from a seed, valid ones and badly broken ones;
-//! - [`cyclonus`] loads the truth matrices that the Cyclonus simulator made.
+//! - [`cyclonus`] loads the truth matrices that the Cyclonus simulator made;
+//! - [`packet`] reads frames, [`endpoint`] says what becomes of them at a pod's interface, and
+//!   [`flows`] what they leave there.
 
 pub mod cyclonus;
+pub mod endpoint;
+pub mod flows;
 pub mod generate;
+pub mod packet;
 pub mod rng;
 
 mod ip_block;

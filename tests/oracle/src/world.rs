@@ -92,6 +92,14 @@ impl World {
         self.address_of(self.pod(pod)?, family)
     }
 
+    /// Every address that the pod owns.
+    #[must_use]
+    pub fn addresses(&self, pod: &str) -> Vec<IpAddr> {
+        let Some(pod) = self.pod(pod) else { return Vec::new() };
+        let owns = |address: &IpAddr| self.owner_of(*address).is_some_and(|owner| std::ptr::eq(owner, pod));
+        pod.shown.iter().copied().filter(owns).collect()
+    }
+
     /// The pod that owns the address, as `namespace/name`.
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<String> {
@@ -120,7 +128,24 @@ impl World {
         traffic: Traffic,
     ) -> Option<DirVerdict> {
         let subject = self.pod(pod)?;
+        // A pod always reaches its own addresses.
+        if self.owner_of(remote).is_some_and(|peer| std::ptr::eq(peer, subject)) {
+            return Some(Reason::SelfTraffic.into());
+        }
         Some(self.reason(subject, direction, remote, traffic).into())
+    }
+
+    /// As [`World::judge`], for a packet that bears one of the pod's own addresses and is not its own: policies are
+    /// asked as about any pod with these labels.
+    #[must_use]
+    pub fn judge_by_policies(
+        &self,
+        pod: &str,
+        direction: Direction,
+        remote: IpAddr,
+        traffic: Traffic,
+    ) -> Option<DirVerdict> {
+        Some(self.reason(self.pod(pod)?, direction, remote, traffic).into())
     }
 
     /// Reachability among [`World::order`]: a row for each source, a column for each destination, `.` allowed,
@@ -138,10 +163,6 @@ impl World {
 
     fn reason(&self, subject: &Pod, direction: Direction, address: IpAddr, traffic: Traffic) -> Reason {
         let peer = self.owner_of(address);
-        // A pod always reaches its own addresses.
-        if peer.is_some_and(|peer| std::ptr::eq(peer, subject)) {
-            return Reason::SelfTraffic;
-        }
         // S34: isolated both ways.
         if !self.namespaces.contains_key(&subject.namespace) {
             return Reason::UndeclaredNamespace;

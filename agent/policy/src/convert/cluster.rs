@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::cidr::address;
 use super::labels::labels;
-use super::mode::mode;
+use super::mode::{mode, source_binding};
 use super::report::{Path, Report, quoted};
 use super::value::{Object, entry, field, list, object, text, wrong_type};
 use crate::model::{Labels, LabelsRead, Namespace, Node, Service};
@@ -40,7 +40,7 @@ pub fn namespace(value: &Value, name: &str, report: &mut Report) -> Option<Names
             ),
         );
     }
-    Some(Namespace { labels, mode: mode(value, report) })
+    Some(Namespace { labels, mode: mode(value, report), source_binding: source_binding(value, report) })
 }
 
 /// Reads a Node. Host names in its addresses are no addresses and pass silently.

@@ -25,6 +25,13 @@ pub fn table(explained: &Explained, colour: Colour) -> String {
     let shout = colour.paint(explained.verdict, explained.verdict.shout());
     let (from, to, protocol) = (end(&explained.from), end(&explained.to), &explained.protocol);
     let mut text = format!("{shout} {from} -> {to} {protocol}{port}\n");
+    for end in [&explained.from, &explained.to].into_iter().filter(|end| end.source_binding.is_some()) {
+        let _ = writeln!(
+            text,
+            "  note     {} may send from any address: its namespace is unbound",
+            printable(&end.name)
+        );
+    }
     for (name, of) in [("egress", &explained.egress), ("ingress", &explained.ingress)] {
         text.push_str(&direction_line(name, of.as_ref(), colour));
         if let Some(direction) = of {

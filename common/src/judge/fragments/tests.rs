@@ -107,6 +107,7 @@ fn t2_no_piece_of_a_denied_datagram_passes() {
                     let verdict = if to_pod { world.to_pod(&all[index]) } else { world.by_pod(&all[index]) };
                     assert_eq!(verdict.action, Action::Deny, "{protocol}");
                 }
+                assert_eq!(world.flow_count(), 0, "T11: what is denied leaves nothing");
                 // Nor does it take one along that was allowed, with another identification.
                 for (index, bytes) in pieces(ends, protocol, 10, &allowed, 2).iter().enumerate() {
                     let verdict = if to_pod { world.to_pod(bytes) } else { world.by_pod(bytes) };
@@ -136,6 +137,16 @@ fn t2_only_the_same_datagram_rides_on_its_first() {
         for (what, bytes) in cases {
             let verdict = begun(ends).to_pod(&bytes);
             assert_eq!((verdict.action, verdict.reason), (Action::Deny, Reason::FragmentAhead), "{what}");
+        }
+        if !ends.0.is_v4() {
+            let mut bytes = piece(ends, UDP, 9, 3, true, &[0; 24]);
+            bytes[44] = 1;
+            let verdict = begun(ends).to_pod(&bytes);
+            assert_eq!(
+                (verdict.action, verdict.reason),
+                (Action::Deny, Reason::FragmentAhead),
+                "the upper half"
+            );
         }
         let back = (ends.1, ends.0);
         denies(begun(ends).by_pod(&piece(back, UDP, 9, 3, true, &[0; 24])), Reason::FragmentAhead);

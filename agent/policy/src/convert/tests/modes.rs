@@ -1,9 +1,11 @@
-//! The annotation that puts a policy, or the policies of a namespace, into audit mode.
+//! Annotations: the one that puts a policy, or the policies of a namespace, into audit mode, and the one that unbinds a
+//! namespace's pods.
 
 use serde_json::{Value, json};
 
 use super::super::{Report, namespace, network_policy};
-use crate::model::{Cluster, Mode, ObjectKey};
+use crate::model::{Cluster, Mode, ObjectKey, SourceBinding};
+use crate::select::Directory;
 
 fn annotated(annotations: &Value) -> Value {
     json!({"metadata": {"name": "x", "annotations": annotations}, "spec": {"podSelector": {}}})
@@ -41,4 +43,26 @@ fn a_policys_own_mode_goes_before_its_namespaces() {
     assert_eq!(mode("a", json!({"portcullis.dev/mode": "enforce"})), Mode::Enforce);
     assert_eq!(mode("a", json!({"portcullis.dev/mode": "adit"})), Mode::Enforce);
     assert_eq!(mode("b", json!({})), Mode::Enforce);
+}
+
+#[test]
+fn a_namespace_is_unbound_by_exactly_one_word() {
+    let binding = |annotations: &Value| {
+        let mut report = Report::new("Namespace a", None);
+        let read = namespace(&annotated(annotations), "a", &mut report).unwrap();
+        let mut cluster = Cluster::default();
+        let said = read.source_binding;
+        cluster.namespaces.insert("a".to_owned(), read);
+        let used = Directory::new(&cluster).source_binding(&ObjectKey::new("a", "x"));
+        (said, used, report.into_problems().len())
+    };
+    let (on, off) = (SourceBinding::On, SourceBinding::Off);
+    assert_eq!(binding(&json!({"portcullis.dev/source-binding": "off"})), (Some(off), off, 0));
+    assert_eq!(binding(&json!({"portcullis.dev/source-binding": "on"})), (Some(on), on, 0));
+    assert_eq!(binding(&json!({})), (None, on, 0));
+    for wrong in [json!("Off"), json!("off "), json!("false"), json!(false), json!(["off"]), Value::Null] {
+        assert_eq!(binding(&json!({"portcullis.dev/source-binding": wrong})), (Some(on), on, 1), "{wrong}");
+    }
+    // What cannot be read is reported for the mode and for the binding, and binds.
+    assert_eq!(binding(&json!(["portcullis.dev/source-binding"])), (Some(on), on, 2));
 }
