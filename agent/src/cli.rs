@@ -120,6 +120,14 @@ enum Mode {
     Audit,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum OwnNodeEgress {
+    /// Policies decide, as of any address
+    Policy,
+    /// It passes
+    Allow,
+}
+
 #[derive(Debug, Args)]
 struct RunDir {
     /// Where the agent's socket is
@@ -173,6 +181,10 @@ struct AgentArgs {
     force: bool,
     #[command(flatten)]
     node: NodeArgs,
+    /// What pods whose egress a policy isolates may send to the addresses of their own node: what policies say, or all.
+    /// All leads further where the node forwards it: to the backends of node ports, whatever policies say of these
+    #[arg(long, env = "PORTCULLIS_OWN_NODE_EGRESS", default_value = "policy")]
+    own_node_egress: OwnNodeEgress,
     /// Namespaces whose pods may send from addresses that are not theirs; several with commas. A Namespace's own
     /// annotation portcullis.dev/source-binding goes first
     #[allow(clippy::doc_markdown)] // the text of --help
@@ -469,6 +481,10 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         hook: args.hook,
         node_name: args.node.node_name,
         pod_cidrs: args.node.pod_cidrs,
+        own_node_egress: match args.own_node_egress {
+            OwnNodeEgress::Policy => daemon::OwnNodeEgress::Policy,
+            OwnNodeEgress::Allow => daemon::OwnNodeEgress::Allow,
+        },
         unbound_namespaces: args.unbound_namespaces.into_iter().collect(),
         flows_per_endpoint: args.flows_per_endpoint,
         listen: args.listen,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -79,6 +80,8 @@ pub struct Options {
     pub node_name: Option<String>,
     /// Where pods without an address get one; empty: the default ranges.
     pub pod_cidrs: Vec<IpNet>,
+    /// What pods may send to their own node.
+    pub own_node_egress: OwnNodeEgress,
     /// Namespaces whose pods may send from any address, unless the Namespace itself says otherwise.
     pub unbound_namespaces: BTreeSet<String>,
     /// Size of an endpoint's flow table.
@@ -89,6 +92,16 @@ pub struct Options {
     pub sizes: Sizes,
     /// Where probes and Prometheus ask.
     pub listen: ListenArgs,
+}
+
+/// What pods whose egress is isolated may send to their own node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OwnNodeEgress {
+    /// What policies say.
+    #[default]
+    Policy,
+    /// All.
+    Allow,
 }
 
 /// What is in force, for those who ask.
@@ -332,6 +345,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         shared: Arc::clone(&shared),
         node: options.node_name.clone(),
         unbound: options.unbound_namespaces,
+        own_node_egress: options.own_node_egress,
         ready,
         applied: 0,
         lost,
@@ -389,6 +403,7 @@ struct Agent {
     shared: Arc<Shared>,
     node: Option<String>,
     unbound: BTreeSet<String>,
+    own_node_egress: OwnNodeEgress,
     ready: PathBuf,
     applied: u64,
     lost: u64,
@@ -583,8 +598,24 @@ impl Agent {
         self.tell_losses();
     }
 
+    /// Follows the addresses of the node. Those that only loopback or one link has are nobody's way to it.
+    fn follow_own_node(&mut self) -> anyhow::Result<()> {
+        let own_node = match self.own_node_egress {
+            OwnNodeEgress::Policy => BTreeSet::new(),
+            OwnNodeEgress::Allow => attach::foreign::addresses()?
+                .into_iter()
+                .filter(|address| !address.is_loopback() && !is_link_local(*address))
+                .collect(),
+        };
+        if self.cluster.own_node != own_node {
+            self.cluster = Arc::new(Cluster { own_node, ..Cluster::clone(&self.cluster) });
+        }
+        Ok(())
+    }
+
     fn reconcile(&mut self) -> anyhow::Result<()> {
         let began = monotonic();
+        self.follow_own_node()?;
         let outcome = self.reconciler.reconcile(&self.cluster)?;
         let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
@@ -677,6 +708,13 @@ fn missing(cluster: &Cluster, node: Option<&str>, local: &BTreeMap<ObjectKey, u3
         .filter(|(key, pod)| is_here(pod) && !pod.addresses.is_empty() && !local.contains_key(*key))
         .map(|(key, _)| key.to_string())
         .collect()
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 fn node_problem(message: String) -> Problem {

@@ -332,7 +332,7 @@ impl Reporter<'_> {
             let (key, rule) = match &name.source {
                 RuleSource::NetworkPolicy(key, rule) => (key, Some(*rule)),
                 RuleSource::Isolation(key) => (key, None),
-                RuleSource::UndeclaredNamespace(_) => return None,
+                RuleSource::UndeclaredNamespace(_) | RuleSource::OwnNode => return None,
             };
             Some(RulePackets {
                 direction: name.direction.name(),

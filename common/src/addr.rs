@@ -82,6 +82,13 @@ impl Addr {
         self.bytes[0] == 0xfe && self.bytes[1] & 0xc0 == 0x80
     }
 
+    /// True for a group's address of IPv6, `ff00::/8`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_multicast_v6(&self) -> bool {
+        self.bytes[0] == 0xff
+    }
+
     /// A 32-bit mix of the address: the tag of exact peer entries, and what chooses the epoch cell.
     #[inline(always)]
     #[must_use]

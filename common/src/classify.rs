@@ -5,8 +5,8 @@ use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
     ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, ACTION_PASS, CLASS_NONE, CLASS_VIRTUAL, COUNTER_NONE,
-    KIND_INVALID, KIND_ISOLATION, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange, ROW_BITS,
-    RULESET_AUDIT, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS,
+    KIND_INVALID, KIND_ISOLATION, KIND_OWN_NODE, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange,
+    ROW_BITS, RULESET_AUDIT, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS,
     port_position,
 };
 
@@ -127,6 +127,7 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
     let reason = match rule.kind {
         KIND_ISOLATION => Reason::Isolated,
         KIND_INVALID => Reason::InvalidClosed,
+        KIND_OWN_NODE => Reason::OwnNode,
         _ => Reason::Rule,
     };
     let audited = rule.action == ACTION_AUDIT;

@@ -613,6 +613,8 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             {
                 None
             }
+            // A report is for a group (RFC 3810 section 5.2.14), and queries are a router's.
+            Shape::ListenerDiscovery if from_pod && !packet.dst.is_multicast_v6() => None,
             Shape::DhcpDiscover
             | Shape::Neighbour
             | Shape::NeighbourAdvertisement

@@ -94,6 +94,8 @@ const MLD_HOP_LIMIT: u8 = 1;
 /// Bytes of a neighbour discovery message that always passes: the longest is a solicitation of 24 with options
 /// for a link-layer address and a nonce (RFC 3971). What always passes must not carry much else.
 pub(crate) const ND_MAX_BYTES: u32 = 128;
+/// The longest frame of ARP: 28 bytes, padded to the shortest frame of Ethernet with a tag that was taken out.
+const ARP_MAX_FRAME: u32 = 64;
 /// Stands for the ports of ICMP other than echo: both of an echo's are its identifier, so no flow has these.
 const NO_ECHO: (u16, u16) = (0, 1);
 const DHCP_CLIENT: u16 = 68;
@@ -379,7 +381,8 @@ fn parse_arp<V: PacketView>(view: &V, packet: &mut Packet) {
     let Some(Bytes(head)) = view.load_far::<28>(ETHERNET_BYTES) else {
         return;
     };
-    if head[0] == 0 && head[1] == 1 && head[2] == 8 && head[3] == 0 && head[4] == 6 && head[5] == 4 {
+    let plain = head[0] == 0 && head[1] == 1 && head[2] == 8 && head[3] == 0 && head[4] == 6 && head[5] == 4;
+    if plain && view.len() <= ARP_MAX_FRAME {
         packet.shape = Shape::Arp;
         packet.src = Addr::v4([head[14], head[15], head[16], head[17]]);
         packet.inner = ETHERNET_BYTES + 8;
@@ -569,6 +572,12 @@ fn parse_ipv6<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
         let router_alert = head[6] == NEXT_HOP_BY_HOP && start == l4 + ROUTER_ALERT_BYTES;
         if start != l4 {
             behind_headers(packet, router_alert);
+        }
+        // Nor does it carry anything behind its end, where a bridge takes it along.
+        if matches!(packet.shape, Shape::Neighbour | Shape::NeighbourAdvertisement)
+            && view.len() > l4 + ND_MAX_BYTES
+        {
+            packet.unreadable(ParseError::BadHeader);
         }
     }
     whole_header(packet);

@@ -262,7 +262,7 @@ wire! {
         pub counter: u32,
         /// [`ACTION_ALLOW`], [`ACTION_DENY`], [`ACTION_PASS`] or [`ACTION_AUDIT`].
         pub action: u8,
-        /// [`KIND_RULE`], [`KIND_ISOLATION`] or [`KIND_INVALID`].
+        /// [`KIND_RULE`], [`KIND_ISOLATION`], [`KIND_INVALID`] or [`KIND_OWN_NODE`].
         pub kind: u8,
         /// 0 Admin, 1 NetworkPolicy, 2 Baseline; only 1 is used now.
         pub tier: u8,
@@ -285,6 +285,8 @@ pub const KIND_RULE: u8 = 0;
 pub const KIND_ISOLATION: u8 = 1;
 /// The deny of policies that could not be read.
 pub const KIND_INVALID: u8 = 2;
+/// The agent lets pods reach their own node.
+pub const KIND_OWN_NODE: u8 = 3;
 
 wire! {
     /// `rule_stats` and `verdicts`, a value for each CPU. Of a flow, a rule counts the packet that opened it, and
@@ -441,7 +443,7 @@ pub struct CounterKey {
     pub namespace: [u8; NAMESPACE_BYTES],
     /// The policy's name.
     pub name: [u8; NAME_BYTES],
-    /// [`POLICY_NETWORK`] or [`POLICY_NO_NAMESPACE`].
+    /// [`POLICY_NETWORK`], [`POLICY_NO_NAMESPACE`] or [`POLICY_OWN_NODE`].
     pub policy_kind: u16,
     /// 0 ingress, 1 egress.
     pub direction: u16,
@@ -453,6 +455,8 @@ pub struct CounterKey {
 pub const POLICY_NETWORK: u16 = 0;
 /// No policy: pods of a namespace that nothing declares are isolated both ways (S34).
 pub const POLICY_NO_NAMESPACE: u16 = 1;
+/// No policy: the agent lets pods reach their own node.
+pub const POLICY_OWN_NODE: u16 = 2;
 /// Rule index of a policy's isolation.
 pub const RULE_ISOLATION: u32 = u32::MAX;
 

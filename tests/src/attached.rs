@@ -206,10 +206,10 @@ impl Attached {
     }
 
     /// Forgets a slot's flows, as if they had been silent for too long.
-    pub fn forget_flows(&self, slot: u32) -> Result<()> {
+    pub fn forget_flows(&mut self, slot: u32) -> Result<()> {
         let now: Duration = clock_gettime(ClockId::CLOCK_MONOTONIC).context("reading the clock")?.into();
         let later = u32::try_from(now.as_secs())? + 2 * ESTABLISHED_SECONDS;
-        self.kernel.expire_flows(slot, later)?;
+        self.kernel.flow_tables.expire(slot, later)?;
         Ok(())
     }
 

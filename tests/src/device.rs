@@ -34,7 +34,7 @@ impl Veth {
         Ok(Self { index, name: name.to_owned(), peer })
     }
 
-    /// The device's own name.
+    /// Its name.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -43,6 +43,12 @@ impl Veth {
     /// The index of the other end, which must be in the calling thread's namespace.
     pub fn peer_index(&self) -> Result<u32> {
         if_nametoindex(self.peer.as_str()).with_context(|| format!("finding {}", self.peer))
+    }
+
+    /// Keeps the kernel from giving either end an address, and from telling anybody of it. Not with busybox's `ip`.
+    pub fn silence(&self) -> Result<()> {
+        ip(&["link", "set", &self.peer, "addrgenmode", "none"])?;
+        ip(&["link", "set", &self.name, "addrgenmode", "none"])
     }
 
     /// Takes both ends up.
@@ -57,7 +63,8 @@ fn names() -> Result<BTreeSet<String>> {
     Ok(interfaces.iter().map(|interface| interface.name().to_string_lossy().into_owned()).collect())
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
+/// Runs `ip`.
+pub fn ip(arguments: &[&str]) -> Result<()> {
     let output = Command::new("ip").args(arguments).output().context("starting `ip`")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -626,7 +626,8 @@ fn posts(lab: &Lab, cni: Cni, heard: &[(&'static str, u8)]) -> BTreeMap<Who, Pos
         // Of the lab by its name, which is what takes it away.
         let netns = Netns::create(&format!("pcl-{}-p900", lab.id())).expect("a namespace");
         for command in [
-            "ip link add stray type veth peer name eth0 netns PEER",
+            // Indices that no two ends share: see the lab's topology.
+            "ip link add stray index 50 type veth peer name eth0 index 51 netns PEER",
             "ip link set stray master cni0",
             "ip link set stray up",
         ] {
@@ -635,6 +636,12 @@ fn posts(lab: &Lab, cni: Cni, heard: &[(&'static str, u8)]) -> BTreeMap<Who, Pos
             drop(run(lab.node(), &words));
         }
         drop(run(&netns, &["ip", "link", "set", "eth0", "up"]));
+        // The bridge takes frames from it once it has seen that the other end is up.
+        let deadline = Instant::now() + SOON;
+        while !run(lab.node(), &["bridge", "link", "show", "dev", "stray"]).contains("state forwarding") {
+            assert!(Instant::now() < deadline, "the stray port does not come up");
+            thread::sleep(Duration::from_millis(2));
+        }
         let stray = Post {
             tap: Tap::open(&netns, "eth0"),
             mac: mac(&netns, "eth0"),

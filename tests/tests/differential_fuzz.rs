@@ -10,11 +10,22 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use portcullis_tests::fuzz::{Extent, Findings, stateless};
+use portcullis_tests::fuzz::rig::Rig;
+use portcullis_tests::fuzz::{Extent, Findings, stateful, stateless};
+use portcullis_tests::live::data;
 use portcullis_tests::privilege::{is_root, number};
+use serde_json::Value;
 
 /// Clusters of one run, of 20,000 packets each.
-const CLUSTERS: u64 = 25;
+const CLUSTERS: u64 = 20;
+/// Scripts of one run, and sequences in each.
+const SCRIPTS: u64 = 3;
+const SEQUENCES: u64 = 40;
+
+fn read(name: &str) -> Value {
+    let path = data().join("fuzz").join(name);
+    serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap()
+}
 
 /// Both seeds: the one that is always the same, and one that never is (or the one that is asked for).
 fn seeds() -> [u64; 2] {
@@ -66,4 +77,42 @@ fn what_is_found_does_not_depend_on_the_number_of_threads() {
         (findings.compared, findings.packets, findings.answers, findings.wrong)
     };
     assert_eq!(found(1), found(3));
+}
+
+#[test]
+fn random_sequences_get_the_verdicts_and_leave_the_flows_of_the_model() {
+    if !is_root("loading programs") {
+        return;
+    }
+    for seed in seeds() {
+        let units = number("PORTCULLIS_FUZZ_SCRIPTS", SCRIPTS);
+        let findings = stateful::run(seed, 2, extent(units), SEQUENCES).unwrap();
+        finish("sequences", seed, &findings);
+    }
+}
+
+#[test]
+fn packets_that_once_were_judged_wrong_are_judged_right() {
+    if !is_root("loading programs") {
+        return;
+    }
+    let wrong = stateless::replay(&read("packets.json")).unwrap();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn sequences_that_once_went_wrong_go_right() {
+    if !is_root("loading programs") {
+        return;
+    }
+    // The namespaces are the thread's.
+    let cases = read("sequences.json");
+    let worker = std::thread::spawn(move || {
+        let mut rig = Rig::new().unwrap();
+        for case in cases.as_array().unwrap() {
+            let wrong = stateful::replay(&mut rig, case).unwrap();
+            assert!(wrong.is_none(), "{}: {wrong:?}", case["why"]);
+        }
+    });
+    worker.join().unwrap();
 }

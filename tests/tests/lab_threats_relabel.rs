@@ -45,8 +45,8 @@ const FIXED: u32 = 8;
 const CROWD: u32 = 150;
 /// States of the policies.
 const VARIANTS: usize = 24;
-/// Values of the label by which everybody changes class.
-const VALUES: u64 = 6;
+/// Labels of which everybody has some: each set of them is a class of its own.
+const MARKS: usize = 10;
 /// Packets of one call: long enough for the rate, short enough to meet every change.
 const REPEAT: u32 = 64;
 /// Ports that friends may use, by protocol, and one that nobody may.
@@ -74,12 +74,10 @@ fn pods() -> Vec<Value> {
     let mut all = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "field"}})];
     all.extend((1..=LOCAL).map(|n| pod(&format!("local-{n}"), 81, n, &json!({"side": "a"}))));
     for (net, role) in [(82, "good"), (83, "bad")] {
-        all.extend(
-            (1..=FIXED).map(|n| pod(&format!("{role}-{n}"), net, n, &json!({"role": role, "v": "0"}))),
-        );
+        all.extend((1..=FIXED).map(|n| pod(&format!("{role}-{n}"), net, n, &json!({"role": role}))));
     }
     all.push(pod("swing", 84, 1, &json!({"role": "good"})));
-    all.extend((1..=CROWD).map(|n| pod(&format!("crowd-{n}"), 85, n, &json!({"v": "0"}))));
+    all.extend((1..=CROWD).map(|n| pod(&format!("crowd-{n}"), 85, n, &json!({}))));
     all
 }
 
@@ -90,14 +88,13 @@ fn policies(rng: &mut SplitMix64) -> BTreeMap<ObjectKey, NetworkPolicy> {
     let mut objects = Vec::new();
     for side in ["a", "b"] {
         let mut rules = Vec::new();
-        for _ in 0..rng.below(5) {
-            let values: Vec<String> =
-                (0..=rng.below(3)).map(|_| rng.below(VALUES as usize).to_string()).collect();
+        for _ in 0..2 + rng.below(6) {
+            let mark = format!("mark-{}", rng.below(MARKS));
             let block = format!("10.{}.0.0/16", 100 + rng.below(100));
             let hole = format!("{}.0/24", block.trim_end_matches(".0.0/16").to_owned() + ".7");
             rules.push(json!([
                 {"podSelector": {"matchExpressions": [
-                    {"key": "v", "operator": "In", "values": values},
+                    {"key": mark, "operator": "Exists"},
                     {"key": "role", "operator": "NotIn", "values": ["bad"]},
                 ]}},
                 {"ipBlock": {"cidr": block, "except": [hole]}},
@@ -201,22 +198,32 @@ fn change(
     gone: &mut Cluster,
     rng: &mut SplitMix64,
 ) {
-    let value = |rng: &mut SplitMix64| rng.below(VALUES as usize).to_string();
     let crowd = |rng: &mut SplitMix64| key(&format!("crowd-{}", 1 + rng.below(CROWD as usize)));
-    let label = |cluster: &mut Cluster, key: &ObjectKey, name: &str, value: String| {
+    let relabel = |cluster: &mut Cluster, key: &ObjectKey, rng: &mut SplitMix64| {
         if let Some(pod) = cluster.pods.get_mut(key) {
-            pod.labels.insert(name.to_owned(), value);
+            for mark in (0..MARKS).map(|number| format!("mark-{number}")) {
+                if rng.below(2) == 0 {
+                    pod.labels.insert(mark, String::new());
+                } else {
+                    pod.labels.remove(&mark);
+                }
+            }
         }
     };
     match rng.below(16) {
         0..=5 => {
-            let (who, v) = (crowd(rng), value(rng));
-            label(cluster, &who, "v", v);
+            for _ in 0..=rng.below(10) {
+                let who = crowd(rng);
+                relabel(cluster, &who, rng);
+            }
         }
+        // Friends and strangers change class, and stay what they are.
         6..=8 => {
-            let role = *rng.pick(&["good", "bad"]);
-            let (who, v) = (key(&format!("{role}-{}", 1 + rng.below(FIXED as usize))), value(rng));
-            label(cluster, &who, "v", v);
+            for role in ["good", "bad"] {
+                for number in 1..=FIXED {
+                    relabel(cluster, &key(&format!("{role}-{number}")), rng);
+                }
+            }
         }
         // Gone and back: elements of the tables are recycled.
         9..=11 => {
@@ -239,7 +246,8 @@ fn change(
         }
         13 => {
             let side = (*rng.pick(&["a", "b"])).to_owned();
-            label(cluster, &key(&format!("local-{}", 1 + rng.below(LOCAL as usize))), "side", side);
+            let who = key(&format!("local-{}", 1 + rng.below(LOCAL as usize)));
+            cluster.pods.get_mut(&who).unwrap().labels.insert("side".to_owned(), side);
         }
         _ => cluster.policies.clone_from(rng.pick(variants)),
     }

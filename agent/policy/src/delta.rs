@@ -15,6 +15,8 @@ pub struct Delta {
     pub policies: BTreeSet<ObjectKey>,
     /// True if Services differ.
     pub services: bool,
+    /// True if the addresses of the own node differ.
+    pub own_node: bool,
 }
 
 impl Delta {
@@ -26,6 +28,7 @@ impl Delta {
             namespaces: differing(&old.namespaces, &new.namespaces),
             policies: differing(&old.policies, &new.policies),
             services: old.services != new.services,
+            own_node: old.own_node != new.own_node,
         }
     }
 }

@@ -74,6 +74,8 @@ pub enum RuleSource {
     Isolation(ObjectKey),
     /// A namespace that nothing declares (S34).
     UndeclaredNamespace(String),
+    /// The agent, which lets pods reach their own node.
+    OwnNode,
 }
 
 /// The rulesets of an endpoint.

@@ -46,6 +46,8 @@ pub struct Cluster {
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
     /// Services that have a virtual address.
     pub services: BTreeMap<ObjectKey, Service>,
+    /// Addresses of the agent's own node, where pods may reach it whatever their policies say; empty where not.
+    pub own_node: BTreeSet<IpAddr>,
 }
 
 impl Cluster {

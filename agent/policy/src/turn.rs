@@ -198,7 +198,14 @@ fn to_deny(
                     best = Some((size, proposal));
                 }
             }
-            Reason::OwnNode => why = "no policy can deny this: a pod's own node always reaches it",
+            Reason::OwnNode => {
+                why = match side.direction {
+                    Direction::Ingress => "no policy can deny this: a pod's own node always reaches it",
+                    Direction::Egress => {
+                        "no policy can deny this: the agent runs with --own-node-egress=allow"
+                    }
+                };
+            }
             Reason::SelfTraffic => why = "no policy can deny this: a pod always reaches itself",
             // Packets that open nothing; `frame::opening` makes none of them.
             Reason::Isolated

@@ -6,7 +6,8 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    CounterKey, NAME_BYTES, NAMESPACE_BYTES, POLICY_NETWORK, POLICY_NO_NAMESPACE, RULE_ISOLATION, Stats,
+    CounterKey, NAME_BYTES, NAMESPACE_BYTES, POLICY_NETWORK, POLICY_NO_NAMESPACE, POLICY_OWN_NODE,
+    RULE_ISOLATION, Stats,
 };
 use portcullis_policy::desired::{CounterName, RuleSource};
 use portcullis_policy::model::ObjectKey;
@@ -123,6 +124,7 @@ fn encode(name: &CounterName) -> Option<CounterKey> {
         RuleSource::UndeclaredNamespace(namespace) => {
             (POLICY_NO_NAMESPACE, namespace, &empty, RULE_ISOLATION)
         }
+        RuleSource::OwnNode => (POLICY_OWN_NODE, &empty, &empty, 0),
     };
     Some(CounterKey {
         namespace: padded::<NAMESPACE_BYTES>(namespace)?,
@@ -139,6 +141,7 @@ fn decode(key: &CounterKey) -> Option<CounterName> {
         (POLICY_NETWORK, RULE_ISOLATION) => RuleSource::Isolation(ObjectKey::new(namespace, name)),
         (POLICY_NETWORK, rule) => RuleSource::NetworkPolicy(ObjectKey::new(namespace, name), rule),
         (POLICY_NO_NAMESPACE, _) => RuleSource::UndeclaredNamespace(namespace),
+        (POLICY_OWN_NODE, _) => RuleSource::OwnNode,
         _ => return None,
     };
     let direction = match key.direction {

@@ -49,7 +49,7 @@ impl PolicyRef {
         match source {
             RuleSource::NetworkPolicy(key, rule) => (Some(Self::network_policy(key)), Some(*rule)),
             RuleSource::Isolation(key) => (Some(Self::network_policy(key)), None),
-            RuleSource::UndeclaredNamespace(_) => (None, None),
+            RuleSource::UndeclaredNamespace(_) | RuleSource::OwnNode => (None, None),
         }
     }
 
@@ -276,7 +276,7 @@ fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>, node_audits:
     let (policy, rule) = source.as_ref().map_or((None, None), PolicyRef::of);
     let undeclared_namespace = match source {
         Some(RuleSource::UndeclaredNamespace(namespace)) => Some(namespace),
-        Some(RuleSource::NetworkPolicy(..) | RuleSource::Isolation(_)) | None => None,
+        Some(RuleSource::NetworkPolicy(..) | RuleSource::Isolation(_) | RuleSource::OwnNode) | None => None,
     };
     let policies = match undeclared_namespace {
         Some(_) => Vec::new(),

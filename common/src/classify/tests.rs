@@ -102,6 +102,7 @@ fn an_element_of_another_key_is_not_believed() {
     let key = PeerRowKey { ruleset: RULESET, class: 5 };
     world.peer_rows.get_mut(&key).unwrap().tag ^= 1;
     assert_eq!(ask(&world, RULESET), Decision::Unreadable);
+    world.peer_rows.get_mut(&key).unwrap().tag ^= 1;
     world.peers.insert((0, PEER4), PeerWord { class: 5, tag: !PEER4.hash() });
     assert_eq!(ask(&world, RULESET), Decision::Unreadable);
 }

@@ -421,6 +421,10 @@ fn discovery_is_no_way_round_binding_and_policies() {
     denies(world.to_pod(&ipv6_with(ICMPV6, 1, (PEER6, POD6), &icmp(143, 0))), Reason::Isolated);
     denies(world.to_pod(&ipv6_with(ICMPV6, 64, (PEER6, POD6), &icmp(143, 0))), Reason::BadHeader);
     denies(world.by_pod(&ipv6_with(ICMPV6, 64, (POD6, PEER6), &icmp(143, 0))), Reason::BadHeader);
+    // To one host in particular a pod reports nothing.
+    denies(world.by_pod(&ipv6_with(ICMPV6, 1, (POD6, PEER6), &icmp(143, 0))), Reason::Isolated);
+    let routers = crate::testing::v6([0xff02, 0, 0, 0, 0, 0, 0, 0x16]);
+    allows(world.by_pod(&ipv6_with(ICMPV6, 1, (POD6, routers), &icmp(143, 0))), Reason::Discovery);
 }
 
 fn arp(sender: Addr) -> Vec<u8> {
@@ -508,6 +512,18 @@ fn a_pod_tells_errors_about_what_it_got_only() {
     denies(world.by_pod(&error((POD6, PEER6), &six)), Reason::UnrelatedError);
     world.to_pod(&six);
     allows(world.by_pod(&error((POD6, PEER6), &six)), Reason::RelatedError);
+}
+
+#[test]
+fn t8_an_error_is_for_who_sent_what_it_is_about() {
+    let second = Addr::v4([10, 0, 0, 9]);
+    let mut world = world(ISOLATING, open());
+    world.config.addrs[2] = second;
+    world.config.addr_count = 3;
+    let sent = ip(UDP, (second, PEER4), &udp(4000, 9999));
+    world.by_pod(&sent);
+    denies(world.to_pod(&error((PEER4, POD4), &sent)), Reason::UnrelatedError);
+    allows(world.to_pod(&error((PEER4, second), &sent)), Reason::RelatedError);
 }
 
 /// Rules of thumb that hold for every verdict.

@@ -449,6 +449,12 @@ fn neighbour_discovery_carries_nothing_else() {
         message.push(0);
         let packet = read_ip(&ipv6_with(ICMPV6, 255, ENDS6, &message));
         assert_eq!(error_of(&packet), Some(ParseError::BadHeader), "type {kind}");
+        // Nor behind what the IP header says is there.
+        let mut trailed = ipv6_with(ICMPV6, 255, ENDS6, &neighbour(kind, PEER6));
+        trailed.resize(40 + ND_MAX_BYTES as usize, 0);
+        assert_eq!(error_of(&read_ip(&trailed)), None, "type {kind}");
+        trailed.push(0);
+        assert_eq!(error_of(&read_ip(&trailed)), Some(ParseError::BadHeader), "type {kind}");
     }
 }
 
@@ -519,6 +525,11 @@ fn arp_is_of_ipv4_over_ethernet() {
         other[14 + at] ^= 0x10;
         assert_eq!(read(Link::Ethernet, &other), Packet::OTHER, "byte {at}");
     }
+    let mut padded = frame.clone();
+    padded.resize(64, 0);
+    assert_eq!(read(Link::Ethernet, &padded).shape, Shape::Arp);
+    padded.push(0);
+    assert_eq!(read(Link::Ethernet, &padded), Packet::OTHER, "what always passes carries nothing else");
 }
 
 #[test]

@@ -306,18 +306,16 @@ impl Flows {
         if piece.offset < first.bytes {
             return refused(Because::Fragment);
         }
-        let segment = Segment { ports: first.ports, signal: Signal::Data };
-        let because = self.segment(segment, ends, first.protocol, hook, policies);
-        if because.passes() {
-            let whole = if piece.last { Some(piece.offset + piece.bytes) } else { first.whole };
-            let passed = first.passed + piece.bytes;
-            if whole.is_some_and(|whole| passed >= whole) {
-                self.trains.remove(&key);
-            } else {
-                self.trains.insert(key, First { passed, whole, ..first });
-            }
+        // Counted whether or not it passes: of a datagram one fragment of which is denied, nothing comes of the others.
+        let whole = if piece.last { Some(piece.offset + piece.bytes) } else { first.whole };
+        let passed = first.passed + piece.bytes;
+        if whole.is_some_and(|whole| passed >= whole) {
+            self.trains.remove(&key);
+        } else {
+            self.trains.insert(key, First { passed, whole, ..first });
         }
-        because
+        let segment = Segment { ports: first.ports, signal: Signal::Data };
+        self.segment(segment, ends, first.protocol, hook, policies)
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
 use nix::unistd::geteuid;
-use portcullis_tests::fuzz::{Extent, Findings, stateless};
+use portcullis_tests::fuzz::{Extent, Findings, stateful, stateless};
 use serde_json::json;
 
 #[derive(Parser)]
@@ -46,10 +46,14 @@ enum Format {
 enum Part {
     /// Packets one by one
     Stateless,
+    /// Sequences of packets, changes and time
+    Stateful,
 }
 
 /// Where neither time nor count is given.
 const SHORT: Duration = Duration::from_secs(10);
+/// Threads for each CPU where most of the time is spent waiting.
+const WAITING: usize = 3;
 /// More than anybody waits for.
 const ENDLESS: Duration = Duration::from_secs(1 << 30);
 
@@ -83,14 +87,29 @@ fn run(args: &Args) -> Result<u64> {
         None => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?,
     };
     let time = args.time.unwrap_or(if args.count.is_some() { ENDLESS } else { SHORT });
-    let threads =
-        args.threads.map_or_else(|| std::thread::available_parallelism().map_or(1, usize::from), usize::from);
-    let packets = args.count.map_or(stateless::PACKETS, |count| count.clamp(1, stateless::PACKETS));
-    let units = args.count.map_or(u64::MAX, |count| count.div_ceil(packets));
-    let begin = Instant::now();
-    let findings = stateless::run(seed, threads, Extent { time, units }, packets)?;
-    print("stateless", "packets", seed, begin.elapsed(), &findings, args.output);
-    Ok(findings.mismatches())
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let extent = |of_unit: u64| {
+        let of_unit = args.count.map_or(of_unit, |count| count.clamp(1, of_unit));
+        (Extent { time, units: args.count.map_or(u64::MAX, |count| count.div_ceil(of_unit)) }, of_unit)
+    };
+    let threads = |usual: usize| args.threads.map_or(usual, usize::from);
+    let mut mismatches = 0;
+    if args.only != Some(Part::Stateful) {
+        let (extent, packets) = extent(stateless::PACKETS);
+        let begin = Instant::now();
+        let findings = stateless::run(seed, threads(cpus), extent, packets)?;
+        print("stateless", "packets", seed, begin.elapsed(), &findings, args.output);
+        mismatches += findings.mismatches();
+    }
+    if args.only != Some(Part::Stateless) {
+        let (extent, sequences) = extent(stateful::SEQUENCES);
+        let begin = Instant::now();
+        // A change waits for the kernel most of the time.
+        let findings = stateful::run(seed, threads(cpus * WAITING), extent, sequences)?;
+        print("stateful", "sequences", seed, begin.elapsed(), &findings, args.output);
+        mismatches += findings.mismatches();
+    }
+    Ok(mismatches)
 }
 
 fn print(part: &str, what: &str, seed: u64, took: Duration, findings: &Findings, format: Format) {

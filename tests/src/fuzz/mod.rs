@@ -3,6 +3,10 @@
 //! alone.
 
 pub mod frames;
+pub mod rig;
+pub mod script;
+pub mod sequences;
+pub mod stateful;
 pub mod stateless;
 
 use std::collections::BTreeMap;

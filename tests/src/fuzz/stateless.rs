@@ -24,8 +24,10 @@ use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
 use portcullis_policy::model::Mode;
 use portcullis_policy::select::Directory;
+use serde_json::Value;
 
 use super::frames::{Forge, Scene};
+use super::script::{place_from_json, unhex};
 use super::{Difference, Extent, Findings, hex, on_threads, seed_of};
 use crate::compare::{cluster_of, compile, key_of};
 
@@ -58,6 +60,16 @@ enum Kind {
 }
 
 impl Kind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Routed => "routed",
+            Self::Layer3 => "layer3",
+            Self::Bridged => "bridged",
+            Self::Unbound => "unbound",
+            Self::Quarantined => "quarantined",
+        }
+    }
+
     fn endpoint(self, addresses: Vec<IpAddr>) -> Endpoint {
         Endpoint {
             addresses,
@@ -87,6 +99,41 @@ impl Kind {
 /// Compares random packets.
 pub fn run(seed: u64, threads: usize, extent: Extent, packets: u64) -> Result<Findings> {
     on_threads(threads, extent, Load::new, |load, number| load.unit(seed, number, packets))
+}
+
+/// Puts each packet of a case file to an interface of its manifests; returns what is not as expected. An object with
+/// `manifests` and `cases`, each with `why`, `pod`, `kind`, `direction`, `from`, `frame` and `expect`.
+pub fn replay(file: &Value) -> Result<Vec<String>> {
+    let list = |name: &str| file[name].as_array().cloned().unwrap_or_default();
+    let mut load = Load::new()?;
+    let (mut policies, places) = load.stage(&list("manifests"))?;
+    let (egress, ingress) = load::both(&mut load.ebpf)?;
+    let mut wrong = Vec::new();
+    for case in list("cases") {
+        let why = case["why"].as_str().context("a case without `why`")?;
+        let (direction, origin) = place_from_json(&case)?;
+        let frame = unhex(case["frame"].as_str().context("a case without `frame`")?)?;
+        let pod = policies.pods.iter().position(|pod| case["pod"] == **pod);
+        let kind = KINDS.iter().position(|kind| case["kind"] == kind.name());
+        let (pod, kind) = pod.zip(kind).with_context(|| format!("{why}: no such pod or kind"))?;
+        let place = &places[pod * KINDS.len() + kind];
+        let question = Question { place, direction, origin, frame: &frame };
+        let theirs = oracle(&question, &mut policies);
+        let program = if direction == Direction::Egress { &*egress } else { &*ingress };
+        let ours = if is_askable(&frame) {
+            asked(program, &question, false)?
+        } else {
+            offline(&load.written, &question)
+        };
+        if !ours.agrees(theirs) || case["expect"] != theirs.name() {
+            wrong.push(format!(
+                "{why}: expected {}, oracle {}, program {ours}",
+                case["expect"],
+                theirs.name()
+            ));
+        }
+    }
+    Ok(wrong)
 }
 
 /// An asked load, and what its tables hold.
@@ -141,28 +188,23 @@ impl Load {
         Ok(Self { kernel, ebpf, written: Desired::default() })
     }
 
-    fn unit(&mut self, seed: u64, number: u64, packets: u64) -> Result<Findings> {
-        let seed = seed_of(seed, number);
-        let case = generate::cluster(seed);
-        let mut forge = Forge::new(seed_of(seed, 0));
-        let cluster = cluster_of(&case.manifests);
+    /// Writes the tables of a cluster, and its pods' interfaces of all kinds.
+    fn stage(&mut self, manifests: &[Value]) -> Result<(Policies, Vec<Place>)> {
+        let cluster = cluster_of(manifests);
         let desired = compile(&cluster);
         let plan = diff(&self.written, &desired);
         for op in plan.before.iter().chain(&plan.after) {
             self.kernel.apply(op)?;
         }
         self.written = desired;
-        let audit = forge.rng().chance(100);
-        self.kernel.set_mode(if audit { Mode::Audit } else { Mode::Enforce })?;
-
-        let world = World::new(&case.manifests);
+        let world = World::new(manifests);
         let directory = Directory::new(&cluster);
         let pods: Vec<String> = world.subjects().into_iter().take(MOST_PODS).collect();
         let mut places = Vec::new();
         for (number, pod) in pods.iter().enumerate() {
             let key = key_of(pod);
             let (addresses, owned) = (world.addresses(pod), owned_addresses(&directory, &key));
-            ensure!(addresses == owned, "seed {seed}: {pod} owns {addresses:?}, compiled {owned:?}");
+            ensure!(addresses == owned, "{pod} owns {addresses:?}, compiled {owned:?}");
             let rulesets = self.written.endpoints.get(&key).copied().unwrap_or(EndpointRulesets::CLOSED);
             for kind in KINDS {
                 let slot = u32::try_from(places.len())?;
@@ -173,11 +215,21 @@ impl Load {
                 places.push(Place { slot, pod: number, endpoint, config, rulesets });
             }
         }
+        Ok((Policies { world, pods, known: HashMap::new() }, places))
+    }
+
+    fn unit(&mut self, seed: u64, number: u64, packets: u64) -> Result<Findings> {
+        let seed = seed_of(seed, number);
+        let case = generate::cluster(seed);
+        let mut forge = Forge::new(seed_of(seed, 0));
+        let (mut policies, places) =
+            self.stage(&case.manifests).with_context(|| format!("cluster {seed}"))?;
+        let audit = forge.rng().chance(100);
+        self.kernel.set_mode(if audit { Mode::Audit } else { Mode::Enforce })?;
         let mut findings = Findings::default();
         if places.is_empty() {
             return Ok(findings);
         }
-        let mut policies = Policies { world, pods, known: HashMap::new() };
         let (egress, ingress) = load::both(&mut self.ebpf)?;
         let mut counts = [0_u64; 256];
         for number in 0..packets {
@@ -258,9 +310,10 @@ impl std::fmt::Display for Answer {
     }
 }
 
-/// `BPF_PROG_TEST_RUN` takes nothing shorter than an Ethernet header, and newer kernels (6.18) nothing whose bytes 12
+/// True if a test run takes it. `BPF_PROG_TEST_RUN` takes nothing shorter than an Ethernet header, and newer kernels (6.18) nothing whose bytes 12
 /// and 13 say IP and that ends before the fixed IP header does.
-fn is_askable(frame: &[u8]) -> bool {
+#[must_use]
+pub fn is_askable(frame: &[u8]) -> bool {
     let shortest = match frame.get(12..14) {
         Some([0x08, 0x00]) => 14 + 20,
         Some([0x86, 0xdd]) => 14 + 40,

@@ -396,7 +396,7 @@ fn big_echoes(field: &mut Field, family: Family) {
 }
 
 /// Sends an echo request of 20,000 bytes; how many came back.
-fn echo(to: SocketAddr) -> io::Result<usize> {
+pub(crate) fn echo(to: SocketAddr) -> io::Result<usize> {
     let (family, protocol, kind) = match to {
         SocketAddr::V4(_) => (AddressFamily::Inet, SockProtocol::Icmp, 8),
         SocketAddr::V6(_) => (AddressFamily::Inet6, SockProtocol::IcmpV6, 128),

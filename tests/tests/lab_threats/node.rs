@@ -1,6 +1,6 @@
 //! T19: the exemption of the own node is for what the node itself makes, and not for what says so.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use portcullis_common::event::{Direction, Reason};
 use portcullis_lab::{Ask, Client, Cni, Family, Probe, ProbeOptions, Target};
@@ -19,6 +19,7 @@ const OPEN_NODE_PORT: u16 = 30_081;
 pub(crate) fn attack(field: &mut Field) {
     for family in FAMILIES {
         itself(field, family);
+        itself_in_pieces(field, family);
         forged(field, family);
     }
     in_fragments(field);
@@ -46,6 +47,20 @@ fn itself(field: &mut Field, family: Family) {
     for (probe, outcome) in probes.iter().zip(outcomes) {
         if outcome.cell() != '.' {
             field.wrong.push(format!("T19 the node itself, {:?} {}: {outcome}", probe.ask, family.name()));
+        }
+    }
+}
+
+/// What the node sends in pieces reaches every pod, and the answer comes back: the node is no peer of anybody's.
+fn itself_in_pieces(field: &mut Field, family: Family) {
+    for pod in ["server", "caged"] {
+        let to = SocketAddr::new(field.address(Who::Pod(pod), family), 0);
+        let outcome = field.lab.node().run(|| crate::fragments::echo(to)).unwrap();
+        if !matches!(outcome, Ok(20_008)) {
+            let name = family.name();
+            field
+                .wrong
+                .push(format!("T19 an echo of 20,000 bytes from the node to {pod}, {name}: {outcome:?}"));
         }
     }
 }

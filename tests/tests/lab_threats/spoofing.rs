@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use portcullis_common::event::{Direction, Reason};
 use portcullis_lab::{Cni, Family};
-use portcullis_tests::field::{CONTROL, Fate, Field, Shot, Who};
+use portcullis_tests::field::{CONTROL, Fate, Field, Mark, OPEN, Shot, Who};
 use portcullis_tests::frames::{self, ICMPV6, Mac, Path};
 
 use crate::FAMILIES;
@@ -36,6 +36,7 @@ pub(crate) fn attack(field: &mut Field) {
     advertisements(field);
     routers(field);
     redirects(field);
+    channels(field);
 }
 
 fn shot(what: &str, family: Family, fate: Fate) -> Shot {
@@ -258,6 +259,55 @@ fn routers(field: &mut Field) {
                 &nonce(mark),
             )]
         });
+    }
+}
+
+/// What always passes carries nothing else, from one that may send nothing.
+fn channels(field: &mut Field) {
+    let caged = Who::Pod("caged");
+    let own = (field.mac(caged), field.address(caged, Family::Ipv4));
+    let denied = |reason| Fate::Dropped(Direction::Egress, reason);
+    let of = |what: &str, family, fate| Shot { from: caged, to: "open", ..shot(what, family, fate) };
+    field.shoot(&of("a long ARP frame", Family::Ipv4, denied(Reason::NotIp)), |path, mark| {
+        let target = ([0; 6], path.dst);
+        vec![[frames::arp(path, REQUEST, own, target), vec![0; 400], mark.to_vec()].concat()]
+    });
+    let family = Family::Ipv6;
+    field.shoot(&of("what stands behind a solicitation", family, denied(Reason::BadHeader)), |path, mark| {
+        vec![[said(path, SOLICITATION, path.dst, None, &[0; 8]), vec![0; 400], mark.to_vec()].concat()]
+    });
+    let report = |path: Path, mark: &Mark| {
+        let message = frames::icmp(path, 143, 0, [0, 0, 0, 0], mark);
+        vec![frames::frame_with_hops(path, 1, ICMPV6, &message)]
+    };
+    field.shoot(&of("a report to one host", family, denied(Reason::Isolated)), report);
+    if field.cni == Cni::Bridge {
+        field.shoot(&of("a report to a group", family, Fate::Arrives), |path, mark| {
+            report(Path { dst_mac: [0x33, 0x33, 0, 0, 0, 1], ..path.to("ff02::1".parse().unwrap()) }, mark)
+        });
+    }
+    // A server that hands out addresses is one that may be reached.
+    let isolated = Fate::Dropped(Direction::Ingress, Reason::Isolated);
+    field.shoot(&shot("an answer of DHCP", Family::Ipv4, isolated), |path, mark| {
+        vec![frames::frame(path, frames::UDP, &frames::udp(path, (67, 68), mark))]
+    });
+    field.shoot(&of("IGMP", Family::Ipv4, denied(Reason::Isolated)), |path, mark| {
+        vec![frames::frame(path.to([224, 0, 0, 22].into()), 2, mark)]
+    });
+    // To everybody: whoever is isolated hears what is allowed to anybody, and nothing else.
+    if field.cni == Cni::Bridge {
+        for (family, group, station) in [
+            (Family::Ipv4, "255.255.255.255", BROADCAST),
+            (Family::Ipv4, "224.0.0.1", [0x01, 0, 0x5e, 0, 0, 1]),
+            (Family::Ipv6, "ff02::1", [0x33, 0x33, 0, 0, 0, 1]),
+        ] {
+            for (port, fate) in [(CONTROL, Fate::Arrives), (OPEN, Fate::Lost)] {
+                field.shoot(&shot(&format!("to {group}, {port}"), family, fate), |path, mark| {
+                    let path = Path { dst_mac: station, ..path.to(group.parse().unwrap()) };
+                    vec![frames::frame(path, frames::UDP, &frames::udp(path, (40_021, port), mark))]
+                });
+            }
+        }
     }
 }
 

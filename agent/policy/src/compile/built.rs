@@ -114,9 +114,11 @@ impl Built {
 
 /// The namespace whose policies a ruleset is of: every name in it has that of the pod.
 pub(super) fn namespace_of(rules: &[RuleContent]) -> &str {
-    rules.first().map_or("", |rule| match &rule.name.source {
+    rules.last().map_or("", |rule| match &rule.name.source {
         RuleSource::NetworkPolicy(key, _) | RuleSource::Isolation(key) => &key.namespace,
         RuleSource::UndeclaredNamespace(namespace) => namespace,
+        // Never the last.
+        RuleSource::OwnNode => "",
     })
 }
 

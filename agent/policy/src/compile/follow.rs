@@ -141,7 +141,8 @@ impl Compiler {
         subjects: &BTreeSet<ObjectKey>,
         goal: &Desired,
     ) -> Option<Plan> {
-        if delta.services || !delta.policies.is_empty() || !delta.pods.is_disjoint(subjects) {
+        if delta.services || delta.own_node || !delta.policies.is_empty() || !delta.pods.is_disjoint(subjects)
+        {
             return None;
         }
         let mut pods = delta.pods.clone();

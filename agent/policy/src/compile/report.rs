@@ -68,6 +68,7 @@ fn policies_of(rules: &[RuleContent]) -> String {
         .map(|rule| match &rule.name.source {
             RuleSource::NetworkPolicy(key, _) | RuleSource::Isolation(key) => format!("NetworkPolicy {key}"),
             RuleSource::UndeclaredNamespace(name) => format!("undeclared Namespace {name}"),
+            RuleSource::OwnNode => "--own-node-egress".to_owned(),
         })
         .collect();
     let first: Vec<&str> = names.iter().take(NAMED_POLICIES).map(String::as_str).collect();

@@ -2,16 +2,19 @@
 //! ingress the subject resolves them, on egress they become part of the peer (S25, S26).
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, KIND_INVALID, KIND_ISOLATION, KIND_RULE, port_position,
+    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, KIND_INVALID, KIND_ISOLATION, KIND_OWN_NODE, KIND_RULE,
+    port_position,
 };
 
 use crate::desired::{CounterName, RuleSource};
 use crate::model::{
-    Cluster, DirectionSpec, IsolationCause, Mode, NetworkPolicy, ObjectKey, Peer, Peers, PortMatch, PortSpec,
-    Ports, Protocol, Rule as PolicyRule, Subject,
+    Cluster, DirectionSpec, IpBlock, IsolationCause, Mode, NetworkPolicy, ObjectKey, Peer, Peers, PortMatch,
+    PortSpec, Ports, Protocol, Rule as PolicyRule, Subject,
 };
 use crate::select::{Base, Directory, NamedPort, PeerSelector, PodFacts};
 
@@ -123,6 +126,9 @@ pub fn rules_of(
             contents.extend(expand(rule, directory, facts, &name));
         }
     }
+    if let Direction::Egress = direction {
+        contents.extend(to_own_node(cluster));
+    }
     let invalid = policies.iter().all(|policy| matches!(policy.cause, IsolationCause::Invalid));
     let kind = if invalid { KIND_INVALID } else { KIND_ISOLATION };
     let mut last = closing(RuleSource::Isolation(closes.name.clone()), direction, kind);
@@ -132,6 +138,24 @@ pub fn rules_of(
     };
     contents.push(last);
     Some(contents)
+}
+
+/// What lets pods reach their own node, where the agent was told to: a rule as any other, behind those of policies, so
+/// that packets to anybody else pay nothing for it.
+fn to_own_node(cluster: &Cluster) -> Option<RuleContent> {
+    let block = |address: &IpAddr| PeerSelector {
+        base: Base::Block(IpBlock { net: IpNet::from(*address), except: Vec::new() }),
+        named: None,
+    };
+    let peers: BTreeSet<PeerSelector> = cluster.own_node.iter().map(block).collect();
+    (!peers.is_empty()).then(|| RuleContent {
+        peers: PeerSet::Selected(peers),
+        ports: vec![(0, LAST_POSITION)],
+        action: ACTION_ALLOW,
+        kind: KIND_OWN_NODE,
+        tier: TIER_NETWORK,
+        name: CounterName { source: RuleSource::OwnNode, direction: Direction::Egress },
+    })
 }
 
 /// The deny that stands for isolation.

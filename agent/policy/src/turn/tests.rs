@@ -158,3 +158,45 @@ fn a_pod_always_reaches_itself_and_its_node_reaches_it() {
     let change = super::change(&answers, &node, &party(&answers, "a/db"), "TCP/80".parse().unwrap(), &[]);
     assert!(change.edits.is_empty() && change.text.is_some_and(|text| text.contains("own node")));
 }
+
+#[test]
+fn an_isolated_pod_reaches_its_own_node_where_the_agent_says_so_and_nobody_else() {
+    let isolated = policy("a", "all", json!({"podSelector": {}, "policyTypes": ["Egress"]}));
+    let mut loaded = load(&with(&[isolated]));
+    let own = ["10.9.9.9".parse().unwrap(), "fd99::9".parse().unwrap()];
+    let answer = |cluster: &Cluster, to: IpAddr| {
+        let desired = compile(cluster);
+        let answers = Answers::new(cluster, &desired);
+        let (from, to, traffic) = (party(&answers, "a/db"), Party::Address(to), "TCP/80".parse().unwrap());
+        let egress = answers.answer(&from, &to, traffic).egress.unwrap();
+        let change = change(&answers, &from, &to, traffic, &[]);
+        (egress.action, egress.reason, change.text.unwrap_or_default())
+    };
+    assert!(matches!(answer(&loaded.cluster, own[0]), (Action::Deny, Reason::Isolated, _)));
+    loaded.cluster.own_node = own.into();
+    let (action, reason, text) = answer(&loaded.cluster, own[0]);
+    assert_eq!((action, reason), (Action::Allow, Reason::OwnNode));
+    assert!(text.contains("--own-node-egress"), "{text}");
+    for other in ["10.9.9.8", "10.0.0.2", "192.0.2.1"] {
+        assert!(matches!(
+            answer(&loaded.cluster, other.parse().unwrap()),
+            (Action::Deny, Reason::Isolated, _)
+        ));
+    }
+}
+
+#[test]
+fn a_policy_that_allows_the_own_node_is_named_before_the_agent() {
+    let rule = json!([{"to": [{"ipBlock": {"cidr": "10.9.0.0/16"}}]}]);
+    let policy = policy("a", "np", json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": rule}));
+    let mut loaded = load(&with(&[policy]));
+    loaded.cluster.own_node = ["10.9.9.9".parse().unwrap(), "192.168.0.1".parse().unwrap()].into();
+    let desired = compile(&loaded.cluster);
+    let answers = Answers::new(&loaded.cluster, &desired);
+    let reason = |to: &str| {
+        let (from, to) = (party(&answers, "a/db"), Party::Address(to.parse().unwrap()));
+        answers.answer(&from, &to, "TCP/80".parse().unwrap()).egress.unwrap().reason
+    };
+    assert_eq!((reason("10.9.9.9"), reason("192.168.0.1")), (Reason::Rule, Reason::OwnNode));
+    assert_eq!(reason("192.168.0.2"), Reason::Isolated);
+}

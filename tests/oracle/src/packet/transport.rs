@@ -66,13 +66,11 @@ pub(super) fn read_piece<'a>(piece: Option<Piece>, carried: &Carried<'a>) -> (Co
     if piece.offset > 0 {
         return (Contents::LaterPiece, None);
     }
-    match contents() {
-        Contents::Unreadable(Flaw::Truncated) | Contents::Error(_) => {
-            (Contents::Unreadable(Flaw::Fragment), None)
-        }
-        contents if contents.is_discovery() => (contents, Some(Flaw::Fragment)),
-        contents => (contents, None),
+    let contents = contents();
+    if matches!(contents, Contents::Unreadable(Flaw::Truncated) | Contents::Error(_)) {
+        return (Contents::Unreadable(Flaw::Fragment), None);
     }
+    (contents, contents.is_discovery().then_some(Flaw::Fragment))
 }
 
 impl Contents<'_> {

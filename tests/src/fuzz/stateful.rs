@@ -1,0 +1,107 @@
+//! Sequences: packets of several conversations at several endpoints, with everything changing between them, through
+//! the attached kind of load and the agent's own reconciler. A unit is one script and some sequences in it.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::rig::Rig;
+use super::script::{Script, Stage, Step, Wrong};
+use super::sequences::{Plot, plot, sequence};
+use super::{Extent, Findings, on_threads, seed_of};
+
+/// Sequences of one script, unless told otherwise.
+pub const SEQUENCES: u64 = 40;
+
+/// Compares random sequences.
+pub fn run(seed: u64, threads: usize, extent: Extent, sequences: u64) -> Result<Findings> {
+    on_threads(threads, extent, Rig::new, |rig, number| unit(rig, seed_of(seed, number), sequences))
+}
+
+fn unit(rig: &mut Rig, seed: u64, sequences: u64) -> Result<Findings> {
+    let mut findings = Findings::default();
+    let Some(plot) = plot(seed) else { return Ok(findings) };
+    let mut stage = Stage::new(&plot.script);
+    stage.set(rig)?;
+    for number in 0..sequences {
+        let (first, steps) = sequence(&plot, number, seed_of(seed, number));
+        let played = stage.play(rig, first, &steps)?;
+        findings.compared += 1;
+        findings.packets += played.packets;
+        for (answer, times) in played.answers {
+            *findings.answers.entry(answer).or_default() += times;
+        }
+        let Some(wrong) = played.wrong else { continue };
+        let is_new = !findings.wrong.contains_key(&wrong.difference);
+        let told = if is_new { tell(rig, &mut stage, &plot, first, &steps, &wrong)? } else { String::new() };
+        findings.note(wrong.difference, || format!("script {seed}, sequence {number}: {told}"));
+    }
+    Ok(findings)
+}
+
+/// The shortest form of a failing sequence that was found, as a case.
+fn tell(
+    rig: &mut Rig,
+    stage: &mut Stage,
+    plot: &Plot,
+    first: usize,
+    steps: &[Step],
+    wrong: &Wrong,
+) -> Result<String> {
+    let mut short = steps[..=wrong.step].to_vec();
+    if !is_wrong(rig, stage, first, &short, wrong)? {
+        return Ok(format!("does not happen again: {}", case(&plot.script, first, steps, wrong)));
+    }
+    // From the end on: what came last is most likely needed, and what it did not need goes at once.
+    let mut at = short.len();
+    while at > 0 {
+        at -= 1;
+        let step = short.remove(at);
+        if !is_wrong(rig, stage, first, &short, wrong)? {
+            short.insert(at, step);
+        }
+    }
+    Ok(case(&plot.script, first, &short, wrong).to_string())
+}
+
+fn is_wrong(rig: &mut Rig, stage: &mut Stage, first: usize, steps: &[Step], wrong: &Wrong) -> Result<bool> {
+    let played = stage.play(rig, first, steps)?;
+    Ok(played.wrong.is_some_and(|again| again.difference == wrong.difference))
+}
+
+/// A case as `tests/data/fuzz` keeps it: only the states that it comes to.
+fn case(script: &Script, first: usize, steps: &[Step], wrong: &Wrong) -> Value {
+    let used = steps.iter().filter_map(|step| match step {
+        Step::State(number) => Some(*number),
+        Step::Packet(_) | Step::Settle | Step::Wait(_) | Step::Expire | Step::Restart => None,
+    });
+    let mut numbers: Vec<usize> = std::iter::once(first).chain(used).collect();
+    numbers.sort_unstable();
+    numbers.dedup();
+    let renumbered = |number: &usize| numbers.binary_search(number).unwrap_or_default();
+    let steps: Vec<Value> = steps
+        .iter()
+        .map(|step| match step {
+            Step::State(number) => Step::State(renumbered(number)).to_json(),
+            Step::Packet(_) | Step::Settle | Step::Wait(_) | Step::Expire | Step::Restart => step.to_json(),
+        })
+        .collect();
+    let states: Vec<_> = numbers.iter().filter_map(|number| script.states.get(*number)).collect();
+    json!({
+        "why": wrong.difference.to_string(), "devices": script.devices, "states": states,
+        "first": renumbered(&first), "steps": steps,
+    })
+}
+
+/// Plays a case; returns how the two differ, if they do.
+pub fn replay(rig: &mut Rig, case: &Value) -> Result<Option<Wrong>> {
+    let list = |name: &str| case[name].as_array().cloned().unwrap_or_default();
+    let script = Script {
+        states: list("states").iter().map(|state| state.as_array().cloned().unwrap_or_default()).collect(),
+        devices: serde_json::from_value(case["devices"].clone())?,
+    };
+    let steps: Vec<Step> = list("steps").iter().map(Step::from_json).collect::<Result<_>>()?;
+    let first = usize::try_from(case["first"].as_u64().unwrap_or(0))?;
+    let mut stage = Stage::new(&script);
+    stage.set(rig)?;
+    Ok(stage.play(rig, first, &steps)?.wrong)
+}
