@@ -17,7 +17,9 @@ use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::flow::ESTABLISHED_SECONDS;
-use portcullis_common::wire::{EndpointConfig, EndpointWord, FIRST_FLOWS, FlowEntry, FlowKey, FlowRoom};
+use portcullis_common::wire::{
+    DEFAULT_FLOWS, EndpointConfig, EndpointWord, FIRST_FLOWS, FlowEntry, FlowKey, FlowRoom,
+};
 use portcullis_policy::answer::pod_config;
 use portcullis_policy::desired::{Desired, EndpointRulesets};
 use portcullis_policy::diff::diff;
@@ -133,7 +135,7 @@ impl Attached {
             let rulesets = desired.endpoints.get(pod).copied().unwrap_or(EndpointRulesets::CLOSED);
             let config = EndpointConfig { ifindex: *ifindex, ..pod_config(&directory, pod) };
             let word = EndpointWord { ingress: rulesets.ingress, egress: rulesets.egress, generation: 1 };
-            self.kernel.add_endpoint(slot, config, word, *flows)?;
+            self.kernel.add_endpoint(slot, config, word, DEFAULT_FLOWS.max(*flows))?;
             self.make_room(slot, *flows)?;
             self.kernel.lead_to(config.ifindex, slot)?;
         }
@@ -143,7 +145,7 @@ impl Attached {
     /// An empty table with room for all its flows at once, where the first one has not: nobody is here who would let
     /// it grow.
     fn make_room(&mut self, slot: u32, flows: u32) -> Result<()> {
-        if flows <= FIRST_FLOWS {
+        if flows == FIRST_FLOWS {
             return Ok(());
         }
         let table = FlowTable::create(flows, NO_PREALLOC).context("making a flow table")?;

@@ -67,8 +67,13 @@ pub(crate) fn verdict(row: &Row, noise: f64) -> String {
     match row.setup.engine {
         Engine::Nothing => format!("chance makes {:.1} %", noise * 100.0),
         Engine::Ours => {
-            let is_met = difference <= target::END_TO_END;
-            format!("{words}, of {:.0} %: target {}", target::END_TO_END * 100.0, target::met(is_met))
+            let verdict = if difference == 0.0 && noise > target::END_TO_END {
+                // So much might hide in it.
+                "not decided"
+            } else {
+                target::met(difference <= target::END_TO_END)
+            };
+            format!("{words}, of {:.0} %: target {verdict}", target::END_TO_END * 100.0)
         }
         Engine::Iptables | Engine::Nftables => words,
     }
