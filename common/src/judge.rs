@@ -491,8 +491,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if let Shape::Unreadable = packet.shape {
             return unreadable(self.env, self.ruleset(self.at.direction), packet.error.reason());
         }
-        // Of what a flow may answer for, the flow is asked first: a pod has none with itself.
-        if matches!(packet.shape, Shape::IcmpError | Shape::Later) && self.is_to_itself(remote) {
+        if self.is_to_itself(remote) {
             return Verdict::allow(Reason::SelfTraffic);
         }
         if let Shape::IcmpError = packet.shape {
@@ -539,13 +538,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             kind: FLOW_KIND_FLOW,
         };
         let held = self.existing(work);
-        if held.0 & Packed::NO_FLOW == 0 {
-            held
-        } else if self.is_to_itself(&work.key.remote) {
-            Packed::new(Verdict::allow(Reason::SelfTraffic))
-        } else {
-            self.opened(work, held)
-        }
+        if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) }
     }
 
     /// True for what the pod says to itself.

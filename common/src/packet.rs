@@ -363,7 +363,8 @@ pub fn parse_embedded<V: PacketView>(
     let Bytes(ports) = view.load_far::<8>(l4)?;
     (inner.src_port, inner.dst_port) = match inner.protocol {
         TCP | UDP | SCTP => ports_of(&ports),
-        ICMP | ICMPV6 => match (inner.protocol, ports[0]) {
+        // Of its own family; the other's is a protocol without ports, as where it is sent.
+        ICMP | ICMPV6 if inner.protocol == protocol => match (protocol, ports[0]) {
             (ICMP, 0 | 8) | (ICMPV6, 128 | 129) => {
                 let id = u16::from_be_bytes([ports[4], ports[5]]);
                 (id, id)

@@ -59,6 +59,10 @@ pub const FLOWS_GROWTH: u32 = 4;
 pub const DEFAULT_FLOWS: u32 = 1_048_576;
 /// Interfaces that are found by index in an array, before the hash is asked; a power of two.
 pub const IFACE_CELLS: u32 = 65_536;
+/// Bytes of events at which the programs wake whoever reads them; before, it looks by itself.
+pub const EVENT_WAKE_BYTES: u32 = 1 << 14;
+/// Milliseconds after which whoever reads events looks by itself.
+pub const EVENT_DELAY_MS: u64 = 50;
 /// Bytes of the event ring.
 pub const EVENT_RING_BYTES: u32 = 1 << 20;
 

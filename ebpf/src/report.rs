@@ -43,7 +43,7 @@ pub fn report(skb: &Skb<'_>, slot: u32, direction: Direction, packet: &Packet, v
 pub fn half_full(slot: u32) {
     let notice = Event { time: tables::clock(), slot, reason: NOTICE_FLOWS_HALF, ..Event::default() };
     // The agent looks at every table from time to time, should the ring be full.
-    let _ = tables::send(&notice);
+    let _ = tables::send(&notice, true);
 }
 
 #[inline(never)]
@@ -94,7 +94,7 @@ fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) ->
             (event.local_port, event.remote_port) = (packet.src_port, packet.dst_port);
         }
     }
-    if !tables::send(&event) {
+    if !tables::send(&event, false) {
         budget.lost += 1;
         return u32::MAX;
     }

@@ -2,11 +2,14 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use portcullis_common::event::Event;
+use portcullis_common::wire::EVENT_DELAY_MS;
 use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
 use zerocopy::FromBytes as _;
 
 use super::kernel::take;
@@ -40,16 +43,25 @@ impl Events {
         Ok(Self { ring })
     }
 
-    /// Waits for events and hands over all that are there. An event of an unknown size is passed over.
+    /// Waits for events and hands over all that are there. The programs wake us when many wait; few wait for
+    /// [`EVENT_DELAY_MS`] at most. An event of an unknown size is passed over.
     pub async fn read(&mut self, mut each: impl FnMut(Event)) -> io::Result<()> {
-        let mut ready = self.ring.readable_mut().await?;
-        let ring = &mut ready.get_inner_mut().0;
-        while let Some(item) = ring.next() {
-            if let Ok((event, _)) = Event::read_from_prefix(&item) {
-                each(event);
+        let woken = timeout(Duration::from_millis(EVENT_DELAY_MS), self.ring.readable_mut()).await;
+        let mut hand_over = |ring: &mut RingBuf<MapData>| {
+            while let Some(item) = ring.next() {
+                if let Ok((event, _)) = Event::read_from_prefix(&item) {
+                    each(event);
+                }
             }
+        };
+        if let Ok(ready) = woken {
+            let mut ready = ready?;
+            // Before the ring is read: what comes meanwhile makes it ready again.
+            ready.clear_ready();
+            hand_over(&mut ready.get_inner_mut().0);
+        } else {
+            hand_over(&mut self.ring.get_mut().0);
         }
-        ready.clear_ready();
         Ok(())
     }
 }

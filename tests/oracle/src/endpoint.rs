@@ -250,6 +250,10 @@ fn ip(endpoint: &Endpoint, datagram: &Datagram<'_>, hook: Hook) -> Admission {
     let egress = hook.direction == Direction::Egress;
     let (local, remote) = if egress { (datagram.src, datagram.dst) } else { (datagram.dst, datagram.src) };
     let ends = Ends { local, remote, is_own: endpoint.addresses.contains(&local) };
+    // Towards the pod only, whoever it may speak for.
+    if egress && matches!(datagram.contents, Contents::RouterAdvertisement) {
+        return Admission::Decided(Because::RouterAdvertisement);
+    }
     if egress
         && endpoint.binding == Binding::On
         && let Some(because) = unbound(endpoint, datagram)
@@ -298,16 +302,17 @@ fn unbound(endpoint: &Endpoint, datagram: &Datagram<'_>) -> Option<Because> {
         own(datagram.src) || is_link_local(datagram.src) || datagram.src == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
     let bound = match datagram.contents {
         Contents::Dhcp => true,
-        Contents::RouterAdvertisement => return Some(Because::RouterAdvertisement),
         Contents::Listener => on_link,
         Contents::Neighbour(message) => {
             on_link
                 && advertises_own(endpoint, message)
                 && speaks_for_own_station(endpoint, datagram.src, message)
         }
-        Contents::Unreadable(_) | Contents::LaterPiece | Contents::Segment(_) | Contents::Error(_) => {
-            own(datagram.src)
-        }
+        Contents::RouterAdvertisement
+        | Contents::Unreadable(_)
+        | Contents::LaterPiece
+        | Contents::Segment(_)
+        | Contents::Error(_) => own(datagram.src),
     };
     // What does not pass for discovery has no more freedom than any other packet.
     let bound = bound && (datagram.hidden.is_none() || own(datagram.src));
