@@ -84,7 +84,7 @@ pub struct Options {
     pub own_node_egress: OwnNodeEgress,
     /// Namespaces whose pods may send from any address, unless the Namespace itself says otherwise.
     pub unbound_namespaces: BTreeSet<String>,
-    /// Size of an endpoint's flow table.
+    /// The most flows that an endpoint's table may grow to.
     pub flows_per_endpoint: u32,
     /// Whether what is denied is dropped.
     pub mode: Mode,

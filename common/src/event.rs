@@ -147,7 +147,7 @@ reasons! {
     Truncated = 14, Deny, "truncated";
     /// A header contradicts itself.
     BadHeader = 15, Deny, "bad-header";
-    /// IPv4 source routing.
+    /// Source routing: IPv4's options, an IPv6 routing header of type 0 or with segments left.
     SourceRoute = 16, Deny, "source-route";
     /// A fragment that no honest sender makes: without the whole transport header, or over it.
     Fragment = 17, Deny, "fragment";

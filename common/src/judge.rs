@@ -521,7 +521,8 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             Direction::Egress => (&packet.dst, packet.src_port, packet.dst_port),
         };
         if own == NOT_OWN {
-            // Multicast and broadcast towards the pod: judged one by one.
+            // Multicast and broadcast towards the pod, and what a pod without source binding sends for others: judged one by
+            // one, without state.
             return match self.at.origin {
                 Origin::OwnNode => Packed::new(Verdict::allow(Reason::OwnNode)),
                 Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation => {

@@ -108,7 +108,7 @@ pub enum ParseError {
     Truncated,
     /// A header contradicts itself.
     BadHeader,
-    /// IPv4 loose or strict source routing.
+    /// IPv4 loose or strict source routing; an IPv6 routing header of type 0 or with segments left.
     SourceRoute,
     /// A fragment that no honest sender makes: a first one without the whole transport header, one that could
     /// overwrite that header, one that ends past the largest datagram; or of a message that is never fragmented.

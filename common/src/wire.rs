@@ -6,9 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Addr, mix64};
 
-/// Version of this layout; part of the pins' path. Raise it with every change to a type or a size in this module,
-/// and with every new [`crate::event::Reason`]: a map that is pinned already keeps its size, and an agent that wants
-/// another refuses it.
+/// Version of this layout; part of the pins' path. From the first release on raise it with every change to a type or a
+/// size in this module, and with every new [`crate::event::Reason`]. A map that is pinned already keeps its size, and an
+/// agent that wants another refuses it.
 pub const LAYOUT_VERSION: u32 = 1;
 
 // The numbers of entries are those of an agent that is told no others (`--map-size`): no program relies on one.

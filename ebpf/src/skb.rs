@@ -1,5 +1,6 @@
 //! A packet in the kernel: reads its bytes and says where it came from. Knows nothing of policies.
 
+use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::bpf_skb_load_bytes;
@@ -59,7 +60,7 @@ pub struct Head {
     have: u64,
     /// Where the last load began. An offset that goes through memory is any number to the verifier, which then does not
     /// tell the packet's ways apart by it, and to the compiler, which then keeps the mask.
-    at: u64,
+    at: UnsafeCell<u64>,
     bytes: [u8; HEAD_ROOM + LOAD_BYTES],
 }
 
@@ -82,11 +83,13 @@ impl<'a> Skb<'a> {
         let protocol = unsafe { (*ctx.skb.skb).protocol };
         let want = if protocol == PROTOCOL_IPV4 { HEAD_BYTES_V4 } else { HEAD_BYTES };
         let mut have = if len < want { len } else { want };
-        // SAFETY: `bytes` has room for `have` bytes.
-        if have == 0
-            || unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, head.bytes.as_mut_ptr().cast(), have) } != 0
-        {
-            have = 0;
+        if have != 0 {
+            let place = head.bytes.as_mut_ptr().cast();
+            // SAFETY: the context is valid for the whole program, and `bytes` has room for `have` bytes.
+            let failed = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, place, have) };
+            if failed != 0 {
+                have = 0;
+            }
         }
         head.have = have.into();
         Self { ctx, len, head }
@@ -202,15 +205,15 @@ impl PacketView for Skb<'_> {
     fn load<const N: usize>(&self, offset: u32) -> Option<Bytes<N>> {
         if offset as usize + N <= self.head.have as usize {
             let mut bytes = Bytes([0; N]);
-            // SAFETY: the bytes are inside `head`, as was just compared, and no mask changes the offset; nobody else
-            // has this place.
-            unsafe {
-                let place = (&raw const self.head.at).cast_mut();
-                core::ptr::write_volatile(place, offset.into());
-                let at = core::ptr::read_volatile(place) as usize & (HEAD_ROOM - 1);
-                let start = self.head.bytes.as_ptr().add(at);
-                core::ptr::copy_nonoverlapping(start, bytes.0.as_mut_ptr(), N);
-            }
+            let place = self.head.at.get();
+            // SAFETY: this program's own, and nobody holds a reference to what is in it.
+            unsafe { core::ptr::write_volatile(place, offset.into()) };
+            // SAFETY: as above.
+            let at = unsafe { core::ptr::read_volatile(place) } as usize & (HEAD_ROOM - 1);
+            // SAFETY: inside `bytes`, as was just compared; the mask changes no offset.
+            let start = unsafe { self.head.bytes.as_ptr().add(at) };
+            // SAFETY: N bytes from there are inside `bytes`, as above.
+            unsafe { core::ptr::copy_nonoverlapping(start, bytes.0.as_mut_ptr(), N) };
             return Some(bytes);
         }
         self.load_far(offset)

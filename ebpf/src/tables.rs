@@ -94,10 +94,9 @@ impl SomeOrigin {
     pub fn forget(&mut self, origin: Origin) -> Origin {
         let place = &raw mut self.0;
         // SAFETY: a field behind a reference; volatile, or the compiler would go around the memory.
-        Origin::from_number(unsafe {
-            core::ptr::write_volatile(place, origin.number());
-            core::ptr::read_volatile(place)
-        })
+        unsafe { core::ptr::write_volatile(place, origin.number()) };
+        // SAFETY: as above.
+        Origin::from_number(unsafe { core::ptr::read_volatile(place) })
     }
 }
 
@@ -388,7 +387,7 @@ fn moved(slot: u32, key: &FlowKey) -> Option<*mut FlowEntry> {
     let entry = FLOWS_BEFORE.get(slot)?.get_ptr_mut(key)?;
     let flows = FLOWS.get(slot)?;
     // SAFETY: a value that a lookup returned; copied by the kernel.
-    let _ = flows.insert(key, unsafe { &*entry }, NEW_ONLY);
+    let _ = flows.insert(key, unsafe { *entry }, NEW_ONLY);
     flows.get_ptr_mut(key)
 }
 
@@ -399,22 +398,22 @@ fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
     let Some(flows) = FLOWS.get(slot) else {
         return 0;
     };
-    let room = FLOWS_ROOM.get_ptr_mut(slot);
     let (made, gone) = (FLOWS_MADE.get(slot), FLOWS_GONE.get(slot));
-    let (Some(room), Some(made), Some(gone)) = (room, made, gone) else {
+    let (Some(room), Some(made), Some(gone)) = (FLOWS_ROOM.get(slot), made, gone) else {
         return 0;
     };
     let towards = made.ingress.wrapping_sub(gone.ingress);
     let taken = towards.wrapping_add(made.egress.wrapping_sub(gone.egress));
-    // SAFETY: a value that a lookup returned.
-    let (capacity, told, most_ingress) = unsafe { ((*room).capacity, (*room).told, (*room).most_ingress) };
-    if ingress && towards >= most_ingress.into() {
+    if ingress && towards >= room.most_ingress.into() {
         count_flow_refused();
         return 0;
     }
     if flows.insert(key, entry, NEW_ONLY).is_ok() {
         count_flow(slot, ingress, 1);
-        if told == 0 && taken.wrapping_add(1) >= u64::from(capacity / 2) {
+        if room.told == 0
+            && taken.wrapping_add(1) >= u64::from(room.capacity / 2)
+            && let Some(room) = FLOWS_ROOM.get_ptr_mut(slot)
+        {
             // SAFETY: a value that a lookup returned.
             unsafe { (*room).told = 1 };
             report::half_full(slot);
@@ -430,8 +429,13 @@ fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
 #[inline(always)]
 fn count_flow(slot: u32, ingress: bool, number: u64) {
     if let Some(made) = FLOWS_MADE.get_ptr_mut(slot) {
-        // SAFETY: a value that a lookup returned.
-        let cell = unsafe { if ingress { &raw mut (*made).ingress } else { &raw mut (*made).egress } };
+        let cell = if ingress {
+            // SAFETY: a value that a lookup returned.
+            unsafe { &raw mut (*made).ingress }
+        } else {
+            // SAFETY: as above.
+            unsafe { &raw mut (*made).egress }
+        };
         store_word(cell, load_word(cell).wrapping_add(number));
     }
 }
@@ -466,10 +470,10 @@ impl Environment for Maps {
 
     #[inline(always)]
     fn now(&self) -> u32 {
-        // SAFETY: statics of this object; volatile because the loader sets them before the kernel freezes them.
-        let (tick, first) = unsafe {
-            (core::ptr::read_volatile(&raw const TICK), core::ptr::read_volatile(&raw const FIRST_TICK))
-        };
+        // SAFETY: a static of this object; volatile because the loader sets it before the kernel freezes it.
+        let tick = unsafe { core::ptr::read_volatile(&raw const TICK) };
+        // SAFETY: as above.
+        let first = unsafe { core::ptr::read_volatile(&raw const FIRST_TICK) };
         // SAFETY: a helper without arguments.
         let ticks = unsafe { bpf_jiffies64() };
         (ticks.wrapping_sub(first).wrapping_mul(tick) >> 32) as u32

@@ -52,8 +52,14 @@ pub(crate) const CHECKS: &[Check] = &[
         name: "format of ebpf",
         run: || passes(sh::cargo().args(["fmt", "--manifest-path", EBPF, "--", "--check", "-l"])),
     },
+    Check {
+        kind: Kind::Format,
+        name: "format of the coverage targets",
+        run: || passes(sh::cargo().args(["fmt", "--manifest-path", COVERAGE, "--", "--check", "-l"])),
+    },
     Check { kind: Kind::Lint, name: "clippy of the workspace", run: clippy },
     Check { kind: Kind::Lint, name: "clippy of ebpf", run: clippy_ebpf },
+    Check { kind: Kind::Lint, name: "clippy of the coverage targets", run: clippy_coverage },
     Check {
         kind: Kind::Deny,
         name: "bans, licences and sources of the workspace",
@@ -65,6 +71,8 @@ pub(crate) const CHECKS: &[Check] = &[
 ];
 
 const EBPF: &str = "ebpf/Cargo.toml";
+/// The fuzz targets that follow coverage, a workspace of their own.
+const COVERAGE: &str = "tests/fuzz/Cargo.toml";
 
 pub(crate) fn verb(_: &Args) -> Result<ExitCode> {
     setup::ensure(&[Group::Ebpf, Group::Lint, Group::Deny])?;
@@ -105,11 +113,21 @@ fn clippy() -> Result<Outcome> {
     passes(sh::cargo().args(what))
 }
 
+/// They compile: who wants to run them gives the flags of their README.
+fn clippy_coverage() -> Result<Outcome> {
+    clippy_apart(COVERAGE)
+}
+
 /// For the host: the compiler that has a `core` for BPF comes without clippy. What is built meanwhile goes where
 /// the workspace's does.
 fn clippy_ebpf() -> Result<Outcome> {
+    clippy_apart(EBPF)
+}
+
+/// A crate that is no member of the workspace.
+fn clippy_apart(manifest: &str) -> Result<Outcome> {
     let mut command = sh::cargo();
-    command.args(["clippy", "--release", "--locked", "--manifest-path", EBPF, "--target-dir"]);
+    command.args(["clippy", "--release", "--locked", "--manifest-path", manifest, "--target-dir"]);
     command.arg(Workspace::load()?.target_dir()).args(["--", "--deny", "warnings"]);
     passes(&mut command)
 }

@@ -52,7 +52,7 @@ enum Verb {
     Test(test::Args),
     /// Format, lints, dependencies, documentation: what needs no run
     Check(check::Args),
-    /// Nanoseconds a packet, as a table
+    /// What packets, changes and connections cost, as tables
     Bench(bench::Args),
     /// One fault at a time in a copy of the tree: which tests notice?
     Mutants(mutants::Args),

@@ -68,7 +68,7 @@ fn today() -> u64 {
 
 fn picked(count: usize, seed: u64) -> Vec<&'static Fault> {
     sh::say(format_args!("faults of seed {seed}: `cargo xtask mutants --count {count} --seed {seed}`"));
-    // A stride that shares no factor with the number of faults visits all of them in turn.
+    // One window behind the other: in as many days as there are faults each has been tried.
     let start = usize::try_from(seed).unwrap_or(0).wrapping_mul(count);
     (0..count.min(FAULTS.len())).filter_map(|n| FAULTS.get(start.wrapping_add(n) % FAULTS.len())).collect()
 }

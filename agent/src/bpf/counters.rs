@@ -175,6 +175,7 @@ mod tests {
             RuleSource::NetworkPolicy(key(), 7),
             RuleSource::Isolation(key()),
             RuleSource::UndeclaredNamespace("ns".to_owned()),
+            RuleSource::OwnNode,
         ] {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let name = CounterName { source: source.clone(), direction };

@@ -104,10 +104,19 @@ impl FlowTables {
     /// Goes on with what another agent made, and may have been killed over: the size is what the table says.
     pub fn take_over(&mut self, slot: u32, largest: u32) -> Result<(), BpfError> {
         let Some(table) = self.inner(slot)? else { return Ok(()) };
-        let capacity = sys::map_info(table.as_fd())
-            .map_err(|e| BpfError::map("ask for the size of", "flows", e))?
-            .max_entries;
-        self.has_room(slot, capacity, largest)?;
+        let found =
+            sys::map_info(table.as_fd()).map_err(|e| BpfError::map("ask for the size of", "flows", e))?;
+        // The pins' own shapes were compared; this is behind them, and the kernel copies by its sizes, not by ours.
+        let (key, value) = (size_of::<FlowKey>(), size_of::<FlowEntry>());
+        if (found.key_size as usize, found.value_size as usize) != (key, value) {
+            let cause = format!(
+                "endpoint {slot}: its entries have {} and {} bytes, this agent's {key} and {value}: end the agent that \
+                 made them and run `portcullis cleanup`",
+                found.key_size, found.value_size
+            );
+            return Err(BpfError::map("take over", "flows", cause));
+        }
+        self.has_room(slot, found.max_entries, largest)?;
         self.finish(slot).map(drop)
     }
 

@@ -11,7 +11,7 @@
 //! The order of measuring is shuffled anew in each round, so that a machine that is slow for a while is slow for
 //! all; each measurement is shorter than a time slice, so that on a busy machine some run undisturbed: the lowest
 //! is what the code costs, the median what it cost here. Every one is checked: the verdict counters must have
-//! grown by its packets, under the reason that it is about. Nobody reads the ring of events, and past 20,000
+//! grown by its packets, under the reason that it is about. Nobody reads the ring of events there, and past 20,000
 //! events in a second the programs only count: that is what opening and refusing cost under a flood.
 //!
 //! Everything happens in network namespaces of its own that end with the process, for a time that is set beforehand.
