@@ -399,7 +399,11 @@ fn position_of(config: &EndpointConfig, addr: &Addr) -> u8 {
 const ND_OPTIONS: u32 = ND_MAX_BYTES / 8;
 /// Types of messages (RFC 4861 section 4).
 const ND_ROUTER_SOLICITATION: u8 = 133;
+const ND_SOLICITATION: u8 = 135;
+const ND_ADVERTISEMENT: u8 = 136;
 const ND_REDIRECT: u8 = 137;
+/// Bytes of a solicitation or an advertisement with one link-layer address.
+const ND_UNICAST_BYTES: u32 = 24 + 8;
 /// Options that hold a link-layer address, of the sender or of the target (RFC 4861 section 4.6.1).
 const ND_LINK_ADDRESS: [u8; 2] = [1, 2];
 
@@ -607,6 +611,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             {
                 None
             }
+            Shape::Neighbour | Shape::NeighbourAdvertisement if from_pod && !self.stays_on_link(packet) => {
+                None
+            }
             // A report is for a group (RFC 3810 section 5.2.14), and queries are a router's.
             Shape::ListenerDiscovery if from_pod && !packet.dst.is_multicast_v6() => None,
             Shape::DhcpDiscover
@@ -623,6 +630,29 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             | Shape::BrokenIp
             | Shape::Arp
             | Shape::Other => None,
+        }
+    }
+
+    /// Discovery of a pod that nobody sends on: to a group or a link-local address; to another a question about that
+    /// address, or an answer, with a link-layer address and nothing else. The node is a router: it forwards what is for
+    /// others whatever the hop limit was.
+    #[inline(never)]
+    fn stays_on_link(&self, packet: &Packet) -> bool {
+        if packet.dst.is_multicast_v6() || packet.dst.is_link_local_v6() {
+            return true;
+        }
+        let Some(Bytes([kind])) = self.view.load_far::<1>(packet.inner.wrapping_sub(8)) else {
+            return false;
+        };
+        let Some(Bytes(target)) = self.view.load_far::<16>(packet.inner) else {
+            return false;
+        };
+        // To the end of the frame.
+        let is_short = self.view.len().wrapping_sub(packet.inner.wrapping_sub(8)) <= ND_UNICAST_BYTES;
+        match kind {
+            ND_SOLICITATION => is_short && Addr::v6(target).same(&packet.dst),
+            ND_ADVERTISEMENT => is_short,
+            _ => false,
         }
     }
 

@@ -764,6 +764,7 @@ fn icmp(packet: &mut Packet, head: &[u8; 8], at: u32) {
 #[inline(always)]
 fn icmpv6(packet: &mut Packet, head: &[u8; 8], at: u32, remaining: u32, hops: u8) {
     let id = u16::from_be_bytes([head[4], head[5]]);
+    (packet.src_port, packet.dst_port) = NO_ECHO;
     packet.shape = match head[0] {
         128 => {
             (packet.src_port, packet.dst_port) = (id, id);
@@ -793,10 +794,7 @@ fn icmpv6(packet: &mut Packet, head: &[u8; 8], at: u32, remaining: u32, hops: u8
             packet.inner = at + 8;
             Shape::NeighbourAdvertisement
         }
-        _ => {
-            (packet.src_port, packet.dst_port) = NO_ECHO;
-            Shape::Ongoing
-        }
+        _ => Shape::Ongoing,
     };
 }
 

@@ -391,14 +391,14 @@ wire! {
         pub capacity: u32,
         /// 1 once a program has told that half of it is taken.
         pub told: u32,
-        /// Flows opened towards the pod that it may hold in all: the rest is for the pod's own, which no peer can take.
+        /// Flows opened towards the pod that it may hold: the rest is for the pod's own, which no peer can take.
         pub most_ingress: u32,
         /// Not used; 0.
         pub reserved: u32,
     }
 }
 
-/// Of so many flows that a table may ever hold, peers may take so many less than all.
+/// One part in so many of a table is the pod's own: peers cannot take it.
 pub const OWN_FLOWS_SHARE: u32 = 4;
 
 wire! {

@@ -388,10 +388,12 @@ fn moved(slot: u32, key: &FlowKey) -> Option<*mut FlowEntry> {
     let flows = FLOWS.get(slot)?;
     // SAFETY: a value that a lookup returned; copied by the kernel.
     let _ = flows.insert(key, unsafe { *entry }, NEW_ONLY);
-    flows.get_ptr_mut(key)
+    // Where the larger one is full already it stays where it is.
+    flows.get_ptr_mut(key).or(Some(entry))
 }
 
-/// Makes an entry, or replaces the one that is there; without room it makes none, and counts that.
+/// Makes an entry, or replaces the one that is there; without room it makes none, and counts that. Returns nothing of
+/// meaning: a function of its own has to return a number.
 #[inline(never)]
 fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
     let ingress = entry.tag & FLOW_OPENED_INGRESS != 0;
@@ -402,8 +404,8 @@ fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
     let (Some(room), Some(made), Some(gone)) = (FLOWS_ROOM.get(slot), made, gone) else {
         return 0;
     };
-    let towards = made.ingress.wrapping_sub(gone.ingress);
-    let taken = towards.wrapping_add(made.egress.wrapping_sub(gone.egress));
+    let towards = entries(made.ingress, gone.ingress);
+    let taken = towards.wrapping_add(entries(made.egress, gone.egress));
     if ingress && towards >= room.most_ingress.into() {
         count_flow_refused();
         return 0;
@@ -422,6 +424,14 @@ fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
         count_flow_refused();
     }
     0
+}
+
+/// Entries that were made and not removed. Counts that were lost can make it less than none, which is none: as a number
+/// without sign it would be more than any table holds, and no flow would be made any more.
+#[inline(always)]
+const fn entries(made: u64, gone: u64) -> u64 {
+    let there = made.wrapping_sub(gone);
+    if there > u64::MAX / 2 { 0 } else { there }
 }
 
 /// Adds to the entries that a slot's table has. The target has no atomic addition in `core`: two CPUs can lose a count,

@@ -202,9 +202,16 @@ impl FlowTables {
         let Some(table) = self.inner(slot)? else { return Ok(0) };
         let made = self.made.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_made", e))?.0;
         let gone = self.gone.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_gone", e))?.0;
-        if entries(made, gone) == 0 || self.finish(slot)? == Growth::NoRoom {
+        // Not less than none either: such a count is wrong, and is set right here.
+        if made == gone {
             return Ok(0);
         }
+        // Without room for what is behind the table, room is made here; what is spent must not come back from there.
+        let before = match self.finish(slot)? {
+            Growth::NoRoom => sys::inner_map(fd(&self.before), slot)
+                .map_err(|e| BpfError::map("open", "flows_before", e))?,
+            Growth::Done | Growth::Largest => None,
+        };
         let mut kept = FlowCount::default();
         let mut removed = 0;
         let mut failed = None;
@@ -222,7 +229,8 @@ impl FlowTables {
             }
             // One may have come back to life meanwhile: then it opens again with its next opening packet, or is judged
             // alone, which an expired flow would have been too.
-            match sys::delete_all(table.as_fd(), &spent) {
+            let behind = before.as_ref().map_or(Ok(0u64), |before| sys::delete_all(before.as_fd(), &spent));
+            match behind.and_then(|_| sys::delete_all(table.as_fd(), &spent)) {
                 Ok(count) => removed += count,
                 Err(error) => failed = Some(error),
             }
@@ -250,8 +258,8 @@ impl FlowTables {
     }
 
     fn has_room(&mut self, slot: u32, capacity: u32, largest: u32) -> Result<(), BpfError> {
-        let largest = largest.max(capacity);
-        let most_ingress = largest - largest / OWN_FLOWS_SHARE;
+        // Of what there is room for now: a table that cannot grow, for want of an agent, has a share too.
+        let most_ingress = capacity - capacity / OWN_FLOWS_SHARE;
         put(&mut self.room, "flows_room", slot, FlowRoom { capacity, told: 0, most_ingress, reserved: 0 })
     }
 }

@@ -161,6 +161,45 @@ fn spent_entries_go_and_the_counts_are_set_right() {
 }
 
 #[test]
+fn a_count_below_none_is_set_right_too() {
+    if !is_root() {
+        return;
+    }
+    let mut kernel = kernel();
+    let tables = &mut kernel.flow_tables;
+    tables.make(SLOT, FIRST_FLOWS).unwrap();
+    write(tables, 0..3);
+    // CPUs lost counts of datagrams that were made, and none of those that were done.
+    tables.count(SLOT, 10u64.wrapping_neg(), 10u64.wrapping_neg()).unwrap();
+    assert_eq!(tables.fill(SLOT).unwrap().0, 0);
+    assert_eq!(tables.expire(SLOT, NOW).unwrap(), 0);
+    assert_eq!(tables.fill(SLOT).unwrap().0, 3);
+    assert_eq!(tables.expire(SLOT, NOW + ESTABLISHED_SECONDS + 1).unwrap(), 3);
+}
+
+#[test]
+fn a_larger_table_that_is_full_before_all_is_copied_gets_room() {
+    const LARGEST: u32 = 20_000;
+    const LATER: u32 = NOW + ESTABLISHED_SECONDS + 1;
+    if !is_root() {
+        return;
+    }
+    let mut kernel = kernel();
+    let tables = &mut kernel.flow_tables;
+    tables.make(SLOT, LARGEST).unwrap();
+    write(tables, 0..9_000);
+    let small = tables.inner(SLOT).unwrap().unwrap();
+    let large = tables.table_of(LARGEST).unwrap();
+    sys::set_inner(fd(&tables.before), SLOT, small.as_fd()).unwrap();
+    sys::set_inner(fd(&tables.flows), SLOT, large.as_fd()).unwrap();
+    write(tables, 9_000..9_000 + LARGEST);
+    assert_eq!(tables.tend(SLOT, LARGEST).unwrap(), Some(Growth::NoRoom));
+    assert_eq!(tables.expire(SLOT, LATER).unwrap(), u64::from(LARGEST));
+    assert_eq!(tables.tend(SLOT, LARGEST).unwrap(), Some(Growth::Done));
+    holds(tables, 0..9_000);
+}
+
+#[test]
 fn an_endpoint_that_takes_a_slot_anew_has_nothing_of_the_last_one() {
     if !is_root() {
         return;

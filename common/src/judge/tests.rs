@@ -526,6 +526,30 @@ fn t8_an_error_is_for_who_sent_what_it_is_about() {
     allows(world.to_pod(&error((PEER4, second), &sent)), Reason::RelatedError);
 }
 
+#[test]
+fn t6_discovery_that_a_router_would_forward_carries_nothing() {
+    let world = world(open(), ISOLATING);
+    let far = Addr::v6([0xfd, 0x99, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9]);
+    let group = Addr::v6([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    let with = |kind, target, to, more: usize| {
+        let mut message = neighbour(kind, target);
+        message.extend(std::vec![1; more]);
+        world.by_pod(&ipv6_with(ICMPV6, 255, (POD6, to), &message))
+    };
+    for to in [LINK_LOCAL, group] {
+        allows(with(135, PEER6, to, 0), Reason::Discovery);
+        allows(with(136, POD6, to, 8), Reason::Discovery);
+    }
+    allows(with(135, far, far, 8), Reason::Discovery);
+    allows(with(136, POD6, far, 8), Reason::Discovery);
+    denies(with(135, PEER6, far, 8), Reason::Isolated);
+    denies(with(135, far, far, 16), Reason::Isolated);
+    denies(with(136, POD6, far, 16), Reason::Isolated);
+    denies(with(133, far, far, 0), Reason::Isolated);
+    denies(with(137, far, far, 0), Reason::Isolated);
+    assert_eq!(world.flow_count(), 0);
+}
+
 /// Rules of thumb that hold for every verdict.
 fn holds(verdict: Verdict, what: &dyn core::fmt::Debug) {
     if verdict.reason != Reason::Rule {

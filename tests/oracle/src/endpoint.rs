@@ -269,12 +269,17 @@ fn ip(endpoint: &Endpoint, datagram: &Datagram<'_>, hook: Hook) -> Admission {
     // A pod reports to groups; who is far away can arrange for a hop limit of 1.
     let on_its_link = if egress { datagram.dst.is_multicast() } else { from_link };
     match datagram.contents {
-        Contents::Dhcp | Contents::Neighbour(_) | Contents::RouterAdvertisement => {
+        Contents::Dhcp | Contents::RouterAdvertisement => return Admission::Decided(Because::Discovery),
+        Contents::Neighbour(message) if !egress || stays_on_link(datagram, message) => {
             return Admission::Decided(Because::Discovery);
         }
         Contents::Listener if on_its_link => return Admission::Decided(Because::Discovery),
         Contents::Unreadable(flaw) => return refused(flaw),
-        Contents::Listener | Contents::LaterPiece | Contents::Segment(_) | Contents::Error(_) => {}
+        Contents::Listener
+        | Contents::Neighbour(_)
+        | Contents::LaterPiece
+        | Contents::Segment(_)
+        | Contents::Error(_) => {}
     }
     let to_itself = egress || hook.origin == Origin::Pod;
     if to_itself && endpoint.addresses.contains(&remote) {
@@ -317,6 +322,21 @@ fn unbound(endpoint: &Endpoint, datagram: &Datagram<'_>) -> Option<Because> {
     // What does not pass for discovery has no more freedom than any other packet.
     let bound = bound && (datagram.hidden.is_none() || own(datagram.src));
     (!bound).then_some(Because::SpoofedSource)
+}
+
+/// A node forwards what is for others, and with it whatever stands in it: then a message asks about its own destination or
+/// answers, and holds one link-layer address at most.
+fn stays_on_link(datagram: &Datagram<'_>, message: &[u8]) -> bool {
+    let IpAddr::V6(dst) = datagram.dst else { return true };
+    if dst.is_multicast() || is_link_local(datagram.dst) {
+        return true;
+    }
+    let short = message.len() <= 24 + 8;
+    match message.first() {
+        Some(135) => short && target(message) == Some(datagram.dst),
+        Some(136) => short,
+        _ => false,
+    }
 }
 
 /// A neighbour advertisement is about the pod's own address, or one of the link.
