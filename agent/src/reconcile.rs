@@ -332,7 +332,7 @@ impl Reconciler {
         }
         let kept: BTreeSet<u32> = adopted.values().map(|e| e.slot).collect();
         for slot in &kept {
-            self.tables.kernel.flow_tables.take_over(*slot, self.flows)?;
+            self.tables.kernel.flow_tables.take_over(*slot)?;
         }
         for (ifindex, slot) in ifaces.iter().filter(|(_, slot)| !kept.contains(slot)) {
             self.tables.kernel.forget_iface(*ifindex)?;

@@ -84,7 +84,7 @@ impl FlowTables {
             .map_err(|e| BpfError::map("write", "flows", e))?;
         let made = self.made.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_made", e))?.0;
         put(&mut self.gone, "flows_gone", slot, made)?;
-        self.has_room(slot, first, largest)
+        self.has_room(slot, first)
     }
 
     /// Frees a table. To be called a grace period after its endpoint was forgotten.
@@ -102,7 +102,7 @@ impl FlowTables {
     }
 
     /// Goes on with what another agent made, and may have been killed over: the size is what the table says.
-    pub fn take_over(&mut self, slot: u32, largest: u32) -> Result<(), BpfError> {
+    pub fn take_over(&mut self, slot: u32) -> Result<(), BpfError> {
         let Some(table) = self.inner(slot)? else { return Ok(()) };
         let found =
             sys::map_info(table.as_fd()).map_err(|e| BpfError::map("ask for the size of", "flows", e))?;
@@ -116,7 +116,7 @@ impl FlowTables {
             );
             return Err(BpfError::map("take over", "flows", cause));
         }
-        self.has_room(slot, found.max_entries, largest)?;
+        self.has_room(slot, found.max_entries)?;
         self.finish(slot).map(drop)
     }
 
@@ -167,7 +167,7 @@ impl FlowTables {
             .map_err(|e| BpfError::map("write", "flows_before", e))?;
         sys::set_inner(fd(&self.flows), slot, next.as_fd())
             .map_err(|e| BpfError::map("write", "flows", e))?;
-        self.has_room(slot, larger, largest)?;
+        self.has_room(slot, larger)?;
         tracing::debug!("endpoint {slot}: its table of flows grows from {capacity} to {larger}");
         self.finish(slot)
     }
@@ -257,7 +257,7 @@ impl FlowTables {
             .map_err(|e| BpfError::map("make inner map of", "flows", e))
     }
 
-    fn has_room(&mut self, slot: u32, capacity: u32, largest: u32) -> Result<(), BpfError> {
+    fn has_room(&mut self, slot: u32, capacity: u32) -> Result<(), BpfError> {
         // Of what there is room for now: a table that cannot grow, for want of an agent, has a share too.
         let most_ingress = capacity - capacity / OWN_FLOWS_SHARE;
         put(&mut self.room, "flows_room", slot, FlowRoom { capacity, told: 0, most_ingress, reserved: 0 })

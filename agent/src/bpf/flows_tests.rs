@@ -126,7 +126,7 @@ fn an_agent_that_was_killed_while_a_table_grew_is_followed_by_one_that_ends_it()
             let (keys, entries): (Vec<_>, Vec<_>) = (2..4_500).map(flow).unzip();
             tables.table(SLOT).unwrap().write_new(&keys, &entries).unwrap();
         }
-        tables.take_over(SLOT, LARGEST).unwrap();
+        tables.take_over(SLOT).unwrap();
         let capacity = if steps > 1 { FIRST_FLOWS * 4 } else { FIRST_FLOWS };
         assert_eq!(tables.fill(SLOT).unwrap().1.capacity, capacity, "after {steps} steps");
         assert!(sys::inner_map(fd(&tables.before), SLOT).unwrap().is_none());
