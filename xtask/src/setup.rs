@@ -74,6 +74,12 @@ const NEEDS: &[Need] = &[
         packages: &["bpftool"],
         present: || sh::find("bpftool").is_some(),
     },
+    Need {
+        group: Group::Lint,
+        what: "a C++ compiler, for libFuzzer",
+        packages: &["build-essential"],
+        present: || sh::find("c++").is_some(),
+    },
     Need { group: Group::Lab, what: "ip", packages: &["iproute2"], present: || sh::find("ip").is_some() },
     Need { group: Group::Lab, what: "nft", packages: &["nftables"], present: || sh::find("nft").is_some() },
     Need {

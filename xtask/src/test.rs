@@ -96,14 +96,16 @@ impl Layer {
         }
     }
 
-    /// What it needs on the machine; none needs nothing, and all that compile need more.
-    const fn group(self) -> Option<Group> {
+    /// What it needs on the machine; all that compile need more.
+    const fn groups(self) -> &'static [Group] {
         match self {
-            Self::Format | Self::Lint => Some(Group::Lint),
-            Self::Deny => Some(Group::Deny),
-            Self::Lab | Self::Lifecycle | Self::Other | Self::Faults => Some(Group::Lab),
-            Self::Vm => Some(Group::Vm),
-            Self::Rooms | Self::Build | Self::Docs | Self::Unit | Self::Kernel | Self::Differential => None,
+            Self::Format | Self::Lint => &[Group::Lint],
+            Self::Deny => &[Group::Deny],
+            // The benchmark's quick run is a test of the lab.
+            Self::Lab => &[Group::Lab, Group::Bench],
+            Self::Differential | Self::Lifecycle | Self::Other | Self::Faults => &[Group::Lab],
+            Self::Vm => &[Group::Vm],
+            Self::Rooms | Self::Build | Self::Docs | Self::Unit | Self::Kernel => &[],
         }
     }
 
@@ -181,7 +183,7 @@ fn set_up(layers: &BTreeSet<Layer>) -> Result<BTreeMap<Group, String>> {
     if layers.iter().any(|l| l.compiles()) {
         setup::ensure(&[Group::Ebpf])?;
     }
-    let groups: BTreeSet<Group> = layers.iter().filter_map(|l| l.group()).collect();
+    let groups: BTreeSet<Group> = layers.iter().flat_map(|l| l.groups()).copied().collect();
     let lacking = groups.into_iter().filter_map(|group| {
         let error = setup::ensure(&[group]).err()?;
         sh::say(format_args!("{error:#}"));
@@ -197,7 +199,7 @@ fn is_ci() -> bool {
 
 impl Run {
     fn layer(&mut self, layer: Layer) -> Tally {
-        if let Some(why) = layer.group().and_then(|group| self.lacking.get(&group)) {
+        if let Some(why) = layer.groups().iter().find_map(|group| self.lacking.get(group)) {
             if is_ci() {
                 return self.failed(format!("{layer}: {why}"));
             }
