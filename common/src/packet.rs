@@ -68,6 +68,7 @@ const IPV4_MORE: u16 = 0x2000;
 const IPV4_OFFSET: u16 = 0x1fff;
 /// RFC 8200 section 4.5: the same in a fragment header, where the offset stands above three bits.
 const IPV6_MORE: u16 = 1;
+const IPV6_OFFSET: u16 = 0xfff8;
 const FRAGMENT_UNIT: u32 = 8;
 /// The end of the largest datagram that fragments can make (RFC 791, RFC 8200 section 4.5).
 const DATAGRAM_MAX_BYTES: u32 = 65_535;
@@ -584,65 +585,94 @@ fn parse_ipv6<V: PacketView>(view: &V, l3: u32, packet: &mut Packet) {
     whole_header(packet);
 }
 
-/// Walks the extension headers that start at `at`, up to `end`. Returns where the transport header is, and leaves
+/// Walks the extension headers that start at `start`, up to `end`. Returns where the transport header is, and leaves
 /// its protocol in the packet; or leaves a shape other than [`Shape::Opening`].
 #[inline(never)]
 fn walk<V: PacketView>(view: &V, packet: &mut Packet, start: u32, end: u32) -> u32 {
-    let mut at = start;
-    for index in 0..=MAX_EXTENSION_HEADERS {
-        let kind = packet.protocol;
-        match kind {
-            NEXT_HOP_BY_HOP | NEXT_FRAGMENT if at != start => {
-                packet.unreadable(ParseError::ExtensionHeader);
-                return at;
-            }
-            NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_FRAGMENT | NEXT_AH | NEXT_DESTINATION
-                if index < MAX_EXTENSION_HEADERS => {}
-            NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_FRAGMENT | NEXT_AH | NEXT_DESTINATION | NEXT_MOBILITY
-            | NEXT_HIP | NEXT_SHIM6 => {
-                packet.unreadable(ParseError::ExtensionHeader);
-                return at;
-            }
-            _ => return at,
-        }
-        let Some(Bytes(head)) = view.load_far::<8>(at) else {
-            packet.unreadable(ParseError::Truncated);
-            return at;
-        };
-        let words = u32::from(head[1]);
-        let bytes = match kind {
-            NEXT_FRAGMENT => 8,
-            // RFC 4302 section 2.2: in words of 4 bytes, less 2.
-            NEXT_AH => (words + 2) * 4,
-            _ => (words + 1) * 8,
-        };
-        if at + bytes > end {
-            packet.unreadable(ParseError::Truncated);
-            return at;
-        }
-        packet.protocol = head[0];
-        at += bytes;
-        match kind {
-            NEXT_ROUTING if head[2] == ROUTING_SOURCE_ROUTE || head[3] != 0 => {
-                packet.unreadable(ParseError::SourceRoute);
-                return at;
-            }
-            NEXT_FRAGMENT => {
-                let word = u16::from_be_bytes([head[2], head[3]]);
-                // Alone it is a whole packet (RFC 6946).
-                if word & !6 != 0 {
-                    packet.datagram = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
-                    packet.carries = packet.protocol;
-                    fragment(packet, word >> 3, word & IPV6_MORE != 0, end - at);
-                }
-                if !matches!(packet.shape, Shape::Opening) {
-                    return at;
-                }
-            }
-            _ => {}
+    packet.inner = start;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        if step(view, packet, start, end) == WALKED {
+            break;
         }
     }
+    // One more that is a transport header, or too many.
+    if is_extension(packet.protocol) && matches!(packet.shape, Shape::Opening) {
+        packet.unreadable(ParseError::ExtensionHeader);
+    }
+    let at = packet.inner;
+    packet.inner = 0;
     at
+}
+
+/// The walk has ended.
+const WALKED: u32 = 1;
+
+#[inline(always)]
+const fn is_extension(kind: u8) -> bool {
+    matches!(
+        kind,
+        NEXT_HOP_BY_HOP
+            | NEXT_ROUTING
+            | NEXT_FRAGMENT
+            | NEXT_AH
+            | NEXT_DESTINATION
+            | NEXT_MOBILITY
+            | NEXT_HIP
+            | NEXT_SHIM6
+    )
+}
+
+/// One extension header of a walk, where the packet's `inner` points; [`WALKED`] if there is none, or no more may be. A
+/// function of its own in eBPF: of a loop with more in it, kernels before 6.3 refuse what the compiler makes.
+#[inline(never)]
+fn step<V: PacketView>(view: &V, packet: &mut Packet, start: u32, end: u32) -> u32 {
+    let (kind, at) = (packet.protocol, packet.inner);
+    match kind {
+        NEXT_HOP_BY_HOP | NEXT_FRAGMENT if at != start => {
+            packet.unreadable(ParseError::ExtensionHeader);
+            return WALKED;
+        }
+        NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_FRAGMENT | NEXT_AH | NEXT_DESTINATION => {}
+        NEXT_MOBILITY | NEXT_HIP | NEXT_SHIM6 => {
+            packet.unreadable(ParseError::ExtensionHeader);
+            return WALKED;
+        }
+        _ => return WALKED,
+    }
+    let Some(Bytes(head)) = view.load_far::<8>(at) else {
+        packet.unreadable(ParseError::Truncated);
+        return WALKED;
+    };
+    let words = u32::from(head[1]);
+    let bytes = match kind {
+        NEXT_FRAGMENT => 8,
+        // RFC 4302 section 2.2: in words of 4 bytes, less 2.
+        NEXT_AH => (words + 2) * 4,
+        _ => (words + 1) * 8,
+    };
+    if at + bytes > end {
+        packet.unreadable(ParseError::Truncated);
+        return WALKED;
+    }
+    packet.protocol = head[0];
+    packet.inner = at + bytes;
+    match kind {
+        NEXT_ROUTING if head[2] == ROUTING_SOURCE_ROUTE || head[3] != 0 => {
+            packet.unreadable(ParseError::SourceRoute);
+            WALKED
+        }
+        NEXT_FRAGMENT => {
+            let word = u16::from_be_bytes([head[2], head[3]]);
+            // Alone it is a whole packet (RFC 6946).
+            if word & (IPV6_OFFSET | IPV6_MORE) != 0 {
+                packet.datagram = u32::from_be_bytes([head[4], head[5], head[6], head[7]]);
+                packet.carries = packet.protocol;
+                fragment(packet, word >> 3, word & IPV6_MORE != 0, end - (at + bytes));
+            }
+            if matches!(packet.shape, Shape::Opening) { 0 } else { WALKED }
+        }
+        _ => 0,
+    }
 }
 
 /// Behind extension headers stands no discovery, but for one router alert before multicast listener discovery.

@@ -130,8 +130,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "headers-unbounded", what: "one extension header more than the bound", file: PACKET,
-        from: "                if index < MAX_EXTENSION_HEADERS => {}",
-        to: "                if index <= MAX_EXTENSION_HEADERS => {}", tests: PARSER,
+        from: "    for _ in 0..MAX_EXTENSION_HEADERS {", to: "    for _ in 0..=MAX_EXTENSION_HEADERS {", tests: PARSER,
     },
     Fault {
         name: "routing-header-zero", what: "IPv6 routing header type 0 passes", file: PACKET,
@@ -140,7 +139,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "ah-length", what: "the authentication header is measured as the others are", file: PACKET,
-        from: "            NEXT_AH => (words + 2) * 4,\n", to: "", tests: PARSER,
+        from: "        NEXT_AH => (words + 2) * 4,\n", to: "", tests: PARSER,
     },
     Fault {
         name: "mapped-source", what: "an IPv6 packet may carry a mapped IPv4 address", file: PACKET,
