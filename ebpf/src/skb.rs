@@ -46,6 +46,8 @@ pub struct Source {
 const HEAD_BYTES: u32 = 74;
 /// The same for IPv4: more could lie behind what the kernel keeps in one piece.
 const HEAD_BYTES_V4: u32 = 54;
+/// The same for what is shorter than these: Ethernet, IPv4 and UDP.
+const HEAD_BYTES_SHORT: u32 = 42;
 /// `ETH_P_IP`, in network byte order.
 const PROTOCOL_IPV4: u32 = 0x0800u16.to_be() as u32;
 /// Room for every offset into the first bytes, and a power of two.
@@ -82,7 +84,14 @@ impl<'a> Skb<'a> {
         // SAFETY: the context is valid for the whole program.
         let protocol = unsafe { (*ctx.skb.skb).protocol };
         let want = if protocol == PROTOCOL_IPV4 { HEAD_BYTES_V4 } else { HEAD_BYTES };
-        let mut have = if len < want { len } else { want };
+        // Constants: kernels before 6.4 do not learn from a comparison that a length is not 0.
+        let mut have = if len >= want {
+            want
+        } else if len >= HEAD_BYTES_SHORT {
+            HEAD_BYTES_SHORT
+        } else {
+            0
+        };
         if have != 0 {
             let place = head.bytes.as_mut_ptr().cast();
             // SAFETY: the context is valid for the whole program, and `bytes` has room for `have` bytes.
