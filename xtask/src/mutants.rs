@@ -159,9 +159,9 @@ impl Copy {
             }
             fs::write(&to, bytes).with_context(|| format!("writing {}", to.display()))?;
         }
-        if !copy.target.join("release").exists() {
+        if !copy.target.join("debug").exists() {
             for part in ["deps", "build", ".fingerprint"] {
-                let (from, to) = (target.join("release").join(part), copy.target.join("release"));
+                let (from, to) = (target.join("debug").join(part), copy.target.join("debug"));
                 fs::create_dir_all(&to).with_context(|| format!("making {}", to.display()))?;
                 if from.exists() {
                     // By links: nothing is written to these files, cargo makes new ones.

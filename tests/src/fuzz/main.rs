@@ -2,6 +2,7 @@
 //! `cargo xtask fuzz`.
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
@@ -28,6 +29,12 @@ struct Args {
     /// So many packets, or sequences
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    /// Only this sequence, by the two numbers that a failure prints
+    #[arg(long, value_name = "SCRIPT:N", conflicts_with_all = ["time", "seed", "only", "count"])]
+    sequence: Option<stateful::Name>,
+    /// So many packets, where sequences are counted by --count
+    #[arg(long, value_name = "N", requires = "count")]
+    packets: Option<u64>,
     /// Threads, each with a load of its own; what is found does not depend on it
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     threads: Option<u16>,
@@ -53,7 +60,7 @@ enum Part {
 /// Where neither time nor count is given.
 const SHORT: Duration = Duration::from_secs(10);
 /// Threads for each CPU where most of the time is spent waiting.
-const WAITING: usize = 3;
+const WAITING: usize = 4;
 /// More than anybody waits for.
 const ENDLESS: Duration = Duration::from_secs(1 << 30);
 
@@ -82,27 +89,34 @@ fn main() -> ExitCode {
 /// Returns the number of mismatches.
 fn run(args: &Args) -> Result<u64> {
     ensure!(geteuid().is_root(), "loading programs needs root");
+    if let Some(name) = args.sequence {
+        let begin = Instant::now();
+        // The namespaces are the thread's.
+        let findings = thread::spawn(move || stateful::again(name)).join().expect("a worker ends")?;
+        print("stateful", "sequences", name.script, begin.elapsed(), &findings, args.output);
+        return Ok(findings.mismatches());
+    }
     let seed = match args.seed {
         Some(seed) => seed,
         None => u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros())?,
     };
     let time = args.time.unwrap_or(if args.count.is_some() { ENDLESS } else { SHORT });
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let extent = |of_unit: u64| {
-        let of_unit = args.count.map_or(of_unit, |count| count.clamp(1, of_unit));
-        (Extent { time, units: args.count.map_or(u64::MAX, |count| count.div_ceil(of_unit)) }, of_unit)
+    let extent = |count: Option<u64>, of_unit: u64| {
+        let of_unit = count.map_or(of_unit, |count| count.clamp(1, of_unit));
+        (Extent { time, units: count.map_or(u64::MAX, |count| count.div_ceil(of_unit)) }, of_unit)
     };
     let threads = |usual: usize| args.threads.map_or(usual, usize::from);
     let mut mismatches = 0;
     if args.only != Some(Part::Stateful) {
-        let (extent, packets) = extent(stateless::PACKETS);
+        let (extent, packets) = extent(args.packets.or(args.count), stateless::PACKETS);
         let begin = Instant::now();
         let findings = stateless::run(seed, threads(cpus), extent, packets)?;
         print("stateless", "packets", seed, begin.elapsed(), &findings, args.output);
         mismatches += findings.mismatches();
     }
     if args.only != Some(Part::Stateless) {
-        let (extent, sequences) = extent(stateful::SEQUENCES);
+        let (extent, sequences) = extent(args.count, stateful::SEQUENCES);
         let begin = Instant::now();
         // A change waits for the kernel most of the time.
         let findings = stateful::run(seed, threads(cpus * WAITING), extent, sequences)?;

@@ -21,10 +21,22 @@ use portcullis_oracle::rng::SplitMix64;
 /// When a run ends.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
-    /// After so long, at the end of each thread's unit.
+    /// After so long, also within a unit.
     pub time: Duration,
     /// After so many units.
     pub units: u64,
+}
+
+/// The end of a run's time.
+#[derive(Clone, Copy, Debug)]
+pub struct End(Option<Instant>);
+
+impl End {
+    /// True once it has come.
+    #[must_use]
+    pub fn has_come(self) -> bool {
+        self.0.is_some_and(|end| Instant::now() >= end)
+    }
 }
 
 /// What a run found.
@@ -91,24 +103,26 @@ pub fn seed_of(seed: u64, number: u64) -> u64 {
     SplitMix64::new(seed ^ SplitMix64::new(number).next_u64()).next_u64()
 }
 
-/// Runs units on threads, each with a worker of its own, and adds up what they find in the units' order.
+/// Runs units on threads, each with a worker of its own, and adds up what they find in the units' order. A unit that is told
+/// that time is over ends early.
 pub fn on_threads<W>(
     threads: usize,
     extent: Extent,
     worker: impl Fn() -> Result<W> + Sync,
-    unit: impl Fn(&mut W, u64) -> Result<Findings> + Sync,
+    unit: impl Fn(&mut W, u64, End) -> Result<Findings> + Sync,
 ) -> Result<Findings> {
-    let begin = Instant::now();
+    // None is further away than the clock goes.
+    let end = End(Instant::now().checked_add(extent.time));
     let next = AtomicU64::new(0);
     let found: Mutex<BTreeMap<u64, Findings>> = Mutex::new(BTreeMap::new());
     let work = || -> Result<()> {
         let mut worker = worker()?;
-        while begin.elapsed() < extent.time {
+        while !end.has_come() {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= extent.units {
                 break;
             }
-            let findings = unit(&mut worker, number)?;
+            let findings = unit(&mut worker, number, end)?;
             found.lock().expect("no thread panics with it").insert(number, findings);
         }
         Ok(())

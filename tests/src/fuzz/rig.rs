@@ -11,12 +11,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use portcullis_agent::attach::HookChoice;
 use portcullis_agent::bpf::Pins;
-use portcullis_agent::bpf::load::{POD_EGRESS, POD_INGRESS, classifier, kernel_release};
+use portcullis_agent::bpf::load::{BpfError, POD_EGRESS, POD_INGRESS, classifier, kernel_release};
 use portcullis_agent::reconcile::{Outcome, Reconciler};
 use portcullis_common::event::{Direction as Way, Outcome as Came, Reason, verdict_cell};
 use portcullis_oracle::Direction;
@@ -24,7 +24,7 @@ use portcullis_oracle::endpoint::Origin;
 use portcullis_policy::model::{Cluster, Mode};
 use portcullis_policy::sizes::Sizes;
 
-use crate::device::{Veth, ip};
+use crate::device::{Veth, ip, ip_batch};
 
 /// Devices that pods can be behind.
 pub const DEVICES: usize = 4;
@@ -35,6 +35,8 @@ const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 /// What the program returns for "allowed".
 const PASS: u32 = u32::MAX;
+/// `EAGAIN` of include/uapi/asm-generic/errno-base.h.
+const EAGAIN: i32 = 11;
 
 /// A flow as the map has it: key and value, as words of the wire.
 type FlowTable = HashMap<MapData, [u8; 24], [u32; 6]>;
@@ -52,9 +54,8 @@ pub struct Entry {
 
 /// A node.
 pub struct Rig {
-    bpffs: PathBuf,
-    pins: Pins,
     reconciler: Option<Reconciler>,
+    pins: Pins,
     devices: Vec<Veth>,
     uplink: Veth,
     verdicts: PerCpuArray<MapData, [u64; 2]>,
@@ -63,8 +64,35 @@ pub struct Rig {
     tables: ArrayOfMaps<MapData, FlowTable>,
     /// The slot behind each device.
     slots: Vec<Option<u32>>,
+    /// Their tables of flows, as far as they are open: to open one takes a dozen calls.
+    opened: Vec<Option<FlowTable>>,
+    /// The addresses that lead to each device.
+    led: Vec<Vec<IpAddr>>,
     /// What is in force.
     cluster: Option<Arc<Cluster>>,
+    /// Goes last.
+    _bpffs: Bpffs,
+}
+
+/// A bpffs at a directory of its own; both go with it.
+struct Bpffs(PathBuf);
+
+impl Bpffs {
+    fn mount(at: PathBuf) -> Result<Self> {
+        fs::create_dir(&at)?;
+        let bpffs = Self(at);
+        let none: Option<&str> = None;
+        mount(Some("bpf"), &bpffs.0, Some("bpf"), MsFlags::empty(), none)?;
+        Ok(bpffs)
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        // The namespaces end with the thread; the directory is everybody's. One that nothing was mounted at goes too.
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+        drop(fs::remove_dir(&self.0));
+    }
 }
 
 impl std::fmt::Debug for Rig {
@@ -81,25 +109,31 @@ impl Rig {
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
         let name = format!("portcullis-fuzz-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let bpffs = std::env::temp_dir().join(name);
-        fs::create_dir(&bpffs)?;
-        mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), none)?;
+        let bpffs = Bpffs::mount(std::env::temp_dir().join(name))?;
         ip(&["link", "set", "lo", "up"])?;
         let uplink = quiet("uplink")?;
         let devices: Vec<Veth> =
             (0..DEVICES).map(|number| quiet(&format!("pod{number}"))).collect::<Result<_>>()?;
-        let pins = Pins::new(&bpffs);
-        pins.prepare(&bpffs)?;
+        let pins = Pins::new(&bpffs.0);
+        pins.prepare(&bpffs.0)?;
         let reconciler = open(&pins)?;
         let map = |name: &str| MapData::from_pin(pins.maps().join(name));
         let verdicts = PerCpuArray::try_from(Map::PerCpuArray(map("verdicts")?))?;
         let tables = ArrayOfMaps::try_from(Map::ArrayOfMaps(map("flows")?))?;
-        let slots = vec![None; DEVICES];
-        let counted = BTreeMap::new();
-        let reconciler = Some(reconciler);
-        let cluster = None;
-        let mut rig =
-            Self { bpffs, pins, reconciler, devices, uplink, verdicts, counted, tables, slots, cluster };
+        let mut rig = Self {
+            reconciler: Some(reconciler),
+            pins,
+            devices,
+            uplink,
+            verdicts,
+            counted: BTreeMap::new(),
+            tables,
+            slots: vec![None; DEVICES],
+            opened: (0..DEVICES).map(|_| None).collect(),
+            led: vec![Vec::new(); DEVICES],
+            cluster: None,
+            _bpffs: bpffs,
+        };
         rig.count_all()?;
         Ok(rig)
     }
@@ -107,17 +141,20 @@ impl Rig {
     /// Leads addresses to the devices, and nowhere else.
     pub fn lead(&mut self, addresses: &[Vec<IpAddr>]) -> Result<()> {
         self.cluster = None;
-        for device in &self.devices {
-            for family in ["-4", "-6"] {
-                ip(&[family, "route", "flush", "dev", device.name()])?;
+        let mut lines = String::new();
+        let mut say = |verb: &str, device: &Veth, addresses: &[IpAddr]| {
+            for address in addresses {
+                lines.push_str(&format!("route {verb} {address} dev {}\n", device.name()));
             }
+        };
+        for (device, before) in self.devices.iter().zip(&self.led) {
+            say("del", device, before);
         }
-        for (number, device) in self.devices.iter().enumerate() {
-            for address in addresses.get(number).map_or(&[][..], Vec::as_slice) {
-                ip(&["route", "add", &address.to_string(), "dev", device.name()])?;
-            }
+        self.led = addresses.iter().cloned().chain(std::iter::repeat(Vec::new())).take(DEVICES).collect();
+        for (device, now) in self.devices.iter().zip(&self.led) {
+            say("add", device, now);
         }
-        Ok(())
+        ip_batch(&lines)
     }
 
     /// Brings enforcement to these objects, unless they are in force.
@@ -126,6 +163,7 @@ impl Rig {
             return Ok(());
         }
         self.cluster = Some(Arc::clone(cluster));
+        self.opened.fill_with(|| None);
         let outcome = self.reconciler()?.reconcile(cluster)?;
         self.look(&outcome)
     }
@@ -150,7 +188,7 @@ impl Rig {
     /// Every flow is older by so much: as if time had passed.
     pub fn age(&mut self, seconds: u32) -> Result<()> {
         for device in 0..DEVICES {
-            let Some(mut table) = self.table(device)? else { continue };
+            let Some(table) = self.table(device)? else { continue };
             let entries: Vec<_> = table.iter().collect::<Result<_, _>>()?;
             for (key, mut value) in entries {
                 value[SEEN] = value[SEEN].wrapping_sub(seconds);
@@ -161,7 +199,7 @@ impl Rig {
     }
 
     /// The flow table behind a device.
-    pub fn entries(&self, device: usize) -> Result<Vec<Entry>> {
+    pub fn entries(&mut self, device: usize) -> Result<Vec<Entry>> {
         let Some(table) = self.table(device)? else { return Ok(Vec::new()) };
         let mut entries: Vec<Entry> = table
             .iter()
@@ -171,9 +209,13 @@ impl Rig {
         Ok(entries)
     }
 
-    fn table(&self, device: usize) -> Result<Option<FlowTable>> {
+    fn table(&mut self, device: usize) -> Result<Option<&mut FlowTable>> {
         let Some(slot) = self.slots.get(device).copied().flatten() else { return Ok(None) };
-        Ok(Some(self.tables.get(&slot, 0)?))
+        let opened = self.opened.get_mut(device).context("a device")?;
+        if opened.is_none() {
+            *opened = Some(self.tables.get(&slot, 0)?);
+        }
+        Ok(opened.as_mut())
     }
 
     /// Puts a frame to the program at a device.
@@ -246,20 +288,26 @@ impl Rig {
     }
 }
 
-impl Drop for Rig {
-    fn drop(&mut self) {
-        self.reconciler = None;
-        // The namespaces end with the thread; the directory is everybody's.
-        let unmounted = umount2(&self.bpffs, MntFlags::MNT_DETACH);
-        if unmounted.is_ok() {
-            drop(fs::remove_dir(&self.bpffs));
+/// A child of another thread that ends while the verifier works interrupts it: `BPF_PROG_LOAD` is to be tried again then.
+fn open(pins: &Pins) -> Result<Reconciler> {
+    const TRIES: usize = 20;
+    let hook = HookChoice::Auto.resolve(kernel_release()?)?;
+    let mut opened = Reconciler::open(pins, hook, FLOWS, Mode::Enforce, &Sizes::default());
+    for _ in 1..TRIES {
+        if !opened.as_ref().err().is_some_and(is_interrupted) {
+            break;
         }
+        opened = Reconciler::open(pins, hook, FLOWS, Mode::Enforce, &Sizes::default());
     }
+    opened
 }
 
-fn open(pins: &Pins) -> Result<Reconciler> {
-    let hook = HookChoice::Auto.resolve(kernel_release()?)?;
-    Reconciler::open(pins, hook, FLOWS, Mode::Enforce, &Sizes::default())
+fn is_interrupted(error: &anyhow::Error) -> bool {
+    let Some(BpfError::Program { cause: ProgramError::LoadError { io_error, .. }, .. }) = error.downcast_ref()
+    else {
+        return false;
+    };
+    io_error.raw_os_error() == Some(EAGAIN)
 }
 
 /// Flows of an endpoint: many more than a sequence makes.

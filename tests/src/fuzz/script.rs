@@ -257,7 +257,7 @@ impl Play {
     }
 
     /// Every flow that lives here lives there, and is as far.
-    fn compare(&self, stage: &Stage, rig: &Rig) -> Result<Option<Difference>> {
+    fn compare(&self, stage: &Stage, rig: &mut Rig) -> Result<Option<Difference>> {
         let pods = &stage.state(self.now)?.pods;
         let now = seconds()?;
         for (device, pod) in pods.iter().enumerate() {
@@ -283,20 +283,25 @@ impl Play {
 impl State {
     fn new(manifests: &[Value], devices: &[Vec<IpAddr>]) -> Self {
         let world = World::new(manifests);
-        let pods = (0..DEVICES)
-            .map(|device| {
-                let key = devices.get(device)?.iter().find_map(|address| world.owner(*address))?;
-                let (namespace, name) = key.split_once('/')?;
-                let is_it = |object: &&Value| {
-                    let of = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("");
-                    let of = if of.is_empty() { "default" } else { of };
-                    object["kind"] == "Pod" && of == namespace && object["metadata"]["name"] == name
-                };
-                let last = manifests.iter().rfind(is_it);
-                let uid = last.and_then(|pod| pod.pointer("/metadata/uid")).and_then(Value::as_str);
-                Some(Pod { addresses: world.addresses(&key), uid: uid.unwrap_or_default().to_owned(), key })
-            })
-            .collect();
+        // A pod has one interface, where the first of its addresses leads that leads anywhere: one that it takes over from
+        // a pod that is gone leads to that one's, which is nobody's then. Of two at one interface the last has it.
+        let mut pods = vec![None; DEVICES];
+        for key in world.subjects() {
+            let addresses = world.addresses(&key);
+            let lead = |address| devices.iter().position(|led| led.contains(address));
+            let Some(device) = addresses.iter().find_map(lead).and_then(|device| pods.get_mut(device)) else {
+                continue;
+            };
+            let Some((namespace, name)) = key.split_once('/') else { continue };
+            let is_it = |object: &&Value| {
+                let of = object.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or("");
+                let of = if of.is_empty() { "default" } else { of };
+                object["kind"] == "Pod" && of == namespace && object["metadata"]["name"] == name
+            };
+            let last = manifests.iter().rfind(is_it);
+            let uid = last.and_then(|pod| pod.pointer("/metadata/uid")).and_then(Value::as_str);
+            *device = Some(Pod { addresses, uid: uid.unwrap_or_default().to_owned(), key });
+        }
         Self { cluster: Arc::new(cluster_of(manifests)), world, pods, known: HashMap::new() }
     }
 }

@@ -110,6 +110,9 @@ fn changed(rng: &mut SplitMix64, objects: &[Value]) -> Vec<Value> {
 /// Sequences in a row that begin in the same state: to come to another takes as long as many packets.
 const IN_A_ROW: u64 = 20;
 
+/// One sequence in so many has another agent take over: the verifier takes as long as some hundred sequences.
+const RESTARTS: usize = 4_000;
+
 /// A sequence: the state that it begins in, and its steps.
 #[must_use]
 pub fn sequence(plot: &Plot, number: u64, seed: u64) -> (usize, Vec<Step>) {
@@ -143,7 +146,7 @@ pub fn sequence(plot: &Plot, number: u64, seed: u64) -> (usize, Vec<Step>) {
             }
         }
     }
-    if author.rng.chance(3) {
+    if author.rng.below(RESTARTS) == 0 {
         let at = author.rng.below(steps.len() + 1);
         steps.insert(at, Step::Restart);
     }

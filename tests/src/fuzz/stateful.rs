@@ -1,6 +1,10 @@
 //! Sequences: packets of several conversations at several endpoints, with everything changing between them, through
 //! the attached kind of load and the agent's own reconciler. A unit is one script and some sequences in it.
 
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -10,19 +14,55 @@ use super::sequences::{Plot, plot, sequence};
 use super::{Extent, Findings, on_threads, seed_of};
 
 /// Sequences of one script, unless told otherwise.
-pub const SEQUENCES: u64 = 40;
+pub const SEQUENCES: u64 = 100;
 
 /// Compares random sequences.
 pub fn run(seed: u64, threads: usize, extent: Extent, sequences: u64) -> Result<Findings> {
-    on_threads(threads, extent, Rig::new, |rig, number| unit(rig, seed_of(seed, number), sequences))
+    on_threads(threads, extent, Rig::new, |rig, number, end| {
+        unit(rig, seed_of(seed, number), 0..sequences, || end.has_come())
+    })
 }
 
-fn unit(rig: &mut Rig, seed: u64, sequences: u64) -> Result<Findings> {
+/// One sequence of a script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The script's seed.
+    pub script: u64,
+    /// Which of its sequences.
+    pub number: u64,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.script, self.number)
+    }
+}
+
+impl FromStr for Name {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let two = text.split_once(':').and_then(|(script, number)| {
+            Some(Self { script: script.parse().ok()?, number: number.parse().ok()? })
+        });
+        two.ok_or_else(|| format!("{text}: write it as it was printed, two numbers with a colon between"))
+    }
+}
+
+/// Compares one sequence again.
+pub fn again(name: Name) -> Result<Findings> {
+    unit(&mut Rig::new()?, name.script, name.number..name.number + 1, || false)
+}
+
+fn unit(rig: &mut Rig, seed: u64, sequences: Range<u64>, is_over: impl Fn() -> bool) -> Result<Findings> {
     let mut findings = Findings::default();
     let Some(plot) = plot(seed) else { return Ok(findings) };
     let mut stage = Stage::new(&plot.script);
     stage.set(rig)?;
-    for number in 0..sequences {
+    for number in sequences {
+        if is_over() {
+            break;
+        }
         let (first, steps) = sequence(&plot, number, seed_of(seed, number));
         let played = stage.play(rig, first, &steps)?;
         findings.compared += 1;
@@ -33,7 +73,8 @@ fn unit(rig: &mut Rig, seed: u64, sequences: u64) -> Result<Findings> {
         let Some(wrong) = played.wrong else { continue };
         let is_new = !findings.wrong.contains_key(&wrong.difference);
         let told = if is_new { tell(rig, &mut stage, &plot, first, &steps, &wrong)? } else { String::new() };
-        findings.note(wrong.difference, || format!("script {seed}, sequence {number}: {told}"));
+        let name = Name { script: seed, number };
+        findings.note(wrong.difference, || format!("--sequence {name}: {told}"));
     }
     Ok(findings)
 }

@@ -28,11 +28,14 @@ use serde_json::Value;
 
 use super::frames::{Forge, Scene};
 use super::script::{place_from_json, unhex};
-use super::{Difference, Extent, Findings, hex, on_threads, seed_of};
+use super::{Difference, End, Extent, Findings, hex, on_threads, seed_of};
 use crate::compare::{cluster_of, compile, key_of};
 
 /// Packets of one cluster, unless told otherwise: to write its tables takes as long as some thousand packets.
 pub const PACKETS: u64 = 20_000;
+
+/// Packets between two looks at the clock.
+const BETWEEN_LOOKS: u64 = 256;
 
 /// Bytes of `struct __sk_buff` that are passed, up to and with `cb`.
 const CONTEXT_BYTES: usize = 68;
@@ -98,7 +101,7 @@ impl Kind {
 
 /// Compares random packets.
 pub fn run(seed: u64, threads: usize, extent: Extent, packets: u64) -> Result<Findings> {
-    on_threads(threads, extent, Load::new, |load, number| load.unit(seed, number, packets))
+    on_threads(threads, extent, Load::new, |load, number, end| load.unit(seed_of(seed, number), packets, end))
 }
 
 /// Puts each packet of a case file to an interface of its manifests; returns what is not as expected. An object with
@@ -218,8 +221,7 @@ impl Load {
         Ok((Policies { world, pods, known: HashMap::new() }, places))
     }
 
-    fn unit(&mut self, seed: u64, number: u64, packets: u64) -> Result<Findings> {
-        let seed = seed_of(seed, number);
+    fn unit(&mut self, seed: u64, packets: u64, end: End) -> Result<Findings> {
         let case = generate::cluster(seed);
         let mut forge = Forge::new(seed_of(seed, 0));
         let (mut policies, places) =
@@ -233,6 +235,9 @@ impl Load {
         let (egress, ingress) = load::both(&mut self.ebpf)?;
         let mut counts = [0_u64; 256];
         for number in 0..packets {
+            if number % BETWEEN_LOOKS == 0 && end.has_come() {
+                break;
+            }
             // Mostly a plain interface: what the others differ in is soon said.
             let rng = forge.rng();
             let kind = if rng.chance(600) { 0 } else { rng.below(KINDS.len()) };

@@ -47,7 +47,7 @@ impl Tests {
     pub(super) fn built(self) -> Vec<Vec<&'static str>> {
         let mut built = Vec::new();
         if let Self::Lab(..) = self {
-            built.push(vec!["build", "--release", "--locked", "--workspace", "--bin", "portcullis"]);
+            built.push(vec!["build", "--locked", "--workspace", "--bin", "portcullis"]);
         }
         let mut tests = self.run();
         tests.truncate(tests.iter().position(|word| *word == "--").unwrap_or(tests.len()));
@@ -57,7 +57,7 @@ impl Tests {
     }
 
     pub(super) fn run(self) -> Vec<&'static str> {
-        let mut words = vec!["test", "--release", "--locked"];
+        let mut words = vec!["test", "--locked"];
         match self {
             Self::Common(path) => words.extend(["-p", "portcullis-common", "--lib", "--", path]),
             Self::Policy(path) => words.extend(["-p", "portcullis-policy", "--lib", "--", path]),
