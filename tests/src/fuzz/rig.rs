@@ -3,6 +3,7 @@
 //! kernel's side; what should come of it is [`super::script`]'s.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -144,7 +145,8 @@ impl Rig {
         let mut lines = String::new();
         let mut say = |verb: &str, device: &Veth, addresses: &[IpAddr]| {
             for address in addresses {
-                lines.push_str(&format!("route {verb} {address} dev {}\n", device.name()));
+                // Writing to a string does not fail.
+                let _ = writeln!(lines, "route {verb} {address} dev {}", device.name());
             }
         };
         for (device, before) in self.devices.iter().zip(&self.led) {
@@ -303,7 +305,8 @@ fn open(pins: &Pins) -> Result<Reconciler> {
 }
 
 fn is_interrupted(error: &anyhow::Error) -> bool {
-    let Some(BpfError::Program { cause: ProgramError::LoadError { io_error, .. }, .. }) = error.downcast_ref()
+    let Some(BpfError::Program { cause: ProgramError::LoadError { io_error, .. }, .. }) =
+        error.downcast_ref()
     else {
         return false;
     };

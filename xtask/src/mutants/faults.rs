@@ -24,8 +24,8 @@ pub(super) enum Tests {
     Common(&'static str),
     /// Of `portcullis-policy`.
     Policy(&'static str),
-    /// The loaded programs, by a target of `portcullis-tests`.
-    Kernel(&'static str),
+    /// The loaded programs, by a target of `portcullis-tests` and the start of a test's path.
+    Kernel(&'static str, &'static str),
     /// Pods as namespaces, by a target of `portcullis-tests` and the start of a test's path.
     Lab(&'static str, &'static str),
 }
@@ -34,13 +34,13 @@ impl Tests {
     pub(super) const fn layer(self) -> &'static str {
         match self {
             Self::Common(_) | Self::Policy(_) => "unit",
-            Self::Kernel(_) => "kernel",
+            Self::Kernel(..) => "kernel",
             Self::Lab(..) => "lab",
         }
     }
 
     pub(super) const fn needs_root(self) -> bool {
-        matches!(self, Self::Kernel(_) | Self::Lab(..))
+        matches!(self, Self::Kernel(..) | Self::Lab(..))
     }
 
     /// What cargo has to build before, for each call of it.
@@ -61,8 +61,9 @@ impl Tests {
         match self {
             Self::Common(path) => words.extend(["-p", "portcullis-common", "--lib", "--", path]),
             Self::Policy(path) => words.extend(["-p", "portcullis-policy", "--lib", "--", path]),
-            Self::Kernel(target) => words.extend(["--workspace", "--test", target, "--"]),
-            Self::Lab(target, path) => words.extend(["--workspace", "--test", target, "--", path]),
+            Self::Kernel(target, path) | Self::Lab(target, path) => {
+                words.extend(["--workspace", "--test", target, "--", path]);
+            }
         }
         if self.needs_root() {
             words.push("--test-threads=1");
@@ -76,8 +77,7 @@ impl fmt::Display for Tests {
         match self {
             Self::Common(path) => write!(f, "portcullis-common, {path}"),
             Self::Policy(path) => write!(f, "portcullis-policy, {path}"),
-            Self::Kernel(target) => write!(f, "{target}"),
-            Self::Lab(target, path) => write!(f, "{target} {path}"),
+            Self::Kernel(target, path) | Self::Lab(target, path) => write!(f, "{target} {path}"),
         }
     }
 }
@@ -247,7 +247,7 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "range-end", what: "a range of ports ends one later", file: "agent/policy/src/compile/built.rs",
         from: "turns.entry(to + 1).or_default().push(index);", to: "turns.entry(to + 2).or_default().push(index);",
-        tests: Tests::Policy("compile::"),
+        tests: Tests::Policy("compile::built"),
     },
     Fault {
         name: "except-everywhere", what: "an except takes away from every block that holds it", file: "agent/policy/src/compile/classes.rs",
@@ -263,30 +263,31 @@ pub(super) const FAULTS: &[Fault] = &[
     Fault {
         name: "families-mixed", what: "an IPv4 prefix matches IPv6 addresses", file: "agent/policy/src/desired.rs",
         from: "IpNet::V4(_) => Self { addr: wire_addr(net.network()), bits: bits + V4_PREFIX_BITS },",
-        to: "IpNet::V4(_) => Self { addr: wire_addr(net.network()), bits },", tests: Tests::Policy(""),
+        to: "IpNet::V4(_) => Self { addr: wire_addr(net.network()), bits },", tests: Tests::Policy("turn::"),
     },
     Fault {
         name: "bytes-behind-the-end", what: "what the packet has no bytes for is read from the one before", file: SKB,
         from: "if offset as usize + N <= self.head.have as usize {", to: "if offset as usize <= self.head.have as usize {",
-        tests: Tests::Kernel("kernel_frames"),
+        tests: Tests::Kernel("kernel_frames", ""),
     },
     Fault {
         name: "own-node-by-device", what: "whatever lost its device counts as the own node's", file: SKB,
         from: "if came_from == 0 && self.has_socket() {", to: "if came_from == 0 {",
-        tests: Tests::Lab("lab_threats", ""),
+        tests: Tests::Lab("lab_threats", "routed_and_tracked"),
     },
     Fault {
         name: "tag-taken-out", what: "a VLAN tag that the kernel took out is none", file: "ebpf/src/main.rs",
-        from: "    if !skb.is_tagged() {", to: "    if !skb.is_tagged() || slot != NO_ENDPOINT {", tests: Tests::Lab("lab_threats", ""),
+        from: "    if !skb.is_tagged() {", to: "    if !skb.is_tagged() || slot != NO_ENDPOINT {",
+        tests: Tests::Lab("lab_threats", "routed_and_tracked"),
     },
     Fault {
         name: "one-table-for-all", what: "a flow of one pod answers for another's", file: TABLES,
         from: "        let flows = FLOWS.get(slot)?;\n        match", to: "        let flows = FLOWS.get(0)?;\n        match",
-        tests: Tests::Lab("lab_threats", ""),
+        tests: Tests::Kernel("differential_fuzz", "sequences_that_once"),
     },
     Fault {
         name: "station-unchecked", what: "a pod behind a bridge may speak for another station", file: SKB,
         from: "station != own && station[0] & group == 0", to: "station != own && station[0] & group == 2",
-        tests: Tests::Lab("lab_bridge", ""),
+        tests: Tests::Lab("lab_bridge", "what_a_bridge_floods"),
     },
 ];

@@ -137,3 +137,24 @@ fn flip_bit(vector: &mut [u64], bit: u32) {
 pub(super) fn to_u32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use portcullis_common::event::Direction;
+    use portcullis_common::wire::KIND_OWN_NODE;
+
+    use super::super::ruleset::closing;
+    use super::*;
+
+    #[test]
+    fn s24_a_range_ends_behind_its_last_port() {
+        let rule = |ports: &[(u32, u32)]| RuleContent {
+            ports: ports.to_vec(),
+            ..closing(RuleSource::OwnNode, Direction::Egress, KIND_OWN_NODE)
+        };
+        let built = Built::new(&[rule(&[(10, 20)]), rule(&[(15, 15), (21, LAST_POSITION)])]);
+        let ranges: Vec<(u32, u64)> =
+            built.ports.iter().filter_map(|(from, rows)| Some((*from, *rows.first()?))).collect();
+        assert_eq!(ranges, [(0, 0), (10, 1), (15, 3), (16, 1), (21, 2)]);
+    }
+}
