@@ -58,6 +58,13 @@ impl Addr {
         )
     }
 
+    /// The address of these [`Addr::halves`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_halves(high: u64, low: u64) -> Self {
+        Self { bytes: zerocopy::transmute!([high, low]) }
+    }
+
     /// True for an IPv4 address.
     #[inline(always)]
     #[must_use]

@@ -3,16 +3,12 @@
 //! `explain`, `matrix` and tests. It decides; the shell counts, reports and returns.
 
 use crate::addr::Addr;
-use crate::classify::{Decision, Tables, classify};
+use crate::classify::{Decision, Tables};
 use crate::event::{Action, Direction, Outcome, Reason};
-use crate::flow::{STATE_OPENING, Side, expired, next_state};
-use crate::packet::{
-    Bytes, Embedded, ICMP, ICMPV6, ND_MAX_BYTES, Packet, PacketView, Part, SCTP, Shape, TCP, parse_embedded,
-};
+use crate::packet::{Bytes, Embedded, ND_MAX_BYTES, Packet, PacketView, Shape, parse_embedded};
 use crate::wire::{
-    COUNTER_NONE, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EPOCH_CELLS, EndpointConfig,
-    EndpointWord, FLOW_KIND_FLOW, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey,
-    RULESET_AUDIT, RULESET_OPEN,
+    COUNTER_NONE, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord,
+    FLOW_KIND_FLOW, FlowEntry, FlowKey, RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -88,6 +84,24 @@ pub trait Environment: Tables + Flows {
     fn is_audit(&self) -> bool;
     /// Seconds of the monotonic clock.
     fn now(&self) -> u32;
+
+    /// [`by_tuple`]. The kernel's programs have it as a global function.
+    #[inline(always)]
+    fn by_tuple(&self, work: &mut Work, at: At) -> Packed
+    where
+        Self: Sized,
+    {
+        by_tuple(self, work, at)
+    }
+
+    /// [`decide`]. The kernel's programs have it as a global function.
+    #[inline(always)]
+    fn decide(&self, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed
+    where
+        Self: Sized,
+    {
+        decide(self, remote, ruleset, protocol, port)
+    }
 }
 
 /// Whether a verdict is news.
@@ -117,9 +131,11 @@ pub struct Verdict {
 /// A [`Verdict`] in one register: what functions return that are their own in eBPF, where a value in memory
 /// would cost stack in every caller.
 #[derive(Clone, Copy)]
-struct Packed(u64);
+pub struct Packed(pub u64);
 
 impl Packed {
+    /// The tables could not be read.
+    pub const UNREADABLE: Self = Self::new(Verdict::deny(Reason::TablesUnreadable));
     const DENIED: u64 = 1 << 8;
     const NEWS: u64 = 1 << 9;
     /// No verdict: there is no flow.
@@ -227,6 +243,8 @@ pub struct Work {
     embedded: Embedded,
     key: FlowKey,
     entry: FlowEntry,
+    /// The endpoint's rulesets and generation, read once.
+    word: EndpointWord,
     /// Which of the endpoint's addresses the packet is to or from.
     own: u8,
 }
@@ -245,6 +263,7 @@ impl Work {
             kind: FLOW_KIND_FLOW,
         },
         entry: FlowEntry { stamp: 0, tag: 0, seen: 0, state: 0, counter: 0, opened: 0 },
+        word: EndpointWord { ingress: 0, egress: 0, generation: 0 },
         own: NOT_OWN,
     };
 }
@@ -264,7 +283,6 @@ pub fn judge<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, 
 
 #[inline(always)]
 fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at: At) -> Verdict {
-    let packet = &work.packet;
     let Some(config) = env.config(at.slot) else {
         return Verdict::deny(Reason::UnknownEndpoint);
     };
@@ -274,6 +292,8 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
     if config.flags & ENDPOINT_USED == 0 {
         return Verdict::deny(Reason::UnknownEndpoint);
     }
+    work.word = rulesets;
+    let packet = &work.packet;
     if let Origin::OtherStation = at.origin {
         return match at.direction {
             Direction::Egress => Verdict::deny(Reason::SpoofedSource),
@@ -308,6 +328,15 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
         | Shape::ListenerDiscovery
         | Shape::IcmpError
         | Shape::Unreadable => Judge { env, view, config, word: rulesets, at }.packet(work),
+    }
+}
+
+/// The ruleset of a direction.
+#[inline(always)]
+const fn ruleset(word: EndpointWord, direction: Direction) -> u16 {
+    match direction {
+        Direction::Ingress => word.ingress,
+        Direction::Egress => word.egress,
     }
 }
 
@@ -464,21 +493,6 @@ struct Judge<'a, E, V> {
     at: At,
 }
 
-/// What a look at the flow table says.
-enum Held<H> {
-    /// An entry, expired or not: its stamp and flags.
-    Flow(H, u32, u32),
-    None,
-    /// An entry that is being recycled, twice.
-    Unreadable,
-}
-
-/// The direction that opened a flow.
-#[inline(always)]
-const fn opener(flags: u32) -> Direction {
-    if flags & FLOW_OPENED_INGRESS == 0 { Direction::Egress } else { Direction::Ingress }
-}
-
 impl<E: Environment, V: PacketView> Judge<'_, E, V> {
     #[inline(always)]
     fn packet(&self, work: &mut Work) -> Verdict {
@@ -498,52 +512,12 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if self.is_to_itself(remote) {
             return Verdict::allow(Reason::SelfTraffic);
         }
-        if let Shape::IcmpError = packet.shape {
-            return self.icmp_error(work).verdict();
-        }
-        let own = own.unwrap_or(NOT_OWN);
-        if let Shape::Later = packet.shape
-            && let Some(reason) = self.recalled(work, own).reason()
+        if let Shape::IcmpError = packet.shape
+            && let Some(verdict) = self.unrelated(work)
         {
-            return unreadable(self.env, self.ruleset(self.at.direction), reason);
+            return verdict;
         }
-        let verdict = self.of_tuple(work, own);
-        if let Part::First = work.packet.part
-            && !verdict.drops()
-        {
-            self.remember(work, own);
-        }
-        verdict.verdict()
-    }
-
-    /// Judges a packet by its tuple.
-    #[inline(always)]
-    fn of_tuple(&self, work: &mut Work, own: u8) -> Packed {
-        let packet = &work.packet;
-        let (remote, local_port, remote_port) = match self.at.direction {
-            Direction::Ingress => (&packet.src, packet.dst_port, packet.src_port),
-            Direction::Egress => (&packet.dst, packet.src_port, packet.dst_port),
-        };
-        if own == NOT_OWN {
-            // Multicast and broadcast towards the pod, and what a pod without source binding sends for others: judged one by
-            // one, without state.
-            return match self.at.origin {
-                Origin::OwnNode => Packed::new(Verdict::allow(Reason::OwnNode)),
-                Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation => {
-                    self.classified(packet, remote)
-                }
-            };
-        }
-        work.key = FlowKey {
-            remote: *remote,
-            local_port,
-            remote_port,
-            protocol: packet.protocol,
-            local: own,
-            kind: FLOW_KIND_FLOW,
-        };
-        let held = self.existing(work);
-        if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) }
+        self.env.by_tuple(work, self.at).verdict()
     }
 
     /// True for what the pod says to itself.
@@ -559,10 +533,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
 
     #[inline(always)]
     fn ruleset(&self, direction: Direction) -> u16 {
-        match direction {
-            Direction::Ingress => self.word.ingress,
-            Direction::Egress => self.word.egress,
-        }
+        ruleset(self.word, direction)
     }
 
     /// What passes or is dropped whatever the policies say: source binding and discovery.
@@ -666,142 +637,17 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         target.is_link_local_v6() || own_index(self.config, &target).is_some()
     }
 
+    /// What an ICMP error is that no flow decides. `None`: the key of the flow that it is about is in the work.
     #[inline(always)]
-    fn stamp(&self, remote: &Addr) -> u32 {
-        self.word
-            .generation
-            .wrapping_add(self.env.epoch(remote.hash() & (EPOCH_CELLS - 1)))
-            .wrapping_add(self.env.prefix_epoch())
-    }
-
-    /// Looks a flow up; an entry with another key's tag is looked up again.
-    #[inline(always)]
-    fn held(&self, key: &FlowKey, tag: u32) -> Held<E::Handle> {
-        for _ in 0..2 {
-            // A miss is confirmed: an element that is being recycled can hide the one behind it.
-            let found = self.env.find(self.at.slot, key).or_else(|| self.env.find(self.at.slot, key));
-            let Some(flow) = found else {
-                return Held::None;
-            };
-            let (stamp, found) = self.env.deciding(flow);
-            if found & !FLOW_TAG_FLAGS == tag {
-                return Held::Flow(flow, stamp, found & FLOW_TAG_FLAGS);
-            }
+    fn unrelated(&self, work: &mut Work) -> Option<Verdict> {
+        if let (Direction::Ingress, Origin::OwnNode) = (self.at.direction, self.at.origin) {
+            return Some(Verdict::allow(Reason::OwnNode));
         }
-        Held::Unreadable
-    }
-
-    /// Goes on with a flow that is there; [`Packed::NO_FLOW`] if none is. Leaves in the work's entry what a
-    /// flow that this packet opens starts with.
-    #[inline(never)]
-    fn existing(&self, work: &mut Work) -> Packed {
-        let packet = &work.packet;
-        let key = &work.key;
-        let now = self.env.now();
-        // Before the tables are read: if they change meanwhile, the flow's stamp is already old.
-        let stamp = self.stamp(&key.remote);
-        let tag = key.tag();
-        work.entry =
-            FlowEntry { stamp, tag, seen: now, state: STATE_OPENING, counter: COUNTER_NONE, opened: now };
-        let opening = matches!(packet.shape, Shape::Opening);
-        if let Shape::Stray = packet.shape {
-            return Packed(Packed::NO_FLOW);
+        let ruleset = self.ruleset(self.at.direction);
+        if u32::from(ruleset) == RULESET_OPEN {
+            return Some(Verdict::allow(Reason::NotIsolated));
         }
-        if opening && (packet.protocol == TCP || packet.protocol == SCTP) {
-            return Packed(Packed::NO_FLOW | Packed::MAY_OPEN);
-        }
-        let none = Packed(if opening { Packed::NO_FLOW | Packed::MAY_OPEN } else { Packed::NO_FLOW });
-        let (flow, held_stamp, flags) = match self.held(key, tag) {
-            Held::None => return none,
-            Held::Unreadable => return Packed::new(Verdict::deny(Reason::TablesUnreadable)),
-            Held::Flow(flow, stamp, flags) => (flow, stamp, flags),
-        };
-        let (seen, state) = self.env.age(flow);
-        if expired(key.protocol, state, seen, now) {
-            return none;
-        }
-        let opener = opener(flags);
-        let side = if opener.index() == self.at.direction.index() { Side::Opener } else { Side::Responder };
-        // A request is no answer: from the side that answers it is judged by its own direction, and leaves none.
-        if opening && matches!(side, Side::Responder) && matches!(packet.protocol, ICMP | ICMPV6) {
-            return Packed(Packed::NO_FLOW);
-        }
-        let mut told = Packed(0);
-        if flags & FLOW_OWN_NODE != 0 {
-            if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode) {
-                // The node's flow, from a device: judged as if there were none, and leaves none.
-                return Packed(Packed::NO_FLOW);
-            }
-        } else if held_stamp != stamp {
-            let again = self.judged_again(key, opener);
-            if again.drops() {
-                // The flow is over; what can open one may open its own, which may be the other direction's.
-                if opening {
-                    return none;
-                }
-                return match (self.at.direction, self.at.origin) {
-                    (Direction::Ingress, Origin::OwnNode) => Packed::new(Verdict::allow(Reason::OwnNode)),
-                    (Direction::Ingress | Direction::Egress, _) => again,
-                };
-            }
-            self.env.renew(flow, stamp, tag | flags);
-            // Told once: the flow goes on.
-            told = again;
-        }
-        let next = next_state(key.protocol, state, side, packet.tcp_flags);
-        if next != state || seen != now {
-            self.env.touch(flow, now, next);
-        }
-        if told.0 & Packed::AUDITED != 0 { told } else { Packed::new(Verdict::allow(Reason::Flow)) }
-    }
-
-    /// Judges a packet that belongs to no flow, and makes one if it may.
-    #[inline(never)]
-    fn opened(&self, work: &mut Work, held: Packed) -> Packed {
-        let key = &work.key;
-        let verdict = match (self.at.direction, self.at.origin) {
-            (Direction::Ingress, Origin::OwnNode) => {
-                work.entry.tag |= FLOW_OPENED_INGRESS | FLOW_OWN_NODE;
-                Packed::new(Verdict::allow(Reason::OwnNode))
-            }
-            (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation) => {
-                work.entry.tag |= FLOW_OPENED_INGRESS;
-                self.classified(&work.packet, &key.remote)
-            }
-            (Direction::Egress, _) => self.classified(&work.packet, &key.remote),
-        };
-        if verdict.drops() || held.0 & Packed::MAY_OPEN == 0 {
-            return verdict;
-        }
-        work.entry.counter = verdict.counter();
-        self.env.insert(self.at.slot, &work.key, &work.entry);
-        Packed(verdict.0 | Packed::NEWS)
-    }
-
-    /// What the policies of this direction say of this packet.
-    #[inline(always)]
-    fn classified(&self, packet: &Packet, remote: &Addr) -> Packed {
-        self.decided(self.at.direction, remote, packet.protocol, packet.dst_port)
-    }
-
-    /// What the policies say now of a flow that an older state of them allowed.
-    #[inline(always)]
-    fn judged_again(&self, key: &FlowKey, opener: Direction) -> Packed {
-        let port = match opener {
-            Direction::Ingress => key.local_port,
-            Direction::Egress => key.remote_port,
-        };
-        self.decided(opener, &key.remote, key.protocol, port)
-    }
-
-    #[inline(always)]
-    fn decided(&self, direction: Direction, remote: &Addr, protocol: u8, port: u16) -> Packed {
-        // An echo's identifier is no port: ICMP follows the rules that name none.
-        let port = match protocol {
-            ICMP | ICMPV6 => 0,
-            _ => port,
-        };
-        decide(self.env, remote, self.ruleset(direction), protocol, port)
+        (self.embedded(work) == EMBEDDED_NONE).then(|| isolated(self.env, ruleset, Reason::UnrelatedError))
     }
 
     /// Works out the key of the flow that an ICMP error is about.
@@ -833,39 +679,6 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         };
         EMBEDDED_KEY
     }
-
-    /// An ICMP error passes an isolated direction only with a live, allowed flow inside; it makes nothing.
-    #[inline(never)]
-    fn icmp_error(&self, work: &mut Work) -> Packed {
-        Packed::new(self.related_error(work))
-    }
-
-    #[inline(always)]
-    fn related_error(&self, work: &mut Work) -> Verdict {
-        if let (Direction::Ingress, Origin::OwnNode) = (self.at.direction, self.at.origin) {
-            return Verdict::allow(Reason::OwnNode);
-        }
-        if u32::from(self.ruleset(self.at.direction)) == RULESET_OPEN {
-            return Verdict::allow(Reason::NotIsolated);
-        }
-        let unrelated = isolated(self.env, self.ruleset(self.at.direction), Reason::UnrelatedError);
-        if self.embedded(work) == EMBEDDED_NONE {
-            return unrelated;
-        }
-        let key = &work.key;
-        match self.held(key, key.tag()) {
-            Held::Flow(flow, stamp, flags) => {
-                let (seen, state) = self.env.age(flow);
-                let live = !expired(key.protocol, state, seen, self.env.now());
-                let current = flags & FLOW_OWN_NODE != 0
-                    || stamp == self.stamp(&key.remote)
-                    || !self.judged_again(key, opener(flags)).drops();
-                if live && current { Verdict::allow(Reason::RelatedError) } else { unrelated }
-            }
-            Held::None => unrelated,
-            Held::Unreadable => Verdict::deny(Reason::TablesUnreadable),
-        }
-    }
 }
 
 /// The error carries no packet of this endpoint.
@@ -873,14 +686,10 @@ const EMBEDDED_NONE: u32 = 0;
 /// The key of its flow is known.
 const EMBEDDED_KEY: u32 = 1;
 
-/// One copy of the classification for its callers: in eBPF a function of its own.
-#[inline(never)]
-fn decide<E: Environment>(env: &E, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
-    let verdict = Packed::new(Verdict::of(classify(env, u32::from(ruleset), remote, protocol, port)));
-    // After the tables, and after the stamp of a flow that this may open: a change of the mode meanwhile ages it.
-    if verdict.drops() && env.is_audit() { Packed(verdict.0 | Packed::AUDITED) } else { verdict }
-}
-
 mod fragments;
+mod tuple;
+
+pub use tuple::{by_tuple, decide};
+
 #[cfg(test)]
 mod tests;

@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+mod globals;
 mod report;
 mod skb;
 mod tables;

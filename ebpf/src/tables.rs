@@ -12,7 +12,7 @@ use aya_ebpf::macros::btf_map;
 use portcullis_common::addr::Addr;
 use portcullis_common::classify::Tables;
 use portcullis_common::event::{Event, VERDICT_CELLS};
-use portcullis_common::judge::{Environment, Flows, Origin, Work};
+use portcullis_common::judge::{At, Environment, Flows, Origin, Packed, Work};
 use portcullis_common::wire::{
     BANKS, CounterKey, CpuState, EPOCH_CELLS, EVENT_RING_BYTES, EVENT_WAKE_BYTES, EndpointConfig,
     EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount, FlowEntry,
@@ -21,6 +21,7 @@ use portcullis_common::wire::{
     PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
 };
 
+use crate::globals;
 use crate::report;
 use crate::skb::{Head, is_probe};
 
@@ -487,5 +488,15 @@ impl Environment for Maps {
         // SAFETY: a helper without arguments.
         let ticks = unsafe { bpf_jiffies64() };
         (ticks.wrapping_sub(first).wrapping_mul(tick) >> 32) as u32
+    }
+
+    #[inline(always)]
+    fn by_tuple(&self, work: &mut Work, at: At) -> Packed {
+        globals::by_tuple(work, at)
+    }
+
+    #[inline(always)]
+    fn decide(&self, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
+        globals::decide(remote, ruleset, protocol, port)
     }
 }

@@ -104,11 +104,8 @@ pub fn compare_where(
 /// The two pods of a probe; none if one of them has no address of the family.
 #[must_use]
 pub fn parties(answers: &Answers<'_>, probe: &Probe) -> Option<(Party, Party)> {
-    let order = answers.order(family_of(probe.family));
-    let find = |pod: &str| {
-        let found = order.iter().find(|(key, _)| key.to_string() == pod);
-        found.map(|(key, address)| Party::Pod(key.clone(), *address))
-    };
+    let family = family_of(probe.family);
+    let find = |pod: &str| answers.pod(&key_of(pod), family);
     Some((find(&probe.from)?, find(&probe.to)?))
 }
 

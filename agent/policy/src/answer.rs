@@ -166,13 +166,18 @@ impl<'a> Answers<'a> {
         self.directory
             .pods
             .keys()
-            .filter_map(|key| {
-                owned_addresses(&self.directory, key)
-                    .into_iter()
-                    .find(|address| Family::of(*address) == family)
-                    .map(|address| ((*key).clone(), address))
-            })
+            .filter_map(|key| self.address(key, family).map(|address| ((*key).clone(), address)))
             .collect()
+    }
+
+    fn address(&self, pod: &ObjectKey, family: Family) -> Option<IpAddr> {
+        owned_addresses(&self.directory, pod).into_iter().find(|address| Family::of(*address) == family)
+    }
+
+    /// A pod by its address of a family; none if it has none.
+    #[must_use]
+    pub fn pod(&self, pod: &ObjectKey, family: Family) -> Option<Party> {
+        self.address(pod, family).map(|address| Party::Pod(pod.clone(), address))
     }
 
     /// The pod that owns an address, or the address itself.

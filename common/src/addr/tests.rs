@@ -67,3 +67,11 @@ fn hashes_of_neighbours_differ() {
     // Of 65,536 random 32-bit numbers one pair in two runs is equal.
     assert!(hashes.len() >= 65_536 - 4, "{}", hashes.len());
 }
+
+#[test]
+fn halves_make_the_address_again() {
+    for addr in [Addr::v4([10, 0, 0, 1]), Addr::v6([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16])] {
+        let (high, low) = addr.halves();
+        assert_eq!(Addr::from_halves(high, low), addr);
+    }
+}

@@ -2,10 +2,11 @@
 //! flows, and the rest is judged by the ports of its first. A datagram needs as much room as a flow, and gives it back
 //! with its last byte or after [`FRAGMENT_SECONDS`].
 
-use super::{Environment, Judge, NOT_OWN, Work};
+use super::tuple::ByTuple;
+use super::{Environment, NOT_OWN, Work};
 use crate::event::{Direction, Reason};
 use crate::flow::{FRAGMENT_SECONDS, is_over};
-use crate::packet::{PacketView, Part, Shape};
+use crate::packet::{Part, Shape};
 use crate::wire::{
     FLOW_KIND_FRAGMENTS_EGRESS, FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FLOW_TAG_FLAGS, FlowEntry,
     FlowKey,
@@ -34,11 +35,11 @@ impl Recalled {
     }
 }
 
-impl<E: Environment, V: PacketView> Judge<'_, E, V> {
+impl<E: Environment> ByTuple<'_, E> {
     /// The key under which the packet's datagram is remembered.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)]
-    fn datagram(&self, work: &mut Work, own: u8) {
+    fn datagram(&self, work: &mut Work) {
         let packet = &work.packet;
         let (remote, kind) = match self.at.direction {
             Direction::Ingress => (packet.src, FLOW_KIND_FRAGMENTS_INGRESS),
@@ -49,19 +50,19 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             local_port: packet.datagram as u16,
             remote_port: (packet.datagram >> 16) as u16,
             protocol: packet.carries,
-            local: own,
+            local: work.own,
             kind,
         };
     }
 
     /// Remembers the datagram of a first fragment that has passed.
     #[inline(never)]
-    pub(super) fn remember(&self, work: &mut Work, own: u8) {
+    pub(super) fn remember(&self, work: &mut Work) {
         // Nobody's datagram: a later fragment to another group could take its place.
-        if own == NOT_OWN {
+        if work.own == NOT_OWN {
             return;
         }
-        self.datagram(work, own);
+        self.datagram(work);
         let packet = &work.packet;
         let (local_port, remote_port, opened) = match self.at.direction {
             Direction::Ingress => (packet.dst_port, packet.src_port, FLOW_OPENED_INGRESS),
@@ -81,11 +82,11 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
     /// Gives a later fragment the protocol and ports of its datagram's first.
     #[inline(never)]
     #[allow(clippy::cast_possible_truncation)]
-    pub(super) fn recalled(&self, work: &mut Work, own: u8) -> Recalled {
-        if own == NOT_OWN {
+    pub(super) fn recalled(&self, work: &mut Work) -> Recalled {
+        if work.own == NOT_OWN {
             return Recalled::NOTHING;
         }
-        self.datagram(work, own);
+        self.datagram(work);
         let key = &work.key;
         let Some(held) = self.env.find(self.at.slot, key) else {
             return Recalled::NOTHING;

@@ -4,7 +4,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::flow::{CLOSING_SECONDS, STATE_ESTABLISHED, UDP_ANSWERED_SECONDS, UDP_OPENING_SECONDS};
-use crate::packet::{Link, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
+use crate::packet::{ICMP, ICMPV6, Link, SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, UDP};
 use crate::testing::{
     LINK_LOCAL, PEER4, PEER6, POD4, POD6, Rng, TestRule, World, ethernet, icmp, ip, ipv4, ipv6_with,
     neighbour, sctp, some_packet, tcp, udp,

@@ -84,6 +84,7 @@ impl fmt::Display for Tests {
 
 const PACKET: &str = "common/src/packet.rs";
 const JUDGE: &str = "common/src/judge.rs";
+const TUPLE: &str = "common/src/judge/tuple.rs";
 const FRAGMENTS: &str = "common/src/judge/fragments.rs";
 const FLOW: &str = "common/src/flow.rs";
 const WIRE: &str = "common/src/wire.rs";
@@ -168,36 +169,36 @@ pub(super) const FAULTS: &[Fault] = &[
         from: "(packet.dst, FLOW_KIND_FRAGMENTS_EGRESS)", to: "(packet.dst, FLOW_KIND_FRAGMENTS_INGRESS)", tests: PIECES,
     },
     Fault {
-        name: "fragment-of-denied", what: "a denied first fragment is remembered", file: JUDGE,
-        from: "        if let Part::First = work.packet.part\n            && !verdict.drops()\n        {",
-        to: "        if let Part::First = work.packet.part {", tests: PIECES,
+        name: "fragment-of-denied", what: "a denied first fragment is remembered", file: TUPLE,
+        from: "    if let Part::First = work.packet.part\n        && !verdict.drops()\n    {",
+        to: "    if let Part::First = work.packet.part {", tests: PIECES,
     },
     Fault {
-        name: "reply-without-state", what: "a reply passes without a flow", file: JUDGE,
+        name: "reply-without-state", what: "a reply passes without a flow", file: TUPLE,
         from: "            Held::None => return none,",
         to: "            Held::None if !opening => return Packed::new(Verdict::allow(Reason::Flow)),\n            Held::None => return none,",
         tests: JUDGEMENT,
     },
     Fault {
-        name: "stamp-not-compared", what: "a flow outlives the policies that allowed it", file: JUDGE,
+        name: "stamp-not-compared", what: "a flow outlives the policies that allowed it", file: TUPLE,
         from: "} else if held_stamp != stamp {", to: "} else if held_stamp != stamp && held_stamp == 0 {", tests: JUDGEMENT,
     },
     Fault {
-        name: "tag-not-compared", what: "a recycled entry answers for another key", file: JUDGE,
+        name: "tag-not-compared", what: "a recycled entry answers for another key", file: TUPLE,
         from: "            if found & !FLOW_TAG_FLAGS == tag {", to: "            if found & !FLOW_TAG_FLAGS != !tag {", tests: JUDGEMENT,
     },
     Fault {
-        name: "judged-again-wrong-way", what: "a flow is judged again in the packet's direction, not in its opener's", file: JUDGE,
+        name: "judged-again-wrong-way", what: "a flow is judged again in the packet's direction, not in its opener's", file: TUPLE,
         from: "let again = self.judged_again(key, opener);", to: "let again = self.judged_again(key, self.at.direction);",
         tests: JUDGEMENT,
     },
     Fault {
-        name: "denied-makes-state", what: "a denied packet makes a flow", file: JUDGE,
+        name: "denied-makes-state", what: "a denied packet makes a flow", file: TUPLE,
         from: "if verdict.drops() || held.0 & Packed::MAY_OPEN == 0 {", to: "if held.0 & Packed::MAY_OPEN == 0 {",
         tests: JUDGEMENT,
     },
     Fault {
-        name: "error-without-flow", what: "an ICMP error passes without the flow that it is about", file: JUDGE,
+        name: "error-without-flow", what: "an ICMP error passes without the flow that it is about", file: TUPLE,
         from: "            Held::None => unrelated,\n", to: "            Held::None => Verdict::allow(Reason::RelatedError),\n",
         tests: JUDGEMENT,
     },
