@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::sys::time::TimeValLike as _;
@@ -49,7 +49,7 @@ pub enum BpfError {
         /// Which.
         name: &'static str,
         /// The verifier's or the system's answer.
-        cause: aya::programs::ProgramError,
+        cause: ProgramError,
     },
     /// A pin is not what this agent makes: nothing was changed.
     #[error("map {map} at {path}: its {what} is {found}, this agent's is {wanted}: {remedy}")]
@@ -201,9 +201,26 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
     }
     let mut ebpf = loader.load(OBJECT)?;
     for name in [POD_EGRESS, POD_INGRESS] {
-        classifier(&mut ebpf, name)?.load().map_err(|cause| BpfError::Program { name, cause })?;
+        verified(classifier(&mut ebpf, name)?).map_err(|cause| BpfError::Program { name, cause })?;
     }
     Ok(ebpf)
+}
+
+/// Times that a load is tried which a signal interrupts. The verifier gives up with `EAGAIN` when one is pending, and a
+/// child that ends sends one; libbpf tries as often (`PROG_LOAD_ATTEMPTS`).
+const LOAD_ATTEMPTS: u32 = 5;
+
+fn verified(program: &mut SchedClassifier) -> Result<(), ProgramError> {
+    let mut loaded = program.load();
+    for _ in 1..LOAD_ATTEMPTS {
+        match &loaded {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
+            }
+            _ => break,
+        }
+        loaded = program.load();
+    }
+    loaded
 }
 
 /// A program of the object.

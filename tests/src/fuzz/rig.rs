@@ -12,12 +12,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
-use aya::programs::{ProgramError, TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use portcullis_agent::attach::HookChoice;
 use portcullis_agent::bpf::Pins;
-use portcullis_agent::bpf::load::{BpfError, POD_EGRESS, POD_INGRESS, classifier, kernel_release};
+use portcullis_agent::bpf::load::{POD_EGRESS, POD_INGRESS, classifier, kernel_release};
 use portcullis_agent::reconcile::{Outcome, Reconciler};
 use portcullis_common::event::{Direction as Way, Outcome as Came, Reason, verdict_cell};
 use portcullis_oracle::Direction;
@@ -36,8 +36,6 @@ const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 /// What the program returns for "allowed".
 const PASS: u32 = u32::MAX;
-/// `EAGAIN` of include/uapi/asm-generic/errno-base.h.
-const EAGAIN: i32 = 11;
 
 /// A flow as the map has it: key and value, as words of the wire.
 type FlowTable = HashMap<MapData, [u8; 24], [u32; 6]>;
@@ -290,27 +288,9 @@ impl Rig {
     }
 }
 
-/// A child of another thread that ends while the verifier works interrupts it: `BPF_PROG_LOAD` is to be tried again then.
 fn open(pins: &Pins) -> Result<Reconciler> {
-    const TRIES: usize = 20;
     let hook = HookChoice::Auto.resolve(kernel_release()?)?;
-    let mut opened = Reconciler::open(pins, hook, FLOWS, Mode::Enforce, &Sizes::default());
-    for _ in 1..TRIES {
-        if !opened.as_ref().err().is_some_and(is_interrupted) {
-            break;
-        }
-        opened = Reconciler::open(pins, hook, FLOWS, Mode::Enforce, &Sizes::default());
-    }
-    opened
-}
-
-fn is_interrupted(error: &anyhow::Error) -> bool {
-    let Some(BpfError::Program { cause: ProgramError::LoadError { io_error, .. }, .. }) =
-        error.downcast_ref()
-    else {
-        return false;
-    };
-    io_error.raw_os_error() == Some(EAGAIN)
+    Reconciler::open(pins, hook, FLOWS, Mode::Enforce, &Sizes::default())
 }
 
 /// Flows of an endpoint: many more than a sequence makes.

@@ -23,6 +23,7 @@ pub(crate) fn attack(field: &mut Field) {
         forged(field, family);
     }
     in_fragments(field);
+    reflected(field);
     if field.conntrack == Conntrack::On {
         node_ports(field);
     }
@@ -156,6 +157,18 @@ fn two_fragments(path: Path, header: Option<u8>, id: u32, protocol: u8, mark: &[
         Ipv6::default().frame(path, next, &first),
         Ipv6::default().frame(path, FRAGMENT, &fragment(48, 0, second)),
     ]
+}
+
+/// A SYN in a pod's name to a port of the node where nobody listens: the kernel refuses it with a segment that has neither
+/// device nor socket, and it is no more than what outside made it send.
+fn reflected(field: &mut Field) {
+    const NOBODY: u16 = 9;
+    let node = own(field, Family::Ipv6);
+    let server = field.address(Who::Pod("server"), Family::Ipv6);
+    field.shoot(&shot("the node's refusal", Who::Outside, Family::Ipv6, ISOLATED), |path, mark| {
+        let path = path.from(server).to(node);
+        vec![frames::frame(path, TCP, &frames::tcp(path, (40_053, NOBODY), SYN, mark))]
+    });
 }
 
 /// From outside to a port of the node, which sends it on to the pod in its own name.
