@@ -14,18 +14,24 @@ use portcullis_policy::model;
 use portcullis_policy::sizes::TableSize;
 
 use crate::attach::HookChoice;
+use crate::cni::install::SettingsArgs;
 use crate::config;
 use crate::daemon;
 use crate::listen::ListenArgs;
 use crate::log::LogArgs;
+use crate::mark::MarkMask;
+use crate::observe::filter::NameText;
 use crate::output::{self, Colour, Exit, Format};
+use crate::plugin;
 use crate::preflight::{self, Regard};
-use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, TrafficText};
+use crate::source::Choice;
+use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, Sent, TrafficText};
 use crate::verbs::endpoints::{Scope, endpoints};
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::offline;
 use crate::verbs::policies::{PoliciesAsk, policies};
 use crate::verbs::status::status;
+use crate::verbs::wait::TimeText;
 use crate::verbs::{self, Face, Failure, From};
 
 /// Kubernetes NetworkPolicies, enforced and explained by eBPF.
@@ -39,11 +45,11 @@ struct Cli {
     verb: Verb,
 }
 
-const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready; `policies lint`: an error or a warning; `--diff`: differs), 2 usage, 3 the environment is not fit.";
+const EXITS: &str = "Exit status: 0 fine, 1 a negative finding (`explain`: denied; `status`: not ready; `policies lint`: an error or a warning; `wait`: not in time; `--diff`: differs), 2 usage, 3 the environment is not fit.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Enforce the policies of a directory on this node's pods
+    /// Enforce the policies of a directory or of the API server on this node's pods
     #[command(after_help = examples::AGENT)]
     Agent(AgentArgs),
     /// Say whether this node is fit, and who else is on it
@@ -67,9 +73,18 @@ enum Verb {
     /// Show what each policy does here, or check files
     #[command(after_help = examples::POLICIES)]
     Policies(PoliciesArgs),
+    /// Wait until something is in force on this node; exit 1 if it is not in time
+    #[command(after_help = examples::WAIT)]
+    Wait {
+        #[command(subcommand)]
+        what: WaitFor,
+    },
     /// Take every program, link, map and pin of ours away
     #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
+    /// Put the CNI plugin before pods' start, or take it away
+    #[command(after_help = examples::CNI)]
+    Cni(CniArgs),
     /// Print what a shell needs to complete this command line
     #[command(after_help = examples::COMPLETIONS)]
     Completions {
@@ -79,6 +94,22 @@ enum Verb {
     /// Print a manual page, or write them all
     #[command(after_help = examples::MAN)]
     Man(ManArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum WaitFor {
+    /// A NetworkPolicy, as the API server or the directory shows it now
+    #[command(after_help = examples::WAIT)]
+    Policy {
+        /// Which
+        #[arg(value_name = "NAMESPACE/NAME")]
+        policy: NameText,
+        /// How long: a number with ms, s or m behind it, up to 60m
+        #[arg(long, value_name = "TIME", default_value = "30s")]
+        timeout: TimeText,
+        #[command(flatten)]
+        run_dir: RunDir,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -128,6 +159,14 @@ enum OwnNodeEgress {
     Allow,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Services {
+    /// Policies decide, where the backend that was chosen gets it
+    Follow,
+    /// Denied
+    Deny,
+}
+
 #[derive(Debug, Args)]
 struct RunDir {
     /// Where the agent's socket is
@@ -163,9 +202,12 @@ struct AgentArgs {
     /// Print every flag's value and where it is from, and end
     #[arg(long)]
     print_config: bool,
-    /// The directory of manifests, watched for change
-    #[arg(long, value_name = "DIR", env = "PORTCULLIS_SOURCE")]
+    /// The directory of manifests, watched for change; or kube, the API server (a directory of that name is ./kube)
+    #[arg(long, value_name = "DIR|kube", env = "PORTCULLIS_SOURCE")]
     source: PathBuf,
+    /// With --source kube: how to reach the API server [default: as the pod's service account, else as kubectl does]
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
     /// What to do with what is denied
     #[arg(long, env = "PORTCULLIS_MODE", default_value = "enforce")]
     mode: Mode,
@@ -182,9 +224,22 @@ struct AgentArgs {
     #[command(flatten)]
     node: NodeArgs,
     /// What pods whose egress a policy isolates may send to the addresses of their own node: what policies say, or all.
-    /// All leads further where the node forwards it: to the backends of node ports, whatever policies say of these
+    /// With --services=deny all leads further where the node forwards it: to the backends of node ports, whatever policies
+    /// say of these
     #[arg(long, env = "PORTCULLIS_OWN_NODE_EGRESS", default_value = "policy")]
     own_node_egress: OwnNodeEgress,
+    /// What pods whose egress a policy isolates may send to the virtual addresses of Services: what policies say of the
+    /// backend that is chosen, or nothing
+    #[arg(long, env = "PORTCULLIS_SERVICES", default_value = "follow")]
+    services: Services,
+    /// The root of the node's cgroups (version 2), where what ends at the node's own sockets is judged [default:
+    /// /sys/fs/cgroup, or unified below it]
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_CGROUP_ROOT")]
+    cgroup_root: Option<PathBuf>,
+    /// The bits of the packet mark that say who sent a packet that may be translated: 12 in one piece, which nobody else on
+    /// the node writes
+    #[arg(long, value_name = "MASK", env = "PORTCULLIS_MARK_MASK", default_value_t)]
+    mark_mask: MarkMask,
     /// Namespaces whose pods may send from addresses that are not theirs; several with commas. A Namespace's own
     /// annotation portcullis.dev/source-binding goes first
     #[allow(clippy::doc_markdown)] // the text of --help
@@ -200,8 +255,55 @@ struct AgentArgs {
     map_sizes: Vec<TableSize>,
     #[command(flatten)]
     listen: ListenArgs,
+    /// Keep our CNI configuration in this directory of the container runtime in step with the primary plugin's, so that
+    /// no pod starts before it is enforced [default: no plugin is used]
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_CNI_CONF_DIR")]
+    cni_conf_dir: Option<PathBuf>,
+    #[command(flatten)]
+    cni: SettingsArgs,
     #[command(flatten)]
     log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+struct CniArgs {
+    #[command(subcommand)]
+    verb: CniVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum CniVerb {
+    /// Copy the plugin's binary, and chain it behind the primary plugin
+    Install {
+        #[command(flatten)]
+        dirs: CniDirs,
+        /// The plugin's binary [default: portcullis-cni beside this one]
+        #[allow(clippy::doc_markdown)] // the text of --help
+        #[arg(long, value_name = "FILE")]
+        plugin: Option<PathBuf>,
+        #[command(flatten)]
+        run_dir: RunDir,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Take our configuration and the plugin's binary away: the primary plugin's configuration counts again
+    Remove {
+        #[command(flatten)]
+        dirs: CniDirs,
+        #[command(flatten)]
+        run_dir: RunDir,
+    },
+}
+
+#[derive(Debug, Args)]
+struct CniDirs {
+    /// Where the container runtime looks for plugins
+    #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+    bin_dir: PathBuf,
+    /// Where it looks for configurations
+    #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+    conf_dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -209,6 +311,9 @@ struct PreflightArgs {
     /// Where programs would hang
     #[arg(long, env = "PORTCULLIS_HOOK", default_value = "auto")]
     hook: HookChoice,
+    /// The bits of the packet mark that are ours: 12 in a row
+    #[arg(long, value_name = "MASK", env = "PORTCULLIS_MARK_MASK", default_value_t)]
+    mark_mask: MarkMask,
     #[command(flatten)]
     bpffs: Bpffs,
     /// Format of the result
@@ -248,11 +353,11 @@ impl AskArgs {
 struct ExplainArgs {
     /// Who sends: NAMESPACE/POD, an address, `node`, `node/NAME` or `world`
     from: String,
-    /// To whom, as FROM
+    /// To whom, as FROM, or svc/NAMESPACE/NAME:PORT: each backend of a Service's port, by the port's number or name
     to: String,
-    /// TCP/80, UDP/53, SCTP/9999 or ICMP
+    /// TCP/80, UDP/53, SCTP/9999 or ICMP; a Service's port says it itself, or takes a protocol alone
     #[arg(value_name = "PROTO/PORT")]
-    traffic: Traffic,
+    sent: Option<Sent>,
     /// Where a pod without a namespace is looked for
     #[arg(short, long, value_name = "NAMESPACE")]
     namespace: Option<String>,
@@ -296,6 +401,10 @@ struct MatrixArgs {
     /// Take every cell from the loaded program; `?` where the pod is not on this node
     #[arg(long)]
     kernel: bool,
+    /// A Service as another column, svc/NAMESPACE/NAME:PORT: `/` where only some of its backends are allowed; several
+    /// times for several
+    #[arg(long, value_name = "SERVICE", conflicts_with = "diff")]
+    to: Vec<String>,
     /// Show only what leaves or enters pods of this namespace, other cells stay blank; several times for several
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     namespaces: Vec<String>,
@@ -384,6 +493,9 @@ struct CleanupArgs {
 #[must_use]
 pub fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().collect();
+    if words.first().is_some_and(plugin::is_called) {
+        return plugin::main();
+    }
     let read = match config::read(Cli::command(), &words) {
         Ok(read) => read,
         Err(error) => {
@@ -410,14 +522,14 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
     match cli.verb {
         Verb::Agent(args) => agent(args),
         Verb::Preflight(args) => {
-            preflight::run(args.hook, &args.bpffs.bpffs, Face { format: args.output, colour })
+            preflight::run(args.hook, &args.bpffs.bpffs, args.mark_mask, Face { format: args.output, colour })
         }
         Verb::Explain(args) => {
             let face = Face { format: args.output, colour };
             let request = ExplainRequest {
                 from: args.from,
                 to: args.to,
-                traffic: TrafficText(args.traffic),
+                sent: args.sent,
                 family: args.ask.family,
                 namespace: args.namespace,
             };
@@ -444,7 +556,17 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Policies(PoliciesArgs { verb: None, ask, live }) => {
             policies(&live.run_dir.run_dir, ask.into(), Face { format: live.output, colour })
         }
+        Verb::Wait { what: WaitFor::Policy { policy, timeout, run_dir } } => {
+            verbs::wait::policy(&run_dir.run_dir, policy, timeout)
+        }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
+        Verb::Cni(CniArgs { verb: CniVerb::Install { dirs, plugin, run_dir, settings } }) => {
+            let settings = settings.settings(&run_dir.run_dir);
+            verbs::cni::install(&dirs.bin_dir, &dirs.conf_dir, plugin.as_deref(), &settings)
+        }
+        Verb::Cni(CniArgs { verb: CniVerb::Remove { dirs, run_dir } }) => {
+            verbs::cni::remove(&dirs.bin_dir, &dirs.conf_dir, &run_dir.run_dir)
+        }
         Verb::Completions { shell } => verbs::completions::completions(shell, Cli::command()),
         Verb::Man(ManArgs { out: Some(dir), verb: _ }) => verbs::man::pages(&dir, Cli::command()),
         Verb::Man(ManArgs { out: None, verb }) => verbs::man::page(verb.as_deref(), Cli::command()),
@@ -457,6 +579,7 @@ fn matrix(args: MatrixArgs, colour: Colour) -> Result<Exit, Failure> {
         family: args.ask.family,
         judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
         namespaces: args.namespaces,
+        services: args.to,
     };
     let other = args.diff.map(|dir| args.ask.other(dir));
     let from = args.ask.from();
@@ -469,13 +592,22 @@ fn matrix(args: MatrixArgs, colour: Colour) -> Result<Exit, Failure> {
 }
 
 fn agent(args: AgentArgs) -> Result<Exit, Failure> {
-    // Before anything is touched: a directory that this version must not enforce.
-    offline(&args.source, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
+    let source = Choice::new(args.source, args.kubeconfig);
+    match &source {
+        // Before anything is touched: a directory that this version must not enforce.
+        Choice::Directory(dir) => {
+            offline(dir, args.node.node_name.as_deref(), &args.node.pod_cidrs)?;
+        }
+        Choice::Kube { .. } if args.node.node_name.is_none() => return Err(Failure::Nameless),
+        Choice::Kube { .. } => {}
+    }
     args.log.init();
     let regard = if args.force { Regard::Force } else { Regard::Refuse };
     preflight::admit(args.hook, &args.bpffs.bpffs, regard).map_err(Failure::Agent)?;
+    let settings = args.cni.settings(&args.run_dir.run_dir);
     let options = daemon::Options {
-        source: args.source,
+        source,
+        cni: args.cni_conf_dir.map(|dir| (dir, settings)),
         run_dir: args.run_dir.run_dir,
         bpffs: args.bpffs.bpffs,
         hook: args.hook,
@@ -485,6 +617,11 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
             OwnNodeEgress::Policy => daemon::OwnNodeEgress::Policy,
             OwnNodeEgress::Allow => daemon::OwnNodeEgress::Allow,
         },
+        services: match args.services {
+            Services::Follow => daemon::Services::Follow(args.cgroup_root),
+            Services::Deny => daemon::Services::Deny,
+        },
+        mark_mask: args.mark_mask,
         unbound_namespaces: args.unbound_namespaces.into_iter().collect(),
         flows_per_endpoint: args.flows_per_endpoint,
         listen: args.listen,
@@ -515,6 +652,7 @@ mod tests {
         let all = [
             examples::AGENT,
             examples::CLEANUP,
+            examples::CNI,
             examples::COMPLETIONS,
             examples::ENDPOINTS,
             examples::EXPLAIN,
@@ -525,6 +663,7 @@ mod tests {
             examples::POLICIES,
             examples::PREFLIGHT,
             examples::STATUS,
+            examples::WAIT,
         ];
         for line in all.iter().flat_map(|text| text.lines().skip(1)) {
             // What the shell does with the output is its own.
@@ -556,6 +695,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_sent_to_a_service_is_its_own_affair() {
+        use clap::error::ErrorKind;
+
+        for words in ["a/x svc/a/b:80", "a/x svc/a/b:dns UDP", "a/x svc/a/b TCP/80", "a/x 10.96.0.1 TCP/80"] {
+            assert_eq!(parsed(&format!("portcullis explain {words}")), Ok(()), "{words}");
+        }
+        assert_eq!(parsed("portcullis matrix TCP/80 --to svc/a/b:80 --to svc/a/c:80 UDP/53"), Ok(()));
+        assert_eq!(parsed("portcullis explain a/x svc/a/b:80 QUIC"), Err(ErrorKind::ValueValidation));
+    }
+
+    #[test]
     fn namespaces_are_named_or_all_and_a_difference_is_no_kernel_s() {
         use clap::error::ErrorKind;
 
@@ -563,5 +713,9 @@ mod tests {
         assert_eq!(parsed("portcullis matrix -A --diff other"), Ok(()));
         assert_eq!(parsed("portcullis matrix -A -n a"), Err(ErrorKind::ArgumentConflict));
         assert_eq!(parsed("portcullis matrix --kernel --diff other"), Err(ErrorKind::ArgumentConflict));
+        assert_eq!(
+            parsed("portcullis matrix --to svc/a/b:80 --diff other"),
+            Err(ErrorKind::ArgumentConflict)
+        );
     }
 }

@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -23,31 +22,39 @@ use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity,
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use crate::api::{self, Backend, Refusal};
-use crate::attach::{self, HookChoice};
+use crate::api::{self, Backend, CniAsk, Refusal};
+use crate::attach::{self, Hook, HookChoice, cgroup};
 use crate::bpf::Pins;
 use crate::bpf::events::Events;
 use crate::bpf::figures::Figures;
 use crate::bpf::load::kernel_release;
 use crate::bpf::probe::Asker;
 use crate::clock::monotonic;
+use crate::cni::conflist::Settings;
+use crate::cni::follow::{Following, follow};
 use crate::health::{Health, Wanting};
+use crate::holds::{Changed, Holds, TOLD};
 use crate::http::{self, Page, Pages};
 use crate::listen::{HealthPages, ListenArgs};
+use crate::mark::MarkMask;
 use crate::metrics::{self, Fill, Metrics, PolicyLabels};
 use crate::observe::Recorder;
-use crate::observe::names::{Moment, Named, Owners};
+use crate::observe::names::{Asked, Moment, Named, Owners};
 use crate::older::OlderFlows;
+use crate::preflight::marks;
 use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
 use crate::source::dir::{DirSource, Signature};
+use crate::source::kube::{self, KubeSource, Said};
+use crate::source::{Choice, Source};
 use crate::verbs::endpoints::{Endpoint, Scope};
 use crate::verbs::policies::{PoliciesRequest, PolicyReport};
 use crate::verbs::status::Status;
+use crate::waiting::{InForce, Waiter};
 use crate::world::{AskKernel, KernelAnswer, World};
 
 /// How long a directory must be quiet before it is read: a change is in force 1 s after its last write.
@@ -60,6 +67,8 @@ const AUDIT: Duration = Duration::from_secs(1);
 const EXPIRE: Duration = Duration::from_secs(30);
 /// Tables of flows that wait to grow.
 const GROWING: usize = 1_024;
+/// CNI plugins' requests that wait to be taken.
+const ASKS: usize = 1_024;
 /// File in the run directory that says how many changes are in force.
 const READY: &str = "ready";
 /// File in the run directory with what the manifests said last.
@@ -68,8 +77,8 @@ const MEMORY: &str = "manifests.json";
 /// How the daemon runs.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The directory of manifests.
-    pub source: PathBuf,
+    /// Where objects come from.
+    pub source: Choice,
     /// Where the socket is.
     pub run_dir: PathBuf,
     /// Where pins are.
@@ -82,6 +91,10 @@ pub struct Options {
     pub pod_cidrs: Vec<IpNet>,
     /// What pods may send to their own node.
     pub own_node_egress: OwnNodeEgress,
+    /// What pods may send to virtual addresses.
+    pub services: Services,
+    /// Which bits of the packet mark are ours.
+    pub mark_mask: MarkMask,
     /// Namespaces whose pods may send from any address, unless the Namespace itself says otherwise.
     pub unbound_namespaces: BTreeSet<String>,
     /// The most flows that an endpoint's table may grow to.
@@ -92,6 +105,9 @@ pub struct Options {
     pub sizes: Sizes,
     /// Where probes and Prometheus ask.
     pub listen: ListenArgs,
+    /// The runtime's directory of CNI configurations, if ours is to follow the primary's there, and what the plugin is
+    /// told.
+    pub cni: Option<(PathBuf, Settings)>,
 }
 
 /// What pods whose egress is isolated may send to their own node.
@@ -102,6 +118,46 @@ pub enum OwnNodeEgress {
     Policy,
     /// All.
     Allow,
+}
+
+/// What pods whose egress is isolated may send to the virtual addresses of Services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Services {
+    /// What policies say of the backend that is chosen; the root of the node's cgroups, else it is looked for.
+    Follow(Option<PathBuf>),
+    /// Nothing.
+    Deny,
+}
+
+impl Services {
+    /// What rules of the node do to our bits of the packet mark, where they are used.
+    fn marks(&self, mask: MarkMask) -> Option<watch::Receiver<Vec<Problem>>> {
+        match self {
+            Self::Deny => None,
+            Self::Follow(_) => Some(marks::follow(mask)),
+        }
+    }
+
+    /// Where what ends at the node's own sockets is judged.
+    fn root(&self, pins: &Pins) -> anyhow::Result<Option<cgroup::Root>> {
+        let dir = match self {
+            Self::Deny => return Ok(None),
+            Self::Follow(None) => Path::new(cgroup::MOUNT),
+            Self::Follow(Some(dir)) => {
+                anyhow::ensure!(dir.is_dir(), "--cgroup-root {}: no such directory", dir.display());
+                dir
+            }
+        };
+        let Some(root) = cgroup::below(dir) else {
+            tracing::warn!(
+                "no cgroup2 is mounted at {}: virtual addresses of Services are denied where egress is isolated; mount it \
+                 (mount -t cgroup2 none DIR) and say --cgroup-root DIR",
+                dir.display()
+            );
+            return Ok(None);
+        };
+        Ok(Some(cgroup::Root::new(&root, &pins.links())))
+    }
 }
 
 /// What is in force, for those who ask.
@@ -164,6 +220,8 @@ struct Shared {
     metrics: Metrics,
     policy_labels: PolicyLabels,
     facts: Facts,
+    waiter: Waiter,
+    cni: mpsc::Sender<CniAsk>,
 }
 
 impl Shared {
@@ -181,7 +239,7 @@ impl Shared {
             && last.counters == snapshot.counters;
         if !same {
             let moment = Moment { began, ended: monotonic() };
-            self.recorder.names.publish(owners(&snapshot), moment);
+            self.recorder.names.publish(owners(&snapshot, &last), moment);
             for (counter, name) in &snapshot.counters {
                 if last.counters.get(counter) != Some(name) {
                     let packets = self.figures.rule(*counter).unwrap_or_default().packets;
@@ -218,7 +276,7 @@ impl Pages for Shared {
 }
 
 /// Who owns what, for the names of verdicts.
-fn owners(snapshot: &Snapshot) -> Owners {
+fn owners(snapshot: &Snapshot, last: &Snapshot) -> Owners {
     let directory = Directory::new(&snapshot.cluster);
     let pods: BTreeMap<&ObjectKey, Arc<Named>> = directory
         .pods
@@ -226,6 +284,8 @@ fn owners(snapshot: &Snapshot) -> Owners {
         .map(|(key, facts)| (*key, Arc::new(Named { key: (*key).clone(), labels: facts.pod.labels.clone() })))
         .collect();
     let named = |key: &ObjectKey| pods.get(key).cloned();
+    let (new, old) = (&snapshot.cluster, &last.cluster);
+    let is_new = new.services != old.services || new.nodes != old.nodes;
     Owners {
         slots: snapshot.local.iter().filter_map(|(key, slot)| Some((*slot, named(key)?))).collect(),
         addresses: directory
@@ -234,7 +294,28 @@ fn owners(snapshot: &Snapshot) -> Owners {
             .filter_map(|(address, key)| Some((*address, named(key)?)))
             .collect(),
         counters: snapshot.counters.iter().map(|(n, name)| (*n, Arc::new(name.clone()))).collect(),
+        services: is_new.then(|| asked(&snapshot.cluster, snapshot.node.as_deref())),
     }
+}
+
+/// Where Services are asked on this node. Of two at one place the first by name is told.
+fn asked(cluster: &Cluster, node: Option<&str>) -> BTreeMap<Asked, Arc<ObjectKey>> {
+    let own = node.and_then(|node| cluster.nodes.get(node)).map_or(&[][..], |node| &node.addresses);
+    let mut all = BTreeMap::new();
+    for (key, service) in &cluster.services {
+        let key = Arc::new(key.clone());
+        for port in &service.ports {
+            let protocol = port.protocol.number();
+            let virtuals = service.addresses.iter().map(|address| (*address, protocol, port.port));
+            let node_ports = port.node_port.into_iter();
+            let of_node =
+                node_ports.flat_map(|port| own.iter().map(move |address| (*address, protocol, port)));
+            for place in virtuals.chain(of_node) {
+                all.entry(place).or_insert_with(|| Arc::clone(&key));
+            }
+        }
+    }
+    all
 }
 
 impl Backend for Shared {
@@ -249,7 +330,10 @@ impl Backend for Shared {
                     desired
                 }
                 Err(error) => {
-                    problems.push(node_problem(format!("not every pod can be judged: {error}")));
+                    problems.push(Problem::of_node(
+                        Severity::Error,
+                        format!("not every pod can be judged: {error}"),
+                    ));
                     portcullis_policy::desired::Desired::default()
                 }
             };
@@ -280,8 +364,16 @@ impl Backend for Shared {
         self.facts.node.clone()
     }
 
+    fn waiter(&self) -> Waiter {
+        self.waiter.clone()
+    }
+
     fn recorder(&self) -> &Recorder {
         &self.recorder
+    }
+
+    fn cni(&self) -> Option<&mpsc::Sender<CniAsk>> {
+        Some(&self.cni)
     }
 }
 
@@ -297,8 +389,46 @@ impl AskKernel for Shared {
     }
 }
 
+/// A source before anything of the node was touched.
+enum Opening {
+    Directory(PathBuf),
+    Server(Box<kube::Config>),
+}
+
+impl Opening {
+    /// Starts to follow it.
+    fn source(self, options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<Source> {
+        match self {
+            Self::Directory(dir) => {
+                let pod_cidrs = manifest::Options::with(&options.pod_cidrs).pod_cidrs;
+                Ok(Source::Dir(DirSource::new(dir, options.run_dir.join(MEMORY), pod_cidrs)))
+            }
+            Self::Server(config) => {
+                tracing::info!("watching the API server {}", config.cluster_url);
+                reconciler.keep_to_node(options.node_name.clone());
+                let unbound = options.unbound_namespaces.clone();
+                let node = options.node_name.clone().unwrap_or_default();
+                let source = KubeSource::start(*config, kube::Tuning::default(), unbound, node)?;
+                Ok(Source::Kube(Box::new(source)))
+            }
+        }
+    }
+}
+
+fn reconciler(options: &Options, pins: &Pins, hook: Hook) -> anyhow::Result<Reconciler> {
+    let mut reconciler =
+        Reconciler::open(pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
+    reconciler.follow_services(options.services.root(pins)?, options.mark_mask)?;
+    Ok(reconciler)
+}
+
 /// Runs until SIGTERM or SIGINT. Enforcement stays.
 pub async fn run(options: Options) -> anyhow::Result<()> {
+    // Before anything is touched: an API server that nobody knows.
+    let opening = match options.source.clone() {
+        Choice::Directory(dir) => Opening::Directory(dir),
+        Choice::Kube { kubeconfig } => Opening::Server(Box::new(kube::config(kubeconfig.as_deref()).await?)),
+    };
     let listener = api::server::bind(&options.run_dir)?;
     let ready = options.run_dir.join(READY);
     remove_if_there(&ready)?;
@@ -312,14 +442,19 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     }
     let metrics_listener = options.listen.metrics()?;
     pins.prepare(&options.bpffs)?;
-    let mut reconciler =
-        Reconciler::open(&pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
+    let mut reconciler = reconciler(&options, &pins, hook)?;
     // What earlier agents lost is nothing that this one's observers miss.
     let lost = reconciler.lost_events()?;
     let refused = RefusedFlows::new(reconciler.flows_refused()?);
     let mut events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
+    let source = opening.source(&options, &mut reconciler)?;
+    let (in_force, awaited) = watch::channel(InForce::default());
+    let (look, mut looks) = mpsc::channel(1);
+    let server = source.server();
+    let (cni, mut asks) = mpsc::channel(ASKS);
     let shared = Arc::new(Shared {
+        cni,
         snapshot: RwLock::default(),
         asker: Asker::beside(&pins, &options.sizes)?,
         recorder: Recorder::default(),
@@ -332,16 +467,18 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
             mode: options.mode,
             hook: hook.to_string(),
             kernel: kernel.to_string(),
-            source: options.source.display().to_string(),
+            source: options.source.to_string(),
             flows_per_endpoint: options.flows_per_endpoint,
         },
+        waiter: Waiter { in_force: awaited, look, server },
     });
-    let mut wakes = wakes(&options.source)?;
-    let pod_cidrs = manifest::Options::with(&options.pod_cidrs).pod_cidrs;
-    let source = DirSource::new(options.source.clone(), options.run_dir.join(MEMORY), pod_cidrs);
+    let mut wakes = wakes(options.source.directory())?;
     let mut agent = Agent {
         reconciler,
         source,
+        holds: Holds::open(&options.run_dir),
+        following: None,
+        marks: options.services.marks(options.mark_mask),
         shared: Arc::clone(&shared),
         node: options.node_name.clone(),
         unbound: options.unbound_namespaces,
@@ -350,20 +487,21 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         applied: 0,
         lost,
         refused,
-        cluster: Arc::default(),
+        cluster: None,
+        said: None,
         problems: Problems::default(),
         pending: true,
         signature: None,
         noticed: None,
+        in_force,
+        looked: 0,
     };
-    agent.signature = agent.source.signature();
-    let loaded = agent.usable().context("nothing was changed")?;
-    (agent.cluster, agent.problems.objects) = (Arc::new(loaded.cluster), loaded.problems);
-    shared.health.source_is_read();
+    agent.begin()?;
     if let Some(listener) = metrics_listener {
         http::serve("metrics", listener, shared.clone())?;
     }
     agent.enforce();
+    agent.following = options.cni.map(|(dir, settings)| follow(dir, settings));
     let (half_full, mut growing) = mpsc::channel(GROWING);
     tokio::spawn(api::server::serve(listener, shared.clone()));
     tokio::spawn(async move {
@@ -386,8 +524,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         Mode::Enforce => "enforcing",
         Mode::Audit => "auditing, nothing is dropped:",
     };
-    tracing::info!("{doing} {} by {hook:?}", options.source.display());
-    agent.serve(&mut wakes, &mut growing).await
+    tracing::info!("{doing} what {} says, by {hook:?}", options.source);
+    agent.serve(&mut wakes, &mut growing, &mut looks, &mut asks).await
 }
 
 /// Why the main loop wakes.
@@ -399,7 +537,7 @@ enum Wake {
 
 struct Agent {
     reconciler: Reconciler,
-    source: DirSource,
+    source: Source,
     shared: Arc<Shared>,
     node: Option<String>,
     unbound: BTreeSet<String>,
@@ -408,20 +546,31 @@ struct Agent {
     applied: u64,
     lost: u64,
     refused: RefusedFlows,
-    /// What the directory said when it could last be used.
-    cluster: Arc<Cluster>,
+    /// What the source said when it could last be used; `None` until it could: what the last agent left stays.
+    cluster: Option<Arc<Cluster>>,
+    /// What the API server said last.
+    said: Option<Said>,
     problems: Problems,
-    /// True while what the directory says is not in force.
+    /// True while what the source says is not in force.
     pending: bool,
     signature: Option<Signature>,
     /// When the change was noticed that is not in force yet.
     noticed: Option<Instant>,
+    /// For those who wait.
+    in_force: watch::Sender<InForce>,
+    /// When the directory was looked at that said so.
+    looked: u64,
+    /// Pods that wait to start.
+    holds: Holds,
+    following: Option<Following>,
+    /// What rules of the node do to our bits of the packet mark, where they are used.
+    marks: Option<watch::Receiver<Vec<Problem>>>,
 }
 
 /// What is wrong, by where it was found: what one step finds does not hide what another did.
 #[derive(Debug, Default)]
 struct Problems {
-    /// The directory cannot be used.
+    /// The source cannot be used.
     source: Vec<Problem>,
     /// Its objects.
     objects: Vec<Problem>,
@@ -431,13 +580,17 @@ struct Problems {
     failure: Vec<Problem>,
     /// What packets met.
     traffic: Vec<Problem>,
+    /// The CNI configuration that is followed.
+    cni: Vec<Problem>,
+    /// Rules of the node that write our bits of the packet mark.
+    marks: Vec<Problem>,
     /// Those that were logged.
     said: Vec<Problem>,
 }
 
 impl Problems {
     fn all(&self) -> Vec<Problem> {
-        [&self.source, &self.objects, &self.outcome, &self.failure, &self.traffic]
+        [&self.source, &self.objects, &self.outcome, &self.failure, &self.traffic, &self.cni, &self.marks]
             .into_iter()
             .flatten()
             .cloned()
@@ -484,10 +637,24 @@ impl Due {
 }
 
 impl Agent {
+    /// A directory is read before anything is changed. The API server is waited for in the main loop.
+    fn begin(&mut self) -> anyhow::Result<()> {
+        self.looked = monotonic();
+        self.signature = self.source.signature();
+        if let Some(loaded) = self.usable().context("nothing was changed")? {
+            (self.cluster, self.problems.objects) = (Some(Arc::new(loaded.cluster)), loaded.problems);
+            self.shared.health.source_is_read();
+        }
+        self.look_at_watches();
+        Ok(())
+    }
+
     async fn serve(
         &mut self,
         wakes: &mut mpsc::Receiver<Wake>,
         growing: &mut mpsc::Receiver<u32>,
+        looks: &mut mpsc::Receiver<()>,
+        asks: &mut mpsc::Receiver<CniAsk>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -516,6 +683,11 @@ impl Agent {
                         self.enforce();
                     }
                 }
+                () = self.source.changed() => {
+                    self.noticed = self.noticed.or(self.source.noticed());
+                    self.listen();
+                    self.enforce();
+                }
                 () = due.wait() => {
                     self.noticed = self.noticed.or(due.began());
                     due = Due::default();
@@ -529,10 +701,13 @@ impl Agent {
                     } else if signature.is_some() && self.problems.source.is_empty() {
                         self.shared.health.source_is_read();
                     }
+                    self.look_at_watches();
                     self.enforce();
                     self.grow(None);
                 }
+                Some(()) = looks.recv() => due.written(),
                 Some(slot) = growing.recv() => self.grow(Some(slot)),
+                Some(ask) = asks.recv() => self.hold(ask, asks),
                 _ = expire.tick() => self.expire(),
             }
         }
@@ -550,78 +725,136 @@ impl Agent {
         }
     }
 
+    /// Does what CNI plugins ask: all that have asked by now, then one reconciliation for them.
+    fn hold(&mut self, first: CniAsk, more: &mut mpsc::Receiver<CniAsk>) {
+        let mut changed = Changed::Nothing;
+        let mut next = Some(first);
+        while let Some(ask) = next {
+            let (reconciler, health) = (&mut self.reconciler, &self.shared.health);
+            if tokio::task::block_in_place(|| self.holds.take(ask, reconciler, health)) == Changed::Something
+            {
+                changed = Changed::Something;
+            }
+            next = more.try_recv().ok();
+        }
+        if changed == Changed::Something {
+            self.enforce();
+        }
+    }
+
     /// Reads the directory. One that cannot be used changes nothing, until it is written to again.
     fn read(&mut self) {
         // Before it is read: what is written meanwhile is seen at the next audit.
         self.signature = self.source.signature();
+        let looked = monotonic();
         match tokio::task::block_in_place(|| self.usable()) {
-            Ok(loaded) => {
-                self.cluster = Arc::new(loaded.cluster);
+            Ok(None) => {}
+            Ok(Some(loaded)) => {
+                self.cluster = Some(Arc::new(loaded.cluster));
                 self.problems.objects = loaded.problems;
                 self.problems.source.clear();
                 self.shared.health.source_is_read();
                 self.pending = true;
+                self.looked = looked;
             }
             Err(error) => {
                 let message = format!("{error:#}: what it said last stays in force");
-                self.problems.source = vec![node_problem(message)];
+                self.problems.source = vec![Problem::of_node(Severity::Error, message)];
             }
         }
     }
 
-    fn usable(&mut self) -> anyhow::Result<Loaded> {
-        let mut loaded = self.source.read()?;
+    /// What a directory says; `None` of any other source.
+    fn usable(&mut self) -> anyhow::Result<Option<Loaded>> {
+        let Source::Dir(source) = &mut self.source else { return Ok(None) };
+        let mut loaded = source.read()?;
         anyhow::ensure!(
             loaded.cluster_policies.is_empty(),
             "ClusterNetworkPolicy is not supported by this version yet: take {} out of {}",
             loaded.cluster_policies.join(", "),
-            self.source.dir().display()
+            source.dir().display()
         );
         for (name, namespace) in &mut loaded.cluster.namespaces {
             if self.unbound.contains(name) {
                 namespace.source_binding.get_or_insert(SourceBinding::Off);
             }
         }
-        Ok(loaded)
+        Ok(Some(loaded))
+    }
+
+    /// Takes over what the API server said since. Until it has listed everything once, it says nothing.
+    fn listen(&mut self) {
+        self.look_at_watches();
+        let Source::Kube(source) = &self.source else { return };
+        let Some(said) = source.read() else { return };
+        self.problems.objects.clone_from(&said.problems);
+        let same = self.said.as_ref().is_some_and(|last| Arc::ptr_eq(&last.cluster, &said.cluster));
+        if !same {
+            self.cluster = Some(Arc::clone(&said.cluster));
+            self.pending = true;
+        }
+        self.said = Some(said);
+    }
+
+    /// How the watches do, for those who ask.
+    fn look_at_watches(&mut self) {
+        let watches = self.source.watches();
+        if watches.is_empty() {
+            return;
+        }
+        self.problems.source = watches.iter().filter_map(trouble).collect();
+        self.shared.health.watched(watches);
     }
 
     /// Brings what is known into force. What fails is tried again at the next wake, the audit at the latest.
     fn enforce(&mut self) {
+        self.problems.marks = self.marks.as_ref().map(|marks| marks.borrow().clone()).unwrap_or_default();
+        if self.cluster.is_none() {
+            self.problems.say();
+            return;
+        }
         let began = monotonic();
         let failure =
             tokio::task::block_in_place(|| self.reconcile()).err().map(|error| format!("{error:#}"));
-        self.problems.failure =
-            failure.iter().map(|error| node_problem(format!("{error}: it will be tried again"))).collect();
+        if let Some(failure) = &failure {
+            self.holds.failed(failure);
+        }
+        self.problems.cni = self.following.as_ref().map(Following::problems).unwrap_or_default();
+        self.problems.failure = failure
+            .iter()
+            .map(|error| Problem::of_node(Severity::Error, format!("{error}: it will be tried again")))
+            .collect();
         self.shared.health.reconciled(began, failure);
         self.watch_flows();
         self.problems.say();
         self.tell_losses();
     }
 
-    /// Follows the addresses of the node. Those that only loopback or one link has are nobody's way to it.
-    fn follow_own_node(&mut self) -> anyhow::Result<()> {
+    /// Follows the addresses of the node.
+    fn follow_own_node(&mut self) -> anyhow::Result<Arc<Cluster>> {
         let own_node = match self.own_node_egress {
             OwnNodeEgress::Policy => BTreeSet::new(),
-            OwnNodeEgress::Allow => attach::foreign::addresses()?
-                .into_iter()
-                .filter(|address| !address.is_loopback() && !is_link_local(*address))
-                .collect(),
+            OwnNodeEgress::Allow => attach::foreign::node_addresses()?,
         };
-        if self.cluster.own_node != own_node {
-            self.cluster = Arc::new(Cluster { own_node, ..Cluster::clone(&self.cluster) });
+        let cluster = self.cluster.get_or_insert_default();
+        if cluster.own_node != own_node {
+            *cluster = Arc::new(Cluster { own_node, ..Cluster::clone(cluster) });
         }
-        Ok(())
+        Ok(Arc::clone(cluster))
     }
 
     fn reconcile(&mut self) -> anyhow::Result<()> {
         let began = monotonic();
-        self.follow_own_node()?;
-        let outcome = self.reconciler.reconcile(&self.cluster)?;
+        let cluster = self.follow_own_node()?;
+        let cluster = self.holds.over(&cluster, &mut self.reconciler);
+        let outcome = self.reconciler.reconcile(&cluster)?;
+        let seen = began.saturating_sub(self.noticed.map_or(0, nanoseconds_since));
+        let ended = self.holds.reconciled(&cluster, &outcome, seen);
         let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
         let changed = self.pending || self.shared.snapshot().local != outcome.local;
         self.shared.health.wanting(Wanting {
-            missing: missing(&self.cluster, self.node.as_deref(), &outcome.local),
+            missing: missing(&cluster, self.node.as_deref(), &outcome.local),
             held: outcome
                 .held
                 .iter()
@@ -631,8 +864,9 @@ impl Agent {
                 .collect(),
             unread: self.source.never_read().to_vec(),
         });
-        let snapshot = snapshot(Arc::clone(&self.cluster), self.problems.all(), self.node.clone(), outcome);
+        let snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
         self.shared.publish(snapshot, began);
+        ended.tell(&self.shared.metrics);
         // With a file that nobody could read nobody knows what should be in force.
         let known = self.source.never_read().is_empty();
         // A change that has no room somewhere is not in force; settling may make room.
@@ -644,6 +878,13 @@ impl Agent {
             fs::write(&beside, text)
                 .and_then(|()| fs::rename(&beside, &self.ready))
                 .with_context(|| self.ready.display().to_string())?;
+        }
+        if !self.pending {
+            self.in_force.send_replace(InForce {
+                cluster: Some(Arc::clone(&cluster)),
+                versions: self.said.as_ref().map(|said| Arc::clone(&said.versions)),
+                looked: self.looked,
+            });
         }
         let in_force = changed && complete && has_room;
         if let Some(noticed) = self.noticed.take().filter(|_| in_force) {
@@ -710,27 +951,45 @@ fn missing(cluster: &Cluster, node: Option<&str>, local: &BTreeMap<ObjectKey, u3
         .collect()
 }
 
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
+/// What is wrong with a watch.
+fn trouble(watch: &kube::WatchState) -> Option<Problem> {
+    let trouble = watch.trouble.as_ref()?;
+    if !watch.kind.decides_verdicts() {
+        let means = "no verdict depends on it; backends of Services that `explain` names are those that pods and \
+                     selectors tell; give the agent the right to list and watch it";
+        let message = format!("watching {}: {trouble}: {means}", watch.kind.plural());
+        return Some(Problem::of_node(Severity::Note, message));
     }
+    let means = if watch.listed {
+        "what the API server said last stays in force"
+    } else {
+        "what the last agent left stays in force; look for the API server, and for the agent's right to list and watch"
+    };
+    Some(Problem::of_node(Severity::Error, format!("watching {}: {trouble}: {means}", watch.kind.plural())))
 }
 
-fn node_problem(message: String) -> Problem {
-    Problem {
-        severity: Severity::Error,
-        object: "Node".to_owned(),
-        field: String::new(),
-        message,
-        location: None,
-    }
+fn nanoseconds_since(moment: Instant) -> u64 {
+    u64::try_from(moment.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Changes of the directory and of the network.
-fn wakes(source: &Path) -> anyhow::Result<mpsc::Receiver<Wake>> {
+/// Changes of the directory, where there is one, and of the network.
+fn wakes(source: Option<&Path>) -> anyhow::Result<mpsc::Receiver<Wake>> {
     let (send, receive) = mpsc::channel(64);
-    let of_source = send.clone();
+    if let Some(source) = source {
+        watch_directory(source, send.clone());
+    }
+    let mut watch = attach::watch().context("watching links and routes")?;
+    tokio::spawn(async move {
+        while watch.changed().await.is_ok() {
+            if send.send(Wake::Network).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(receive)
+}
+
+fn watch_directory(source: &Path, send: mpsc::Sender<Wake>) {
     // A full channel has a wake in it already.
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reading is an event too, and we read. An error (the queue ran over) may hide a change.
@@ -743,7 +1002,7 @@ fn wakes(source: &Path) -> anyhow::Result<mpsc::Receiver<Wake>> {
             | EventKind::Other => false,
         });
         if !read {
-            let _ = of_source.try_send(Wake::Source);
+            let _ = send.try_send(Wake::Source);
         }
     });
     match watcher.and_then(|mut w| w.watch(source, RecursiveMode::Recursive).map(|()| w)) {
@@ -751,15 +1010,6 @@ fn wakes(source: &Path) -> anyhow::Result<mpsc::Receiver<Wake>> {
         Ok(watcher) => std::mem::forget(watcher),
         Err(error) => tracing::warn!("{}: {error}: changes are seen once a second", source.display()),
     }
-    let mut watch = attach::watch().context("watching links and routes")?;
-    tokio::spawn(async move {
-        while watch.changed().await.is_ok() {
-            if send.send(Wake::Network).await.is_err() {
-                return;
-            }
-        }
-    });
-    Ok(receive)
 }
 
 /// The programs' own diagnostics go to our log. Without them everything works.
@@ -813,7 +1063,7 @@ pub fn cleanup(run_dir: &Path, bpffs: &Path) -> anyhow::Result<Taken> {
     let attached = attach::cleanup(&pins.links());
     let mut result = Taken { taken: attached.taken, failed: Vec::new() };
     result.failed.extend(attached.failed.iter().map(ToString::to_string));
-    for path in [socket, run_dir.join(READY), run_dir.join(MEMORY)] {
+    for path in [socket, run_dir.join(READY), run_dir.join(MEMORY), run_dir.join(TOLD)] {
         match fs::remove_file(&path) {
             Ok(()) => result.taken.push(format!("file {}", path.display())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

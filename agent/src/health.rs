@@ -7,9 +7,13 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::clock::monotonic;
+use crate::source::kube::WatchState;
 
 /// How long the main loop may take for a turn. It turns every second; a large change takes seconds.
 pub const STUCK: Duration = Duration::from_mins(1);
+/// How long a watch may be silent: the API server sends it a bookmark about once a minute, and a connection that is
+/// silent for [`crate::source::kube::SILENCE`] is made anew.
+pub const STALE: Duration = Duration::from_mins(2);
 /// Pods or files that are named in a reason; the others are counted.
 const NAMED: usize = 3;
 
@@ -38,6 +42,8 @@ pub struct Progress {
     pub wanting: Wanting,
     /// When the source was last known to be read.
     pub source_read: Option<u64>,
+    /// How watches of the API server do.
+    pub watches: Vec<WatchState>,
 }
 
 /// What is not as it should be though nothing failed, by name.
@@ -108,11 +114,27 @@ impl Health {
         self.change(|progress| progress.source_read = Some(monotonic()));
     }
 
+    /// The watches of the API server do so. What it says is known as of when the longest silent one was heard.
+    pub fn watched(&self, watches: Vec<WatchState>) {
+        let deciding = watches.iter().filter(|watch| watch.kind.decides_verdicts());
+        let heard = deciding.map(|watch| watch.heard.filter(|_| watch.listed));
+        let read = heard.min().flatten();
+        self.change(|progress| {
+            progress.source_read = read;
+            progress.watches = watches;
+        });
+    }
+
     /// How long it is since what the source says was known; since the start if it never was.
     #[must_use]
     pub fn staleness(&self) -> Duration {
-        let since = self.progress().source_read.unwrap_or(self.started);
-        Duration::from_nanos(monotonic().saturating_sub(since))
+        self.since(self.progress().source_read)
+    }
+
+    /// How long it is since a moment; since the start where there was none.
+    #[must_use]
+    pub fn since(&self, moment: Option<u64>) -> Duration {
+        Duration::from_nanos(monotonic().saturating_sub(moment.unwrap_or(self.started)))
     }
 
     /// Why the agent has to be started anew; `None` if it lives.
@@ -138,6 +160,7 @@ impl Health {
                 dir.display()
             ));
         }
+        reasons.extend(not_watched(&progress.watches, monotonic()));
         let Wanting { missing, held, unread } = &progress.wanting;
         if !missing.is_empty() {
             reasons.push(format!(
@@ -160,6 +183,25 @@ impl Health {
     fn change(&self, change: impl FnOnce(&mut Progress)) {
         change(&mut self.progress.write().unwrap_or_else(PoisonError::into_inner));
     }
+}
+
+/// What is not known of the API server's objects that decide verdicts, and why.
+fn not_watched(watches: &[WatchState], now: u64) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for watch in watches.iter().filter(|watch| watch.kind.decides_verdicts()) {
+        let plural = watch.kind.plural();
+        let why = watch.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
+        let silent = Duration::from_nanos(now.saturating_sub(watch.heard.unwrap_or(0)));
+        if !watch.listed {
+            reasons.push(format!("the API server has not listed {plural} yet{why}"));
+        } else if silent > STALE {
+            reasons.push(format!(
+                "nothing was heard of {plural} for {} s{why}: what the API server said last stays in force",
+                silent.as_secs()
+            ));
+        }
+    }
+    reasons
 }
 
 /// The first few by name, and how many more.

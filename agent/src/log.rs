@@ -8,6 +8,10 @@ use tracing_subscriber::EnvFilter;
 /// The words that stand for a level.
 const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
 
+/// The client of the API server logs each attempt; the watches tell what is wrong once. A filter that names it goes
+/// first.
+const QUIET: &str = "kube_client=off";
+
 /// What is logged.
 #[derive(Clone, Debug, Args)]
 pub struct LogArgs {
@@ -40,7 +44,7 @@ fn checked(text: &str) -> Result<String, String> {
 impl LogArgs {
     /// Starts to log to stderr. Somebody who embeds this may have started already.
     pub fn init(&self) {
-        let filter = EnvFilter::try_new(&self.log).unwrap_or_default();
+        let filter = EnvFilter::try_new(format!("{QUIET},{}", self.log)).unwrap_or_default();
         let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
         let _ = match self.log_format {
             LogFormat::Text => log.with_ansi(io::stderr().is_terminal()).try_init(),

@@ -22,6 +22,9 @@ pub const MEDIA: &str = "application/openmetrics-text; version=1.0.0; charset=ut
 /// should wait.
 const PROGRAMMING: [f64; 13] = [0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0];
 
+/// Seconds that a new interface was seen and not enforced: from below what attaching takes to what a plugin waits.
+const GAP: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
 /// Whether rules are counted under their policy's name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PolicyLabels {
@@ -37,6 +40,11 @@ struct VerdictLabels {
     direction: &'static str,
     verdict: &'static str,
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabels {
+    kind: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -112,6 +120,8 @@ pub struct Readings {
     pub ready: bool,
     /// Since the source was last read.
     pub staleness: Duration,
+    /// By kind, since its watch of the API server last heard anything.
+    pub watches: Vec<(&'static str, Duration)>,
     /// Reconciliations that failed.
     pub reconcile_errors: u64,
 }
@@ -121,6 +131,7 @@ pub struct Readings {
 pub struct Metrics {
     registry: Registry,
     programming: Histogram,
+    gap: Histogram,
     packets: Family<VerdictLabels, Counter>,
     bytes: Family<VerdictLabels, Counter>,
     rules: Family<RuleLabels, Counter>,
@@ -137,6 +148,7 @@ pub struct Metrics {
     flows_adopted: Counter,
     reconcile_errors: Counter,
     staleness: Gauge<f64, AtomicU64>,
+    silence: Family<KindLabels, Gauge<f64, AtomicU64>>,
 }
 
 impl Metrics {
@@ -147,6 +159,7 @@ impl Metrics {
         let metrics = Self {
             registry: Registry::default(),
             programming: Histogram::new(PROGRAMMING),
+            gap: Histogram::new(GAP),
             packets: Family::default(),
             bytes: Family::default(),
             rules: Family::default(),
@@ -163,6 +176,7 @@ impl Metrics {
             flows_adopted: Counter::default(),
             reconcile_errors: Counter::default(),
             staleness: Gauge::default(),
+            silence: Family::default(),
         };
         let build = BuildLabels { version: env!("CARGO_PKG_VERSION"), kernel, hook };
         registry.register("build", "Version of the agent, kernel, and kind of hook", Info::new(build));
@@ -176,6 +190,12 @@ impl Metrics {
             "policy_programming_duration_seconds",
             "From the moment at which a change was noticed until it was in force",
             metrics.programming.clone(),
+        );
+        registry.register(
+            "interface_gap_seconds",
+            "From the moment at which a pod's new interface was seen until the pod was enforced; the CNI plugin keeps \
+             it closed meanwhile",
+            metrics.gap.clone(),
         );
         registry.register("endpoints", "Pods that are enforced here", metrics.endpoints.clone());
         registry.register(
@@ -218,11 +238,7 @@ impl Metrics {
             metrics.reconcile_errors.clone(),
         );
         registry.register("ready", "1 while /readyz says so", metrics.ready.clone());
-        registry.register(
-            "source_staleness_seconds",
-            "Since what the source says was last known",
-            metrics.staleness.clone(),
-        );
+        metrics.register_source(&mut registry);
         match policy_labels {
             PolicyLabels::Off => {}
             PolicyLabels::On => registry.register(
@@ -234,9 +250,27 @@ impl Metrics {
         Self { registry, ..metrics }
     }
 
+    fn register_source(&self, registry: &mut Registry) {
+        registry.register(
+            "source_staleness_seconds",
+            "Since what the source says was last known",
+            self.staleness.clone(),
+        );
+        registry.register(
+            "watch_silence_seconds",
+            "Since the watch of this kind last heard anything from the API server, bookmarks included",
+            self.silence.clone(),
+        );
+    }
+
     /// A change is in force, this long after it was noticed.
     pub fn programmed(&self, after: Duration) {
         self.programming.observe(after.as_secs_f64());
+    }
+
+    /// A new interface is enforced, this long after it was seen.
+    pub fn enforced_after(&self, gap: Duration) {
+        self.gap.observe(gap.as_secs_f64());
     }
 
     /// Everything, in the text format of `OpenMetrics`.
@@ -295,6 +329,9 @@ impl Metrics {
         self.policies.set(gauge(readings.policies));
         self.ready.set(i64::from(readings.ready));
         self.staleness.set(readings.staleness.as_secs_f64());
+        for (kind, silence) in &readings.watches {
+            self.silence.get_or_create(&KindLabels { kind }).set(silence.as_secs_f64());
+        }
         store(&self.reconcile_errors, readings.reconcile_errors);
     }
 }
@@ -350,6 +387,7 @@ mod tests {
     fn readings_come_out_under_their_names() {
         let metrics = metrics(PolicyLabels::Off);
         metrics.programmed(Duration::from_millis(160));
+        metrics.enforced_after(Duration::from_millis(30));
         let text = metrics.encode(&readings()).unwrap();
         for line in [
             "portcullis_packets_total{direction=\"egress\",verdict=\"deny\",reason=\"isolated\"} 3",
@@ -366,6 +404,8 @@ mod tests {
             "portcullis_policy_programming_duration_seconds_bucket{le=\"0.1\"} 0",
             "portcullis_policy_programming_duration_seconds_bucket{le=\"0.2\"} 1",
             "portcullis_policy_programming_duration_seconds_count 1",
+            "portcullis_interface_gap_seconds_bucket{le=\"0.025\"} 0",
+            "portcullis_interface_gap_seconds_bucket{le=\"0.05\"} 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -113,7 +113,7 @@ impl Older {
         });
         let failure = took.failure.map(|error| format!("taking flows older than their endpoint: {error}"));
         let all = [unreadable, no_room, failure].into_iter().flatten();
-        all.map(|message| problem(Severity::Warning, message)).collect()
+        all.map(|message| Problem::of_node(Severity::Warning, message)).collect()
     }
 
     /// Writes what is tracked of these endpoints, and was not found by the last look.
@@ -163,7 +163,7 @@ impl Older {
 
     fn lost(&mut self, fresh: &[Fresh], why: &str, severity: Severity) -> Vec<Problem> {
         self.unknown.extend(fresh.iter().map(|one| (one.slot, why.to_owned())));
-        vec![problem(
+        vec![Problem::of_node(
             severity,
             format!(
                 "flows older than their endpoint are unknown: {why}; their packets are judged one by one, without state"
@@ -361,10 +361,6 @@ fn flow(connection: &Tracked, opener: Opener, local: u8, generation: u32, now: u
         opened: now,
     };
     (key, entry)
-}
-
-fn problem(severity: Severity, message: String) -> Problem {
-    Problem { severity, object: "Node".to_owned(), field: String::new(), message, location: None }
 }
 
 #[cfg(test)]

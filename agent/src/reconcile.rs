@@ -8,25 +8,31 @@ use std::sync::Arc;
 use aya::Ebpf;
 use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
+use portcullis_common::event::Direction;
 use portcullis_common::wire::{
     ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP,
-    MAX_ENDPOINT_ADDRS,
+    MARK_SLOT, MAX_ENDPOINT_ADDRS, RULESET_OPEN, SERVICES_CLOSED, SERVICES_DELIVERED,
 };
 use portcullis_policy::answer::{binding_flags, endpoint_config, owned_addresses};
 use portcullis_policy::compile::{Held, NO_ROOM};
 use portcullis_policy::desired::{CounterName, EndpointRulesets, ip_addr};
-use portcullis_policy::model::{Cluster, Mode, ObjectKey, Problem, Severity};
+use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::{Sizes, Table};
 
-use crate::attach::{Attacher, Bridges, Claim, HeldPort, Hook, Interface, Network, Programs, State, plan};
+use crate::attach::{
+    AttachOp, Attacher, Bridges, Claim, HeldPort, Hook, Interface, Network, Role, State, cgroup, plan,
+};
 use crate::bpf::counters::CounterNames;
 use crate::bpf::flows::Growth;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
+use crate::mark::MarkMask;
 use crate::metrics::Fill;
+use crate::node_ports::NodePorts;
 use crate::older::{Fresh, Older, OlderFlows};
 use crate::tables::Tables;
+use crate::told::Ports;
 
 /// Rounds of settling after a change: contents, what they point at, and their numbers go one after another.
 const SETTLE_ROUNDS: u32 = 6;
@@ -67,6 +73,10 @@ pub struct Outcome {
     pub problems: Vec<Problem>,
     /// Whose policies have no room in the tables, and what is in force there instead.
     pub held: Vec<Held>,
+    /// The veth devices that are here.
+    pub veths: BTreeSet<u32>,
+    /// Interfaces that were told of and are not here any more.
+    pub gone: BTreeSet<u32>,
     /// True if everything else that was wanted is in force.
     pub complete: bool,
 }
@@ -78,6 +88,8 @@ pub struct Reconciler {
     ebpf: Ebpf,
     attacher: Attacher,
     bridges: Bridges,
+    /// What the CNI plugin told.
+    told: Ports,
     endpoints: BTreeMap<ObjectKey, Enforced>,
     free: BTreeSet<u32>,
     retired: Vec<u32>,
@@ -91,6 +103,10 @@ pub struct Reconciler {
     slots: u32,
     sizes: Sizes,
     started: bool,
+    /// Where what ends at the node's own sockets is judged; none: virtual addresses are denied.
+    services: Option<cgroup::Root>,
+    /// The only node whose pods are looked for here; `None`: any pod to whose address an interface leads.
+    node: Option<String>,
 }
 
 impl Reconciler {
@@ -108,6 +124,7 @@ impl Reconciler {
             ebpf,
             attacher: Attacher::new(hook, pins.links()),
             bridges: Bridges::default(),
+            told: Ports::default(),
             endpoints: BTreeMap::new(),
             free: (0..slots).collect(),
             retired: Vec::new(),
@@ -119,7 +136,22 @@ impl Reconciler {
             slots,
             sizes: sizes.clone(),
             started: false,
+            services: None,
+            node: None,
         })
+    }
+
+    /// From here on only pods that say that they are on this node are looked for.
+    pub fn keep_to_node(&mut self, node: Option<String>) {
+        self.node = node;
+    }
+
+    /// From the next reconciliation on what pods send to virtual addresses is judged where it is delivered: by the node's
+    /// other devices, and by the sockets below this cgroup. Their packets bear these bits of the mark from now on.
+    pub fn follow_services(&mut self, root: Option<cgroup::Root>, mark: MarkMask) -> anyhow::Result<()> {
+        self.tables.kernel.set_mark(mark)?;
+        self.services = root;
+        Ok(())
     }
 
     /// The object, for its rings.
@@ -127,20 +159,49 @@ impl Reconciler {
         &mut self.ebpf
     }
 
+    /// From the next reconciliation on these interfaces are whose the CNI plugin says.
+    pub fn tell(&mut self, told: Ports) {
+        self.told = told;
+    }
+
+    /// Closes an interface that was made for a pod, before anything else is known of it: it is attached to and leads
+    /// nowhere. One that leads to that pod already stays as it is.
+    pub fn close(&mut self, interface: u32, pod: &ObjectKey) -> anyhow::Result<()> {
+        let of_another =
+            |(key, enforced): (&ObjectKey, &Enforced)| enforced.config.ifindex == interface && key != pod;
+        // Its index was another interface's, of a pod that is gone.
+        if self.endpoints.iter().any(of_another) {
+            self.tables.kernel.forget_iface(interface)?;
+        }
+        let mut observed = self.attacher.observed()?;
+        observed.retain(|one| one.slot.interface == interface);
+        let mut programs = load::programs(&mut self.ebpf)?;
+        let wanted = BTreeMap::from([(interface, Role::Pod)]);
+        let ops = plan(self.attacher.hook(), &wanted, &observed, programs.ids()?);
+        let report = self.attacher.apply(&ops, &mut programs);
+        anyhow::ensure!(report.vanished.is_empty(), "interface {interface} is gone");
+        match report.failed.into_iter().next() {
+            None => Ok(()),
+            Some((op, error)) => Err(anyhow::Error::new(error).context(op.to_string())),
+        }
+    }
+
     /// Brings enforcement to what these objects say. An error leaves what was in force before; pods that are
     /// new meanwhile are closed.
     pub fn reconcile(&mut self, cluster: &Arc<Cluster>) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome { complete: true, ..Outcome::default() };
         let directory = Directory::new(cluster);
-        let (interfaces, quarantined) = self.interfaces(&directory, &mut outcome.problems)?;
-        let wanted = wanted(&directory, &interfaces, &mut outcome.problems);
+        let Found { interfaces, quarantined, told, closed, devices } =
+            self.interfaces(&directory, &mut outcome)?;
+        let node = self.node.as_deref();
+        let wanted = wanted(&directory, node, &interfaces, &told, &closed, &mut outcome.problems);
         let mut adopted = BTreeMap::new();
         if !self.started {
             adopted = self.adopt(&wanted)?;
         }
         let enforced = self.enforce(cluster, &directory, &wanted, &quarantined, &adopted, &mut outcome);
         // Whatever failed: an interface that is attached to and leads to no endpoint drops everything.
-        if self.attach(&wanted, &quarantined, &mut outcome)? {
+        if self.attach(cluster, &wanted, &quarantined, &closed, &devices, &mut outcome)? {
             self.take_late(&mut outcome.problems);
         }
         enforced?;
@@ -149,6 +210,9 @@ impl Reconciler {
             self.tables.kernel.grace_period()?;
             self.tables.kernel.clear_other_banks()?;
             self.started = true;
+        }
+        if self.services.is_some() {
+            outcome.problems.extend(self.endpoints.iter().filter_map(|(key, e)| without_mark(key, e)));
         }
         outcome.local = self.endpoints.iter().map(|(key, e)| (key.clone(), e.slot)).collect();
         outcome.counters.clone_from(&self.tables.written().counters);
@@ -268,14 +332,15 @@ impl Reconciler {
         Ok(self.tables.kernel.flows_refused()?)
     }
 
-    /// Which interface leads to which address, by routes to one address and by ports of bridges; and which lead
-    /// nobody knows where.
-    fn interfaces(
-        &mut self,
-        directory: &Directory<'_>,
-        problems: &mut Vec<Problem>,
-    ) -> anyhow::Result<(BTreeMap<IpAddr, Interface>, BTreeMap<u32, Interface>)> {
+    /// Which interface leads to which address, by routes to one address and by ports of bridges; which are whose by the
+    /// CNI plugin's word; and which lead nobody knows where.
+    fn interfaces(&mut self, directory: &Directory<'_>, outcome: &mut Outcome) -> anyhow::Result<Found> {
         let network = Network::look()?;
+        outcome.veths = network.veths().map(|link| link.index).collect();
+        let is_here = |(index, name): &(u32, &str)| {
+            network.link(*index).is_some_and(|link| link.is_veth() && link.name == *name)
+        };
+        outcome.gone = self.told.all().filter(|one| !is_here(one)).map(|(index, _)| index).collect();
         let mut interfaces = network.straight().clone();
         let mut keys = Vec::new();
         let mut claims = Vec::new();
@@ -286,10 +351,15 @@ impl Reconciler {
                 let quarantined = found.values().filter(|f| f.config.flags & ENDPOINT_QUARANTINED != 0);
                 self.bridges.restore(quarantined.map(|found| found.config.ifindex));
             }
-            for (key, facts) in &directory.pods {
+            let node = self.node.as_deref();
+            for (key, facts) in directory.pods.iter().filter(|(_, facts)| is_on(node, facts.pod)) {
                 let addresses = owned_addresses(directory, key);
                 let same = |config: &&EndpointConfig| has_one_of(config, &addresses);
                 let held = held.get(&identity(&facts.pod.uid, key)).filter(same).map(held_by);
+                let told = self.told.of.get(*key).filter(|port| !outcome.gone.contains(&port.interface));
+                let told = told.map(|port| HeldPort { port: port.interface, station: port.station });
+                // What it has learned since it was told is newer.
+                let held = held.filter(|held| told.is_none_or(|told| told.port == held.port)).or(told);
                 claims.push(Claim { addresses, held });
                 keys.push(*key);
             }
@@ -298,9 +368,31 @@ impl Reconciler {
         interfaces.extend(placement.interfaces);
         let name = |number: usize| keys.get(number).map_or_else(String::new, ToString::to_string);
         for (number, trouble) in &placement.troubles {
-            problems.push(pod_problem(&name(*number), trouble.tell(name)));
+            outcome.problems.push(pod_problem(&name(*number), trouble.tell(name)));
         }
-        Ok((interfaces, placement.quarantined))
+        let mut told = BTreeMap::new();
+        for (key, port) in &self.told.of {
+            let Some(link) = network.link(port.interface).filter(|l| !outcome.gone.contains(&l.index)) else {
+                continue;
+            };
+            let addresses = owned_addresses(directory, key);
+            let mut found = addresses.iter().filter_map(|address| interfaces.get(address));
+            let interface = match (found.find(|one| one.index == link.index), link.master) {
+                (Some(found), _) => found.clone(),
+                // A bridge that no route of the node ends at.
+                (None, Some(_)) => link.behind_bridge(port.station),
+                (None, None) => link.clone(),
+            };
+            told.insert(key.clone(), interface);
+        }
+        let is_gone = |index: &u32| outcome.gone.contains(index);
+        let closed: BTreeSet<u32> = self.told.closed.keys().copied().filter(|one| !is_gone(one)).collect();
+        // Whose these are is known.
+        let mut quarantined = placement.quarantined;
+        quarantined
+            .retain(|index, _| !closed.contains(index) && !told.values().any(|one| one.index == *index));
+        let devices = network.devices().map(|link| (link.index, link_of(link))).collect();
+        Ok(Found { interfaces, quarantined, told, closed, devices })
     }
 
     /// What each pod has, by the pod's identity: at first what the last agent left.
@@ -487,52 +579,100 @@ impl Reconciler {
     /// pod is gone: there it drops everything. Returns whether all of it could be done.
     fn attach(
         &mut self,
+        cluster: &Cluster,
         wanted: &BTreeMap<ObjectKey, EndpointConfig>,
         quarantined: &BTreeMap<u32, Interface>,
+        closed: &BTreeSet<u32>,
+        devices: &BTreeMap<u32, u32>,
         outcome: &mut Outcome,
     ) -> anyhow::Result<bool> {
         let observed = self.attacher.observed()?;
-        let mut interfaces: BTreeSet<u32> = wanted.values().map(|config| config.ifindex).collect();
-        interfaces.extend(quarantined.keys());
-        interfaces.extend(observed.iter().filter_map(|one| match one.state {
-            State::Live { .. } => Some(one.slot.interface),
-            State::Dead => None,
+        let mut interfaces = BTreeMap::new();
+        if self.services.is_some() {
+            interfaces.extend(devices.keys().map(|device| (*device, Role::Device)));
+        }
+        let pods = wanted.values().map(|config| config.ifindex).chain(quarantined.keys().copied());
+        interfaces.extend(pods.chain(closed.iter().copied()).map(|interface| (interface, Role::Pod)));
+        // Only a pod's has a program for what comes from it.
+        interfaces.extend(observed.iter().filter_map(|one| match (one.state, one.slot.direction) {
+            (State::Live { .. }, Direction::Egress) => Some((one.slot.interface, Role::Pod)),
+            (State::Live { .. }, Direction::Ingress) | (State::Dead, _) => None,
         }));
-        let (egress, ingress) = load::both(&mut self.ebpf)?;
-        let mut programs = Programs { egress, ingress };
+        let without_ethernet =
+            devices.iter().filter(|(_, link)| **link == LINK_IP).map(|(device, _)| *device).collect();
+        self.tables.kernel.set_devices(&without_ethernet)?;
+        if self.services.is_none() {
+            self.tables.kernel.set_services(SERVICES_CLOSED)?;
+        }
+        let mut programs = load::programs(&mut self.ebpf)?;
         let ops = plan(self.attacher.hook(), &interfaces, &observed, programs.ids()?);
-        if ops.is_empty() {
-            return Ok(true);
-        }
         let report = self.attacher.apply(&ops, &mut programs);
-        for (op, error) in &report.failed {
+        let mut delivers = self.services.is_some();
+        let mut trouble = |message| {
             outcome.complete = false;
-            outcome.problems.push(Problem {
-                severity: Severity::Error,
-                object: "Node".to_owned(),
-                field: String::new(),
-                message: format!("{op}: {error}"),
-                location: None,
-            });
+            outcome.problems.push(Problem::of_node(Severity::Error, message));
+        };
+        // Which of them are known closes or opens nothing: what is not is judged as the node's address, too.
+        if self.services.is_some()
+            && let Err(error) = NodePorts::find(cluster, self.node.as_deref())
+                .and_then(|found| Ok(self.tables.kernel.set_node_ports(&found.addresses, &found.ports)?))
+        {
+            trouble(format!("{error}: what pods send to new node ports is judged as the node's"));
         }
+        for (op, error) in &report.failed {
+            // A way to deliver that nobody watches: of a pod's interface it is the one towards the pod.
+            let is_unwatched =
+                matches!(op, AttachOp::Attach { slot, .. } if slot.direction == Direction::Ingress);
+            delivers &= !is_unwatched && op.role() != Some(Role::Device);
+            trouble(format!("{op}: {error}"));
+        }
+        if let Some(root) = &self.services
+            && let Err(error) = root.bring(load::deliver_here(&mut self.ebpf)?)
+        {
+            delivers = false;
+            trouble(format!("{error}: virtual addresses of Services are denied"));
+        }
+        self.tables.kernel.set_services(if delivers { SERVICES_DELIVERED } else { SERVICES_CLOSED })?;
         Ok(report.failed.is_empty())
     }
 }
 
+/// What was found out about the interfaces of this network namespace.
+#[derive(Debug)]
+struct Found {
+    /// By address.
+    interfaces: BTreeMap<IpAddr, Interface>,
+    /// That may be anybody's.
+    quarantined: BTreeMap<u32, Interface>,
+    /// Of pods that are known, by the CNI plugin's word.
+    told: BTreeMap<ObjectKey, Interface>,
+    /// Of pods that are not: closed.
+    closed: BTreeSet<u32>,
+    /// All devices but the loopback, with how their packets start.
+    devices: BTreeMap<u32, u32>,
+}
+
 /// The endpoints that should be here: live pods to one of whose addresses an interface of this network
-/// namespace leads.
+/// namespace leads, or that have one by the CNI plugin's word.
 fn wanted(
     directory: &Directory<'_>,
+    node: Option<&str>,
     interfaces: &BTreeMap<IpAddr, Interface>,
+    told: &BTreeMap<ObjectKey, Interface>,
+    closed: &BTreeSet<u32>,
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<ObjectKey, EndpointConfig> {
     let mut wanted = BTreeMap::new();
     let mut taken: BTreeMap<u32, ObjectKey> = BTreeMap::new();
-    for (key, facts) in &directory.pods {
+    let of_somebody: BTreeSet<u32> =
+        told.values().map(|one| one.index).chain(closed.iter().copied()).collect();
+    for (key, facts) in directory.pods.iter().filter(|(_, facts)| is_on(node, facts.pod)) {
         let addresses = owned_addresses(directory, key);
         let mut led = addresses.iter().filter_map(|address| interfaces.get(address));
-        // A route to one address can also lead into a tunnel, which is no pod's.
-        let Some(interface) = led.find(|interface| interface.is_veth()) else {
+        // A route to one address can also lead into a tunnel, which is no pod's. What was told of is whose it is told
+        // to be: an address can be another pod's by now.
+        let is_free = |one: &&Interface| one.is_veth() && !of_somebody.contains(&one.index);
+        let Some(interface) = told.get(*key).or_else(|| led.find(is_free)) else {
             continue;
         };
         let mut trouble = |message| problems.push(pod_problem(&key.to_string(), message));
@@ -553,16 +693,25 @@ fn wanted(
     wanted
 }
 
+/// True if the pod says that it is on this node; of any where none is asked for.
+fn is_on(node: Option<&str>, pod: &Pod) -> bool {
+    node.is_none_or(|node| pod.node.as_deref() == Some(node))
+}
+
 /// An endpoint of nobody in particular behind an interface.
 fn config_of(interface: &Interface, addresses: &[IpAddr]) -> EndpointConfig {
     let mut config = endpoint_config(addresses);
     config.ifindex = interface.index;
-    config.link = if interface.arphrd == ARPHRD_ETHER { LINK_ETHERNET } else { LINK_IP };
+    config.link = link_of(interface);
     if let (Some(station), Some(place)) = (interface.station, config.mac.first_chunk_mut()) {
         *place = station;
         config.flags |= ENDPOINT_MAC;
     }
     config
+}
+
+fn link_of(interface: &Interface) -> u32 {
+    if interface.arphrd == ARPHRD_ETHER { LINK_ETHERNET } else { LINK_IP }
 }
 
 /// A pod that has none of its addresses any more is in another network namespace by now.
@@ -574,6 +723,19 @@ fn has_one_of(config: &EndpointConfig, addresses: &[IpAddr]) -> bool {
 fn held_by(config: &EndpointConfig) -> HeldPort {
     let station = config.mac.first_chunk().copied().filter(|_| config.flags & ENDPOINT_MAC != 0);
     HeldPort { port: config.ifindex, station }
+}
+
+/// Says of an isolated pod for whose slot the packet mark has no room.
+fn without_mark(key: &ObjectKey, enforced: &Enforced) -> Option<Problem> {
+    let is_open = u32::from(enforced.word.egress) == RULESET_OPEN;
+    (enforced.slot > MARK_SLOT && !is_open).then(|| {
+        let message = format!(
+            "more than {} pods are on this node, and the packet mark has no room for this one: what it sends to Services and \
+             outside of the cluster is denied; run fewer pods here, or isolate fewer",
+            MARK_SLOT + 1
+        );
+        Problem { field: String::new(), ..pod_problem(&key.to_string(), message) }
+    })
 }
 
 fn pod_problem(pod: &str, message: String) -> Problem {

@@ -322,3 +322,162 @@ fn tracked_connections_become_flows_as_many_as_fit_and_never_over_one_that_is_th
         assert_eq!(after, older, "an endpoint takes flows once");
     });
 }
+
+fn index(device: &str) -> u32 {
+    nix::net::if_::if_nametoindex(device).unwrap()
+}
+
+/// The names of the pods that are enforced.
+fn local(outcome: &Outcome) -> Vec<&str> {
+    outcome.local.keys().map(|key| key.name.as_str()).collect()
+}
+
+/// Both programs hang on it, and it leads to no endpoint: it drops everything.
+fn is_closed(node: &Node, interface: u32) -> bool {
+    let observed = node.reconciler.attacher.observed().unwrap();
+    let live = |one: &&crate::attach::Observed| {
+        one.slot.interface == interface && matches!(one.state, State::Live { .. })
+    };
+    let led = node.reconciler.tables.kernel.found_ifaces();
+    observed.iter().filter(live).count() == 2 && !led.contains_key(&interface)
+}
+
+/// T12, T15: the route to a pod that is gone leads to a new pod's interface, of which the CNI plugin told.
+#[test]
+fn an_interface_that_was_told_of_is_closed_until_its_pod_is_known_and_never_another_s() {
+    if !is_root() {
+        return;
+    }
+    Node::run(|node| {
+        let interface = index("pod2");
+        let new = ObjectKey::new("shop", "new");
+        let before = cluster(&pods(&["a", "b"]));
+        assert_eq!(local(&node.reconciler.reconcile(&before).unwrap()), ["a", "b"]);
+
+        // Told of: b, to whose address the route still leads, has lost it before anything else is known.
+        node.reconciler.close(interface, &new).unwrap();
+        assert!(is_closed(node, interface));
+        let closed = BTreeMap::from([(interface, "pod2".to_owned())]);
+        node.reconciler.tell(Ports { of: BTreeMap::new(), closed });
+        let outcome = node.reconciler.reconcile(&before).unwrap();
+        assert_eq!(local(&outcome), ["a"]);
+        assert!(is_closed(node, interface) && outcome.gone.is_empty());
+
+        // Known: no route leads to its address, and none has to.
+        let mut with_new = pods(&["a", "b"]);
+        with_new.push(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"namespace": "shop", "name": "new"},
+            "status": {"podIPs": [{"ip": "10.0.0.9"}]},
+        }));
+        let port = crate::told::Port { interface, name: "pod2".to_owned(), station: None };
+        let of = BTreeMap::from([(new.clone(), port)]);
+        node.reconciler.tell(Ports { of, closed: BTreeMap::new() });
+        let outcome = node.reconciler.reconcile(&cluster(&with_new)).unwrap();
+        assert_eq!(local(&outcome), ["a", "new"]);
+        assert_eq!(outcome.endpoints[&new].config.ifindex, interface);
+
+        // To be closed again does an endpoint of its own no harm.
+        node.reconciler.close(interface, &new).unwrap();
+        assert!(node.reconciler.tables.kernel.found_ifaces().contains_key(&interface));
+
+        // Another device of that name: what was told means nothing any more, and it stays closed.
+        ip("link set pod2 down");
+        ip("link set pod2 name other");
+        let outcome = node.reconciler.reconcile(&cluster(&with_new)).unwrap();
+        assert_eq!(outcome.gone, BTreeSet::from([interface]));
+        assert_eq!(local(&outcome), ["a"]);
+        assert!(is_closed(node, interface));
+    });
+}
+
+#[test]
+fn an_interface_that_is_gone_cannot_be_closed() {
+    if !is_root() {
+        return;
+    }
+    Node::run(|node| {
+        node.reconciler.reconcile(&cluster(&pods(&["a"]))).unwrap();
+        let error = node.reconciler.close(9_999, &ObjectKey::new("shop", "new")).unwrap_err();
+        assert!(error.to_string().contains("9999"), "{error:#}");
+    });
+}
+
+/// `struct __user_cap_header_struct` and `__user_cap_data_struct` of linux/capability.h, version 3: the thread's sets,
+/// low words first.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilitySets {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+static CAPABILITIES_V3: [u32; 2] = [0x2008_0522, 0];
+
+/// Runs it with these capabilities in force and no others, in this thread.
+fn with_capabilities<T>(numbers: &[u32], run: impl FnOnce() -> T) -> T {
+    let mut sets = [CapabilitySets::default(); 2];
+    // SAFETY: both are of the layout that this version names, and live over the call.
+    let got = unsafe { libc::syscall(libc::SYS_capget, CAPABILITIES_V3.as_ptr(), sets.as_mut_ptr()) };
+    assert_eq!(got, 0, "{}", std::io::Error::last_os_error());
+    let set = |sets: [CapabilitySets; 2]| {
+        // SAFETY: as above.
+        let set = unsafe { libc::syscall(libc::SYS_capset, CAPABILITIES_V3.as_ptr(), sets.as_ptr()) };
+        assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+    };
+    let mut few = sets.map(|set| CapabilitySets { effective: 0, ..set });
+    for number in numbers {
+        few[*number as usize / 32].effective |= 1 << (number % 32);
+    }
+    set(few);
+    let result = run();
+    set(sets);
+    result
+}
+
+#[test]
+fn three_capabilities_make_tables_grow_them_and_take_them_over() {
+    use crate::preflight::facts::{BPF, NET_ADMIN, PERFMON};
+
+    const LARGEST: u32 = 100_000;
+    const FLOWS: u32 = 9_000;
+    if !is_root() {
+        return;
+    }
+    Node::with_flows(LARGEST, |node| {
+        let pins = Pins::new(node.bpffs.path());
+        let tables = || std::fs::read_dir(pins.tables()).unwrap().count();
+        let (held, after, pinned) = with_capabilities(&[BPF, NET_ADMIN, PERFMON], || {
+            let a = ObjectKey::new("shop", "a");
+            // given a pod whose table had to grow
+            node.reconciler.reconcile(&cluster(&pods(&["a"]))).unwrap();
+            let slot = node.reconciler.endpoints[&a].slot;
+            let flow_tables = &mut node.reconciler.tables.kernel.flow_tables;
+            let (keys, entries): (Vec<_>, Vec<_>) = (0..FLOWS)
+                .map(|n| {
+                    let [.., b, c] = n.to_be_bytes();
+                    let remote = portcullis_common::addr::Addr::v4([10, 9, b, c]);
+                    let key = portcullis_common::wire::FlowKey { remote, ..Default::default() };
+                    let tag = key.tag();
+                    (key, portcullis_common::wire::FlowEntry { tag, ..Default::default() })
+                })
+                .unzip();
+            flow_tables.table(slot).unwrap().write_new(&keys, &entries).unwrap();
+            flow_tables.count(slot, 0, u64::from(FLOWS)).unwrap();
+            assert_eq!(flow_tables.tend(slot, LARGEST).unwrap(), Some(crate::bpf::flows::Growth::Done));
+            let held = flow_tables.table(slot).unwrap().all().unwrap().len();
+            let pinned = tables();
+            // when another agent takes over
+            let hook = HookChoice::Auto.resolve(kernel_release().unwrap()).unwrap();
+            let opened = Reconciler::open(&pins, hook, LARGEST, Mode::Enforce, &Sizes::default());
+            node.reconciler = opened.unwrap();
+            node.reconciler.reconcile(&cluster(&pods(&["a"]))).unwrap();
+            let flow_tables = &mut node.reconciler.tables.kernel.flow_tables;
+            let after = flow_tables.table(slot).unwrap().all().unwrap().len();
+            (held, after, pinned)
+        });
+        // then the flows are there, and no table but the one in use is held
+        assert_eq!((held, after), (FLOWS as usize, FLOWS as usize));
+        assert_eq!((pinned, tables()), (1, 1));
+    });
+}

@@ -31,16 +31,13 @@ impl RefusedFlows {
             return self.at.take().map(|_| Vec::new());
         }
         self.at = Some(now);
-        Some(vec![Problem {
-            severity: Severity::Warning,
-            object: "Node".to_owned(),
-            field: String::new(),
-            message: format!(
+        Some(vec![Problem::of_node(
+            Severity::Warning,
+            format!(
                 "{new} flows were not made, {total} in all, because their pod's table was full; their packets passed, \
                  and replies to them are judged by policy: start the agent with a larger --flows-per-endpoint"
             ),
-            location: None,
-        }])
+        )])
     }
 }
 

@@ -2,6 +2,7 @@
 //! in force and what the programs counted. Decides nothing; a counter that cannot be read is absent, not zero.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{ENDPOINT_UNBOUND, RULESET_CLOSED, RULESET_OPEN};
@@ -15,7 +16,7 @@ use portcullis_policy::select::Directory;
 use crate::api::observed::rfc3339;
 use crate::api::{PodName, Refusal};
 use crate::bpf::figures::Figures;
-use crate::clock::wall_time;
+use crate::clock::{monotonic, wall_time};
 use crate::daemon::Snapshot;
 use crate::health::Health;
 use crate::metrics::{PolicyLabels, Readings, RulePackets};
@@ -26,7 +27,9 @@ use crate::verbs::endpoints::{Endpoint, Flows, Scope, Side};
 use crate::verbs::policies::{
     DirectionReport, Hits, PoliciesRequest, PolicyReport, ProblemReport, RuleReport,
 };
-use crate::verbs::status::{EndpointCounts, FlowCounts, LastReconciliation, MapFill, PolicyCounts, Status};
+use crate::verbs::status::{
+    EndpointCounts, FlowCounts, LastReconciliation, MapFill, PolicyCounts, Status, WatchReport,
+};
 
 /// Warnings that `status` shows; `policies` has all of those about policies.
 const MAX_WARNINGS: usize = 50;
@@ -80,6 +83,18 @@ impl Reporter<'_> {
             kernel: self.facts.kernel.clone(),
             source: self.facts.source.clone(),
             source_age_seconds: self.health.staleness().as_secs(),
+            watches: progress
+                .watches
+                .iter()
+                .map(|watch| WatchReport {
+                    kind: watch.kind.name().to_owned(),
+                    listed: watch.listed,
+                    heard_seconds_ago: watch
+                        .heard
+                        .map(|at| Duration::from_nanos(monotonic().saturating_sub(at)).as_secs()),
+                    trouble: watch.trouble.clone(),
+                })
+                .collect(),
             endpoints: EndpointCounts { enforced, known: enforced + progress.wanting.missing.len() as u64 },
             policies: PolicyCounts {
                 total: reports.len() as u64,
@@ -323,6 +338,12 @@ impl Reporter<'_> {
             policies: self.snapshot.cluster.policies.len() as u64,
             ready: self.health.not_ready().is_empty(),
             staleness: self.health.staleness(),
+            watches: progress
+                .watches
+                .iter()
+                .filter(|watch| watch.kind.decides_verdicts())
+                .map(|watch| (watch.kind.name(), self.health.since(watch.heard)))
+                .collect(),
             reconcile_errors: progress.errors,
         }
     }

@@ -46,7 +46,7 @@ fn assert_fails(output: &Output, status: i32, words: &[&str]) {
 }
 
 /// The verbs that ask an agent, each with what it asks.
-const ASKING: [&[&str]; 8] = [
+const ASKING: [&[&str]; 9] = [
     &["explain", "shop/web", "shop/db", "TCP/80"],
     &["matrix", "TCP/80"],
     &["matrix", "TCP/80", "-o", "json"],
@@ -55,6 +55,7 @@ const ASKING: [&[&str]; 8] = [
     &["status", "-o", "json"],
     &["endpoints"],
     &["policies"],
+    &["wait", "policy", "shop/db"],
 ];
 
 #[test]
@@ -185,7 +186,7 @@ fn ports_are_checked_and_lower_case_is_read() {
     assert_eq!((lower.status.code(), stdout(&lower)), (Some(0), stdout(&upper)));
 }
 
-const VERBS: [&[&str]; 12] = [
+const VERBS: [&[&str]; 13] = [
     &["agent"],
     &["preflight"],
     &["explain"],
@@ -196,6 +197,7 @@ const VERBS: [&[&str]; 12] = [
     &["policies"],
     &["policies", "lint"],
     &["cleanup"],
+    &["wait", "policy"],
     &["completions"],
     &["man"],
 ];
@@ -225,6 +227,8 @@ fn a_flag_or_word_that_is_not_known_is_a_usage_error() {
     assert_fails(&sandbox.run(&["policies", "nonsense"]), 2, &["nonsense"]);
     assert_fails(&sandbox.run(&["agent"]), 2, &["--source"]);
     assert_fails(&sandbox.run(&["policies", "lint"]), 2, &["DIR"]);
+    assert_fails(&sandbox.run(&["wait", "policy", "db"]), 2, &["NAMESPACE/NAME"]);
+    assert_fails(&sandbox.run(&["wait", "policy", "shop/db", "--timeout", "1h"]), 2, &["up to 60m"]);
     assert_fails(
         &sandbox.run(&["agent", "--source", "good", "--flows-per-endpoint", "1"]),
         2,
@@ -236,9 +240,10 @@ fn a_flag_or_word_that_is_not_known_is_a_usage_error() {
 #[test]
 fn what_this_version_does_not_have_is_said() {
     let sandbox = sandbox();
-    for verb in [&["agent"][..], &["matrix", "TCP/80"], &["explain", "shop/web", "shop/db", "TCP/80"]] {
+    assert_fails(&sandbox.run(&["agent", "--source", "kube"]), 2, &["--node-name", "PORTCULLIS_NODE_NAME"]);
+    for verb in [&["matrix", "TCP/80"][..], &["explain", "shop/web", "shop/db", "TCP/80"]] {
         let kube = sandbox.run(&[verb, &["--source", "kube"]].concat());
-        assert_fails(&kube, 2, &["not supported by this version", "name a directory"]);
+        assert_fails(&kube, 2, &["ask the agent", "name a directory"]);
     }
     sandbox.write(
         "cluster/deny.yaml",
@@ -343,4 +348,35 @@ fn every_verb_has_help_with_examples() {
             assert!(text.contains("Examples:") && text.contains(&example), "{verb:?} {flag}: {text}");
         }
     }
+}
+
+#[test]
+fn the_cni_plugin_is_put_beside_the_primary_s_and_errors_name_the_place() {
+    let sandbox = sandbox();
+    let plugin = env!("CARGO_BIN_EXE_portcullis-cni");
+    let install = |bin: &str, conf: &str| {
+        sandbox.run(&["cni", "install", "--plugin", plugin, "--bin-dir", bin, "--conf-dir", conf])
+    };
+    assert_fails(&install("nowhere", "nowhere"), 3, &["nowhere/portcullis-cni", "--bin-dir"]);
+    sandbox.write("bin/other", "");
+    let output = install("bin", "nowhere");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("--conf-dir"), "{}", stderr(&output));
+    // A broken primary is told, and no reason not to start the agent that will follow it once it is mended.
+    sandbox.write("conf/10-a.conflist", "{");
+    let output = install("bin", "conf");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(stderr(&output).contains("10-a.conflist: is no JSON object"), "{}", stderr(&output));
+    sandbox.write("conf/10-a.conflist", r#"{"cniVersion":"1.0.0","name":"a","plugins":[{"type":"ptp"}]}"#);
+    assert!(stdout(&install("bin", "conf")).contains("conf/00-portcullis.conflist follows 10-a.conflist"));
+    let remove =
+        || sandbox.run(&["cni", "remove", "--bin-dir", "bin", "--conf-dir", "conf", "--run-dir", "run"]);
+    // A running agent would write ours again.
+    sandbox.write("run/other", "");
+    let agent = UnixListener::bind(sandbox.path().join("run/agent.sock")).unwrap();
+    assert_fails(&remove(), 3, &["run/agent.sock", "stop it first"]);
+    assert!(sandbox.path().join("conf/00-portcullis.conflist").exists());
+    drop(agent);
+    assert_eq!(stdout(&remove()), "took conf/00-portcullis.conflist\ntook bin/portcullis-cni\n");
+    assert_eq!(stdout(&remove()), "nothing of ours found\n");
 }

@@ -22,7 +22,8 @@ fn docs() -> PathBuf {
 /// A sandbox with the examples in it.
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
-    for name in ["example/pods.yaml", "example/policies.yaml", "example-broken/policies.yaml", "agent.yaml"] {
+    let examples = ["example/pods.yaml", "example/services.yaml", "example/policies.yaml"];
+    for name in examples.into_iter().chain(["example-broken/policies.yaml", "agent.yaml"]) {
         sandbox.write(name, &fs::read_to_string(docs().join(name)).unwrap());
     }
     sandbox

@@ -4,10 +4,10 @@
 use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
-    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, ACTION_PASS, CLASS_NONE, CLASS_VIRTUAL, COUNTER_NONE,
-    KIND_INVALID, KIND_ISOLATION, KIND_OWN_NODE, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord, PortRange,
-    ROW_BITS, RULESET_AUDIT, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset, SEARCH_STEPS,
-    port_position,
+    ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, ACTION_PASS, CLASS_CLAIMED, CLASS_NONE, CLASS_VIRTUAL,
+    COUNTER_NONE, KIND_INVALID, KIND_ISOLATION, KIND_OWN_NODE, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord,
+    PortRange, ROW_BITS, RULESET_AUDIT, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
+    SEARCH_STEPS, port_position,
 };
 
 /// The policy tables, as they stand at this moment. A reader may see an element of a hash that is being
@@ -36,6 +36,8 @@ pub enum Decision {
     Open,
     /// A rule decided.
     Rule {
+        /// Whose address the peer's is.
+        peer: Peer,
         /// What it says.
         action: Action,
         /// True if the packet passes though it is denied.
@@ -46,7 +48,7 @@ pub enum Decision {
         counter: u32,
     },
     /// No rule matched and nothing isolates: open by default.
-    Default,
+    Default(Peer),
     /// A virtual address: the verdict waits for translation.
     Virtual {
         /// True if the packet passes though it is denied.
@@ -54,6 +56,15 @@ pub enum Decision {
     },
     /// The tables could not be read. Closes, and makes no state.
     Unreadable,
+}
+
+/// Whose address a peer's is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A pod's that a selector here matches: nobody translates it.
+    Pod,
+    /// Anybody's: what a pod sends there may still be translated.
+    Anybody,
 }
 
 /// Marks tables that could not be read.
@@ -69,6 +80,7 @@ pub fn classify<T: Tables>(tables: &T, ruleset: u32, remote: &Addr, protocol: u8
     if ruleset == RULESET_CLOSED {
         return Decision::Rule {
             action: Action::Deny,
+            peer: Peer::Anybody,
             audited: false,
             reason: Reason::InvalidClosed,
             counter: COUNTER_NONE,
@@ -77,13 +89,16 @@ pub fn classify<T: Tables>(tables: &T, ruleset: u32, remote: &Addr, protocol: u8
     let position = port_position(protocol, port);
     let mut id = ruleset;
     for _ in 0..MAX_PASSES {
-        match walk(tables, id, remote, position) {
+        let peer = match walk(tables, id, remote, position) {
             Ok(Step::Decided(decision)) => return decision,
-            Ok(Step::Passed(next)) => id = next,
+            Ok(Step::Passed(next, peer)) => {
+                id = next;
+                peer
+            }
             Err(Unreadable) => return Decision::Unreadable,
-        }
+        };
         if id == RULESET_OPEN {
-            return Decision::Default;
+            return Decision::Default(peer);
         }
     }
     Decision::Unreadable
@@ -96,7 +111,7 @@ const MAX_PASSES: u32 = 3;
 enum Step {
     Decided(Decision),
     /// A Pass: goes on with the ruleset of the tiers behind.
-    Passed(u32),
+    Passed(u32, Peer),
 }
 
 #[inline(always)]
@@ -106,21 +121,22 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
     if ruleset.chunks == 0 {
         return Err(Unreadable);
     }
-    let class = class_of(tables, ruleset.bank, remote)?;
+    let (class, peer) = class_of(tables, ruleset.bank, remote)?;
     if class & CLASS_VIRTUAL != 0 && ruleset.flags & RULESET_EGRESS != 0 {
         return Ok(Step::Decided(Decision::Virtual { audited: ruleset.flags & RULESET_AUDIT != 0 }));
     }
-    let class = class & !CLASS_VIRTUAL;
+    let peer = if class & CLASS_CLAIMED == 0 { peer } else { Peer::Anybody };
+    let class = class & !(CLASS_VIRTUAL | CLASS_CLAIMED);
     let peers = peer_rows(tables, id, class)?.unwrap_or(ruleset.any_row);
     let ports = port_rows(tables, ruleset, position)?;
     let Some(first) = first_match(tables, ruleset, peers, ports)? else {
-        return Ok(Step::Decided(Decision::Default));
+        return Ok(Step::Decided(Decision::Default(peer)));
     };
     let rule = tables.rule(ruleset.rules_start.wrapping_add(first)).ok_or(Unreadable)?;
     let action = match rule.action {
         ACTION_ALLOW => Action::Allow,
         ACTION_DENY | ACTION_AUDIT => Action::Deny,
-        ACTION_PASS => return Ok(Step::Passed(ruleset.pass_to)),
+        ACTION_PASS => return Ok(Step::Passed(ruleset.pass_to, peer)),
         // What another version means by it is not known here.
         _ => return Err(Unreadable),
     };
@@ -131,24 +147,24 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
         _ => Reason::Rule,
     };
     let audited = rule.action == ACTION_AUDIT;
-    Ok(Step::Decided(Decision::Rule { action, audited, reason, counter: rule.counter }))
+    Ok(Step::Decided(Decision::Rule { peer, action, audited, reason, counter: rule.counter }))
 }
 
 /// The class of an address: exact, then by longest prefix.
 #[inline(always)]
-fn class_of<T: Tables>(tables: &T, bank: u32, addr: &Addr) -> Result<u32, Unreadable> {
+fn class_of<T: Tables>(tables: &T, bank: u32, addr: &Addr) -> Result<(u32, Peer), Unreadable> {
     let tag = addr.hash();
     let first = tables.peer(bank, addr);
     if let Some(word) = first
         && word.tag == tag
     {
-        return Ok(word.class);
+        return Ok((word.class, Peer::Pod));
     }
     // A miss is confirmed, and a word with another key's tag is read again.
     match tables.peer(bank, addr) {
-        Some(word) if word.tag == tag => Ok(word.class),
+        Some(word) if word.tag == tag => Ok((word.class, Peer::Pod)),
         Some(_) => Err(Unreadable),
-        None => Ok(tables.prefix(bank, addr).map_or(CLASS_NONE, |word| word.class)),
+        None => Ok((tables.prefix(bank, addr).map_or(CLASS_NONE, |word| word.class), Peer::Anybody)),
     }
 }
 

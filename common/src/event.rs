@@ -135,7 +135,7 @@ reasons! {
     RelatedError = 8, Allow, "related-error";
     /// The packet could not be read, in a direction that nothing isolates.
     UnreadableOpen = 9, Allow, "unreadable-open";
-    /// A Service's virtual address, seen before its translation, from a pod whose egress is isolated.
+    /// A Service's virtual address that nobody has translated, from a pod whose egress is isolated.
     ServiceNotResolved = 10, Deny, "service-not-resolved";
     /// The source address is not the pod's.
     SpoofedSource = 11, Deny, "spoofed-source";
@@ -163,6 +163,8 @@ reasons! {
     OtherStation = 22, Deny, "other-station";
     /// A later fragment of a datagram whose first fragment has not passed here, or not yet.
     FragmentAhead = 23, Deny, "fragment-ahead";
+    /// To a Service: judged again where the backend that was chosen gets it.
+    Service = 24, Allow, "service";
 }
 
 /// In place of a reason: no verdict, but word that the endpoint's table of flows is half full.
@@ -213,7 +215,11 @@ pub struct Event {
     /// TCP flags.
     pub tcp_flags: u8,
     /// Not used; 0.
-    pub reserved: [u8; 3],
+    pub reserved: u8,
+    /// Where a packet was sent to that was translated before it was delivered here: the port ...
+    pub via_port: u16,
+    /// ... and the address; unspecified where it was not, or nobody knows.
+    pub via: Addr,
 }
 
 #[cfg(test)]

@@ -29,6 +29,10 @@ pub const UDP_ANSWERED_SECONDS: u32 = 180;
 /// Seconds for an ICMP echo.
 pub const ICMP_SECONDS: u32 = 30;
 
+/// Seconds for which answers through a Service still pass once anything has changed and the pod that opened the flow has
+/// been silent: whether its backend is still allowed is judged with what it sends (SEMANTICS, policy changes).
+pub const SERVICE_REPLY_SECONDS: u32 = 180;
+
 /// Seconds for the rest of a datagram to follow its first fragment: what Linux waits for IPv4 (`ipfrag_time`).
 pub const FRAGMENT_SECONDS: u32 = 30;
 
@@ -74,11 +78,58 @@ pub const fn is_over(seen: u32, now: u32, seconds: u32) -> bool {
     now.wrapping_sub(seen) < u32::MAX / 2 && now.wrapping_sub(seen) > seconds
 }
 
+/// The second half of an entry's second word: the state, and behind it since when answers through a Service are in doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// A `STATE_`.
+    pub state: u32,
+    /// The lower 24 bits of the second since when; 0 if they are not.
+    pub doubt: u32,
+}
+
+/// Bits of the state.
+const STATE_BITS: u32 = 8;
+/// The seconds that fit behind it: 194 days.
+const DOUBT_MASK: u32 = u32::MAX >> STATE_BITS;
+
+impl Stage {
+    /// Reads a word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(word: u32) -> Self {
+        Self { state: word & ((1 << STATE_BITS) - 1), doubt: word >> STATE_BITS }
+    }
+
+    /// The word.
+    #[inline(always)]
+    #[must_use]
+    pub const fn word(self) -> u32 {
+        self.state | (self.doubt << STATE_BITS)
+    }
+
+    /// In doubt since then, or since now.
+    #[inline(always)]
+    #[must_use]
+    pub const fn doubted(self, now: u32) -> Self {
+        // Odd, so that it is never 0.
+        let doubt = if self.doubt == 0 { (now & DOUBT_MASK) | 1 } else { self.doubt };
+        Self { doubt, ..self }
+    }
+
+    /// True once answers have been in doubt for too long. A second that lies ahead is now.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over(self, now: u32) -> bool {
+        let gone = now.wrapping_sub(self.doubt) & DOUBT_MASK;
+        gone < DOUBT_MASK / 2 && gone > SERVICE_REPLY_SECONDS
+    }
+}
+
 /// True once an entry of a table of flows is of no more use, whatever its [`FlowKey::kind`].
 #[must_use]
 pub const fn is_spent(key: &FlowKey, entry: &FlowEntry, now: u32) -> bool {
     match key.kind {
-        FLOW_KIND_FLOW => expired(key.protocol, entry.state, entry.seen, now),
+        FLOW_KIND_FLOW => expired(key.protocol, Stage::of(entry.state).state, entry.seen, now),
         _ => is_over(entry.seen, now, FRAGMENT_SECONDS),
     }
 }

@@ -8,7 +8,7 @@ use crate::event::{Action, Direction, Outcome, Reason};
 use crate::packet::{Bytes, Embedded, ND_MAX_BYTES, Packet, PacketView, Shape, parse_embedded};
 use crate::wire::{
     COUNTER_NONE, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord,
-    FLOW_KIND_FLOW, FlowEntry, FlowKey, RULESET_AUDIT, RULESET_OPEN,
+    FLOW_KIND_FLOW, FlowEntry, FlowKey, NO_ENDPOINT, RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -23,6 +23,8 @@ pub enum Origin {
     OtherStation,
     /// The node itself: no device, and a socket (without the socket it can be forged).
     OwnNode,
+    /// The pod itself, by way of a Service that chose it.
+    Hairpin,
 }
 
 impl Origin {
@@ -41,6 +43,7 @@ impl Origin {
             1 => Self::OwnInterface,
             2 => Self::OtherStation,
             3 => Self::OwnNode,
+            4 => Self::Hairpin,
             _ => Self::Forwarded,
         }
     }
@@ -84,6 +87,12 @@ pub trait Environment: Tables + Flows {
     fn is_audit(&self) -> bool;
     /// Seconds of the monotonic clock.
     fn now(&self) -> u32;
+    /// True if packets are judged again where they are delivered. Else a virtual address is denied, and every other judged
+    /// as what it is.
+    fn delivers(&self) -> bool;
+
+    /// True if this node's rules translate what is sent to this address and port: a node's, of a Service or a pod.
+    fn is_node_port(&self, remote: &Addr, protocol: u8, port: u16) -> bool;
 
     /// [`by_tuple`]. The kernel's programs have it as a global function.
     #[inline(always)]
@@ -92,6 +101,15 @@ pub trait Environment: Tables + Flows {
         Self: Sized,
     {
         by_tuple(self, work, at)
+    }
+
+    /// [`ahead`]. The kernel's programs have it as a global function.
+    #[inline(always)]
+    fn ahead(&self, work: &Work, verdict: Packed) -> Packed
+    where
+        Self: Sized,
+    {
+        ahead(self, work, verdict)
     }
 
     /// [`decide`]. The kernel's programs have it as a global function.
@@ -113,6 +131,17 @@ pub enum News {
     None,
 }
 
+/// Where else a packet is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// Nowhere.
+    Done,
+    /// Again where it is delivered, for it may be translated.
+    Again,
+    /// Only there: it is for a virtual address, and of no flow yet.
+    Waits,
+}
+
 /// What happens to a packet, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -126,6 +155,8 @@ pub struct Verdict {
     pub counter: u32,
     /// Whether to tell.
     pub news: News,
+    /// Where else it is judged.
+    pub delivery: Delivery,
 }
 
 /// A [`Verdict`] in one register: what functions return that are their own in eBPF, where a value in memory
@@ -136,6 +167,7 @@ pub struct Packed(pub u64);
 impl Packed {
     /// The tables could not be read.
     pub const UNREADABLE: Self = Self::new(Verdict::deny(Reason::TablesUnreadable));
+    const REASON: u64 = 0xff;
     const DENIED: u64 = 1 << 8;
     const NEWS: u64 = 1 << 9;
     /// No verdict: there is no flow.
@@ -144,6 +176,10 @@ impl Packed {
     const MAY_OPEN: u64 = 1 << 11;
     /// Denied, and passes.
     const AUDITED: u64 = 1 << 12;
+    /// The address may be translated: judged again where it is delivered.
+    const AGAIN: u64 = 1 << 13;
+    /// It is virtual: judged only there.
+    const WAITS: u64 = 1 << 14;
 
     #[inline(always)]
     const fn new(verdict: Verdict) -> Self {
@@ -157,6 +193,12 @@ impl Packed {
         };
         let audited = if verdict.audited { Self::AUDITED } else { 0 };
         Self(verdict.reason as u64 | denied | news | audited | ((verdict.counter as u64) << 32))
+    }
+
+    /// True where the tables could not be read.
+    #[inline(always)]
+    const fn is_unreadable(self) -> bool {
+        self.0 & Self::REASON == Reason::TablesUnreadable as u64
     }
 
     /// True if the packet does not go on.
@@ -180,6 +222,11 @@ impl Packed {
             reason: Reason::from_number(self.0 as u8).unwrap_or(Reason::TablesUnreadable),
             counter: self.counter(),
             news: if self.0 & Self::NEWS == 0 { News::None } else { News::Event },
+            delivery: match self.0 & (Self::AGAIN | Self::WAITS) {
+                0 => Delivery::Done,
+                Self::AGAIN => Delivery::Again,
+                _ => Delivery::Waits,
+            },
         }
     }
 }
@@ -187,12 +234,19 @@ impl Packed {
 impl Verdict {
     #[inline(always)]
     const fn allow(reason: Reason) -> Self {
-        Self { action: Action::Allow, audited: false, reason, counter: COUNTER_NONE, news: News::None }
+        Self {
+            action: Action::Allow,
+            audited: false,
+            reason,
+            counter: COUNTER_NONE,
+            news: News::None,
+            delivery: Delivery::Done,
+        }
     }
 
     #[inline(always)]
     const fn deny(reason: Reason) -> Self {
-        Self { action: Action::Deny, audited: false, reason, counter: COUNTER_NONE, news: News::Event }
+        Self { action: Action::Deny, news: News::Event, ..Self::allow(reason) }
     }
 
     /// What comes of the packet.
@@ -209,13 +263,13 @@ impl Verdict {
     #[inline(always)]
     const fn of(decision: Decision) -> Self {
         match decision {
-            Decision::Open | Decision::Default => Self::allow(Reason::NotIsolated),
-            Decision::Rule { action, audited, reason, counter } => {
+            Decision::Open | Decision::Default(_) => Self::allow(Reason::NotIsolated),
+            Decision::Rule { action, audited, reason, counter, peer: _ } => {
                 let news = match action {
                     Action::Allow => News::None,
                     Action::Deny => News::Event,
                 };
-                Self { action, audited, reason, counter, news }
+                Self { action, audited, counter, news, ..Self::allow(reason) }
             }
             Decision::Virtual { audited } => Self { audited, ..Self::deny(Reason::ServiceNotResolved) },
             Decision::Unreadable => Self::deny(Reason::TablesUnreadable),
@@ -235,7 +289,7 @@ pub struct At {
 }
 
 /// What one judgement works on: the frame that [`crate::packet::parse`] read, and places for what is looked
-/// up and made. Eight-byte aligned; about 190 bytes, which the eBPF stack does not have to spare.
+/// up and made. Eight-byte aligned; about 220 bytes, which the eBPF stack does not have to spare.
 #[derive(Clone, Copy, Debug)]
 pub struct Work {
     /// The frame.
@@ -245,26 +299,38 @@ pub struct Work {
     entry: FlowEntry,
     /// The endpoint's rulesets and generation, read once.
     word: EndpointWord,
+    /// The endpoint.
+    slot: u32,
     /// Which of the endpoint's addresses the packet is to or from.
     own: u8,
+    /// `epochs[EPOCH_ANY]`, read before the tables.
+    any: u32,
+    /// The last packet here that is judged again where it is delivered: its endpoint and its flow.
+    sent_by: u32,
+    sent: FlowKey,
 }
 
 impl Work {
+    const NO_KEY: FlowKey = FlowKey {
+        remote: Addr::UNSPECIFIED,
+        local_port: 0,
+        remote_port: 0,
+        protocol: 0,
+        local: 0,
+        kind: FLOW_KIND_FLOW,
+    };
     /// Before parsing.
     pub const EMPTY: Self = Self {
         packet: Packet::OTHER,
         embedded: Embedded::NONE,
-        key: FlowKey {
-            remote: Addr::UNSPECIFIED,
-            local_port: 0,
-            remote_port: 0,
-            protocol: 0,
-            local: 0,
-            kind: FLOW_KIND_FLOW,
-        },
+        key: Self::NO_KEY,
         entry: FlowEntry { stamp: 0, tag: 0, seen: 0, state: 0, counter: 0, opened: 0 },
         word: EndpointWord { ingress: 0, egress: 0, generation: 0 },
+        slot: NO_ENDPOINT,
         own: NOT_OWN,
+        any: 0,
+        sent_by: NO_ENDPOINT,
+        sent: Self::NO_KEY,
     };
 }
 
@@ -328,15 +394,6 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, at:
         | Shape::ListenerDiscovery
         | Shape::IcmpError
         | Shape::Unreadable => Judge { env, view, config, word: rulesets, at }.packet(work),
-    }
-}
-
-/// The ruleset of a direction.
-#[inline(always)]
-const fn ruleset(word: EndpointWord, direction: Direction) -> u16 {
-    match direction {
-        Direction::Ingress => word.ingress,
-        Direction::Egress => word.egress,
     }
 }
 
@@ -507,7 +564,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             return verdict;
         }
         if let Shape::Unreadable = packet.shape {
-            return unreadable(self.env, self.ruleset(self.at.direction), packet.error.reason());
+            return unreadable(self.env, self.word.ruleset(self.at.direction), packet.error.reason());
         }
         if self.is_to_itself(remote) {
             return Verdict::allow(Reason::SelfTraffic);
@@ -527,13 +584,11 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
                 own_index(self.config, remote).is_some()
             }
-            (Direction::Ingress, Origin::Forwarded | Origin::OwnNode | Origin::OtherStation) => false,
+            (
+                Direction::Ingress,
+                Origin::Forwarded | Origin::OwnNode | Origin::OtherStation | Origin::Hairpin,
+            ) => false,
         }
-    }
-
-    #[inline(always)]
-    fn ruleset(&self, direction: Direction) -> u16 {
-        ruleset(self.word, direction)
     }
 
     /// What passes or is dropped whatever the policies say: source binding and discovery.
@@ -574,7 +629,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         }
         match packet.shape {
             _ if packet.hidden => {
-                Some(unreadable(self.env, self.ruleset(self.at.direction), packet.error.reason()))
+                Some(unreadable(self.env, self.word.ruleset(self.at.direction), packet.error.reason()))
             }
             // Only from the link (RFC 3810 section 5.1.14): a hop limit of 1 a sender far away can arrange for.
             Shape::ListenerDiscovery
@@ -643,7 +698,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if let (Direction::Ingress, Origin::OwnNode) = (self.at.direction, self.at.origin) {
             return Some(Verdict::allow(Reason::OwnNode));
         }
-        let ruleset = self.ruleset(self.at.direction);
+        let ruleset = self.word.ruleset(self.at.direction);
         if u32::from(ruleset) == RULESET_OPEN {
             return Some(Verdict::allow(Reason::NotIsolated));
         }
@@ -666,7 +721,12 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         let Some(index) = own_index(self.config, local) else {
             return EMBEDDED_NONE;
         };
-        if !outer.same(local) {
+        // What the pod tells is for who sent what it is about, and for nobody else.
+        let is_for_another = match self.at.direction {
+            Direction::Ingress => false,
+            Direction::Egress => !packet.dst.same(remote),
+        };
+        if !outer.same(local) || is_for_another {
             return EMBEDDED_NONE;
         }
         work.key = FlowKey {
@@ -686,10 +746,12 @@ const EMBEDDED_NONE: u32 = 0;
 /// The key of its flow is known.
 const EMBEDDED_KEY: u32 = 1;
 
+mod delivered;
 mod fragments;
 mod tuple;
 
-pub use tuple::{by_tuple, decide};
+pub use delivered::delivered;
+pub use tuple::{ahead, by_tuple, decide};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -240,8 +240,9 @@ impl TestRule {
     }
 }
 
-/// Everything outside a packet, in memory. Slot 0 is a pod with [`POD4`] and [`POD6`].
+/// Everything outside a packet, in memory. Its one slot is a pod with [`POD4`] and [`POD6`].
 pub(crate) struct World {
+    pub(crate) slot: u32,
     pub(crate) config: EndpointConfig,
     pub(crate) endpoint: EndpointWord,
     pub(crate) rulesets: BTreeMap<u32, Ruleset>,
@@ -255,6 +256,8 @@ pub(crate) struct World {
     pub(crate) prefix_epoch: Cell<u32>,
     pub(crate) audit: Cell<bool>,
     pub(crate) now: Cell<u32>,
+    pub(crate) delivers: Cell<bool>,
+    pub(crate) node_ports: BTreeSet<(Addr, u8, u16)>,
 }
 
 impl World {
@@ -272,6 +275,7 @@ impl World {
         };
         let open = u16::try_from(RULESET_OPEN).unwrap();
         Self {
+            slot: 0,
             config,
             endpoint: EndpointWord { ingress: open, egress: open, generation: 1 },
             rulesets: BTreeMap::new(),
@@ -285,6 +289,8 @@ impl World {
             prefix_epoch: Cell::new(0),
             audit: Cell::new(false),
             now: Cell::new(1_000),
+            delivers: Cell::new(false),
+            node_ports: BTreeSet::new(),
         }
     }
 
@@ -353,7 +359,7 @@ impl World {
     ) -> Verdict {
         let mut work = Work::EMPTY;
         parse(&bytes, link, &mut work.packet);
-        judge(self, &bytes, &mut work, At { slot: 0, direction, origin })
+        judge(self, &bytes, &mut work, At { slot: self.slot, direction, origin })
     }
 
     pub(crate) fn to_pod(&self, bytes: &[u8]) -> Verdict {
@@ -450,11 +456,11 @@ impl Flows for World {
 
 impl Environment for World {
     fn config(&self, slot: u32) -> Option<&EndpointConfig> {
-        (slot == 0).then_some(&self.config)
+        (slot == self.slot).then_some(&self.config)
     }
 
     fn endpoint(&self, slot: u32) -> Option<EndpointWord> {
-        (slot == 0).then_some(self.endpoint)
+        (slot == self.slot).then_some(self.endpoint)
     }
 
     fn epoch(&self, _: u32) -> u32 {
@@ -471,5 +477,13 @@ impl Environment for World {
 
     fn now(&self) -> u32 {
         self.now.get()
+    }
+
+    fn delivers(&self) -> bool {
+        self.delivers.get()
+    }
+
+    fn is_node_port(&self, remote: &Addr, protocol: u8, port: u16) -> bool {
+        self.node_ports.contains(&(*remote, protocol, port))
     }
 }

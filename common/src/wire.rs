@@ -5,6 +5,8 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::addr::{Addr, mix64};
+use crate::event::Direction;
+use crate::packet::{SCTP, TCP, UDP};
 
 /// Version of this layout; part of the pins' path. From the first release on raise it with every change to a type or a
 /// size in this module, and with every new [`crate::event::Reason`]. A map that is pinned already keeps its size, and an
@@ -50,6 +52,8 @@ pub const MAX_PREFIXES: u32 = 65_536;
 pub const BANKS: u32 = 3;
 /// Cells of the epoch table; a power of two.
 pub const EPOCH_CELLS: u32 = 65_536;
+/// The cell behind them grows with every change of any: for flows whose backend nobody knows.
+pub const EPOCH_ANY: u32 = EPOCH_CELLS;
 /// Flows for which an endpoint has room at first. Room costs 16 bytes each before it is used, so it starts small and
 /// grows with use.
 pub const FIRST_FLOWS: u32 = 16_384;
@@ -59,8 +63,14 @@ pub const FLOWS_GROWTH: u32 = 4;
 pub const DEFAULT_FLOWS: u32 = 1_048_576;
 /// Interfaces that are found by index in an array, before the hash is asked; a power of two.
 pub const IFACE_CELLS: u32 = 65_536;
+/// Devices whose packets start with an IP header (`wireguard`, `ipip`, `ppp`), without pods'.
+pub const MAX_DEVICES: u32 = 4096;
 /// Bytes of events at which the programs wake whoever reads them; before, it looks by itself.
 pub const EVENT_WAKE_BYTES: u32 = 1 << 14;
+/// Nodes' addresses at which ports are translated.
+pub const MAX_NODE_ADDRS: u32 = 16_384;
+/// Words of `node_ports`: a bit for each port of TCP, UDP and SCTP.
+pub const NODE_PORT_WORDS: u32 = 3 * (65_536 / 64);
 /// Milliseconds after which whoever reads events looks by itself.
 pub const EVENT_DELAY_MS: u64 = 50;
 /// Bytes of the event ring.
@@ -77,8 +87,11 @@ pub const RULESET_EGRESS: u32 = 1;
 pub const RULESET_AUDIT: u32 = 2;
 /// Class 0: an address that no selector on this node matches.
 pub const CLASS_NONE: u32 = 0;
-/// Bit of a class that marks a Service's virtual address, whose verdict needs its translation. Denied for now.
+/// Bit of a class that marks a Service's virtual address, whose verdict needs its translation.
 pub const CLASS_VIRTUAL: u32 = 1 << 31;
+/// Bit of a class that marks a pod's address that a Service claims too: what is sent there may be translated, so it is judged
+/// at the pod and where it is delivered.
+pub const CLASS_CLAIMED: u32 = 1 << 30;
 /// Bit beside the reason in the answer of an asked load: the verdict is not enforced.
 pub const ANSWER_AUDITED: u32 = 1 << 8;
 /// Slot of events about an interface that leads to no endpoint.
@@ -117,6 +130,18 @@ wire! {
         pub egress: u16,
         /// Grows with every flip.
         pub generation: u32,
+    }
+}
+
+impl EndpointWord {
+    /// The ruleset of a direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn ruleset(self, direction: Direction) -> u16 {
+        match direction {
+            Direction::Ingress => self.ingress,
+            Direction::Egress => self.egress,
+        }
     }
 }
 
@@ -165,7 +190,7 @@ pub const ENDPOINT_QUARANTINED: u32 = 8;
 wire! {
     /// `peers` and `prefixes`: address to class.
     pub struct PeerWord {
-        /// The class, with [`CLASS_VIRTUAL`] for a virtual address.
+        /// The class, with [`CLASS_VIRTUAL`] for a virtual address and [`CLASS_CLAIMED`] for a pod's that a Service claims.
         pub class: u32,
         /// In `peers` [`Addr::hash`] of the key; in `prefixes`, which are swapped whole, 0.
         pub tag: u32,
@@ -173,11 +198,34 @@ wire! {
 }
 
 wire! {
+    /// `node_addrs`: an address of a node whose ports in `node_ports` this node's rules translate.
+    pub struct NodeAddrWord {
+        /// [`Addr::hash`] of the key.
+        pub tag: u32,
+        /// Not used; 0.
+        pub reserved: u32,
+    }
+}
+
+/// Where in `node_ports` a port's bit is: the word, and the bit in it. `None` for protocols without ports.
+#[inline(always)]
+#[must_use]
+pub const fn node_port(protocol: u8, port: u16) -> Option<(u32, u64)> {
+    let protocol = match protocol {
+        TCP => 0,
+        UDP => 1,
+        SCTP => 2,
+        _ => return None,
+    };
+    Some(((protocol << 10) | (port >> 6) as u32, 1 << (port & 63)))
+}
+
+wire! {
     /// `peer_rows`, key: a ruleset and a class that matches one of its selectors.
     pub struct PeerRowKey {
         /// The ruleset.
         pub ruleset: u32,
-        /// The class, without [`CLASS_VIRTUAL`].
+        /// The class, without these bits.
         pub class: u32,
     }
 }
@@ -322,7 +370,7 @@ wire! {
 }
 
 impl FlowKey {
-    /// 30 bits of tag for the entry of this key.
+    /// 29 bits of tag for the entry of this key.
     #[inline(always)]
     #[must_use]
     #[allow(clippy::cast_possible_truncation)]
@@ -344,11 +392,13 @@ pub const FLOW_KIND_FRAGMENTS_INGRESS: u16 = 1;
 pub const FLOW_KIND_FRAGMENTS_EGRESS: u16 = 2;
 
 /// Bits of a flow's tag word that are flags.
-pub const FLOW_TAG_FLAGS: u32 = 3;
+pub const FLOW_TAG_FLAGS: u32 = 7;
 /// The flow was opened towards the pod.
 pub const FLOW_OPENED_INGRESS: u32 = 1;
-/// The flow was opened by the pod's own node.
+/// The flow was opened by the pod's own node, or by the pod itself through a Service.
 pub const FLOW_OWN_NODE: u32 = 2;
+/// The pod opened the flow to an address that may be translated: its packets are judged again where they are delivered.
+pub const FLOW_DELIVERED: u32 = 4;
 
 wire! {
     /// `flows`, value. The first word decides and is read in one load.
@@ -360,7 +410,7 @@ wire! {
         pub tag: u32,
         /// Seconds of the monotonic clock at which the last packet came; of a datagram the first fragment.
         pub seen: u32,
-        /// A `STATE_` of [`crate::flow`]. Of a datagram the bytes that its first fragment holds, and times 65,536 the
+        /// A `STATE_` of [`crate::flow`] in the lowest byte, see [`crate::flow::Stage`]. Of a datagram the bytes that its first fragment holds, and times 65,536 the
         /// number of the protocol that they start with.
         pub state: u32,
         /// The rule that allowed it when it opened; judging it again does not change it. Of a datagram the bytes that
@@ -382,6 +432,22 @@ wire! {
         /// Opened by the pod.
         pub egress: u64,
     }
+}
+
+impl FlowCount {
+    /// Entries that were made and are not among those that are `gone`. Counts that were lost can make it less than none, which
+    /// is none: as a number without sign it would be more than any table holds, and no flow would be made any more.
+    #[inline(always)]
+    #[must_use]
+    pub const fn less(self, gone: Self) -> Self {
+        Self { ingress: left(self.ingress, gone.ingress), egress: left(self.egress, gone.egress) }
+    }
+}
+
+#[inline(always)]
+const fn left(made: u64, gone: u64) -> u64 {
+    let left = made.wrapping_sub(gone);
+    if left > u64::MAX / 2 { 0 } else { left }
 }
 
 wire! {
@@ -409,8 +475,29 @@ wire! {
         /// [`MODE_ENFORCE`] or [`MODE_AUDIT`], written in one store with the epoch: the node switches at once, and
         /// every flow is judged again.
         pub mode: u32,
+        /// [`SERVICES_DELIVERED`] or [`SERVICES_CLOSED`].
+        pub services: u32,
+        /// By how many bits [`MARK_BITS`] are shifted in a packet's mark; below 32.
+        pub mark_shift: u32,
     }
 }
+
+/// Nothing judges what is delivered: virtual addresses are denied.
+pub const SERVICES_CLOSED: u32 = 0;
+/// All places where packets are delivered have programs.
+pub const SERVICES_DELIVERED: u32 = 1;
+
+/// Bits of a packet's mark that are ours, as they stand before they are shifted to where `--mark-mask` says: the
+/// endpoint that sent it, ...
+pub const MARK_SLOT: u32 = 0x3ff;
+/// ... that it opens a flow whose verdict waits ...
+pub const MARK_OPENS: u32 = 0x400;
+/// ... and that it is to be judged where it is delivered.
+pub const MARK_JUDGE: u32 = 0x800;
+/// All of them.
+pub const MARK_BITS: u32 = MARK_SLOT | MARK_OPENS | MARK_JUDGE;
+/// Where they are unless the agent is told otherwise: a mask of `0x0fff0000`.
+pub const DEFAULT_MARK_SHIFT: u32 = 16;
 
 /// What is denied is dropped.
 pub const MODE_ENFORCE: u32 = 0;

@@ -32,6 +32,22 @@ pub fn decide(remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
     Packed(policies(high, low, ruleset.into(), protocol.into(), port.into()))
 }
 
+/// [`judge::ahead`] of what this CPU works on.
+#[inline(always)]
+pub fn ahead(work: &Work, verdict: Packed) -> Packed {
+    black_box(core::ptr::from_ref(work));
+    Packed(led_on(verdict.0))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn led_on(verdict: u64) -> u64 {
+    let Some(scratch) = tables::scratch() else {
+        return NOTHING;
+    };
+    judge::ahead(&Maps, &scratch.work, Packed(verdict)).0
+}
+
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn ingress_tuple(slot: u64, origin: u64) -> u64 {

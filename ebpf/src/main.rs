@@ -4,17 +4,19 @@
 #![no_main]
 
 mod globals;
+mod mark;
 mod report;
 mod skb;
 mod tables;
 
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::macros::{cgroup_skb, classifier};
+use aya_ebpf::programs::{SkBuffContext, TcContext};
 use portcullis_common::event::{Action, Direction, Outcome, Reason};
-use portcullis_common::judge::{At, News, Verdict, judge};
+use portcullis_common::judge::{At, Delivery, News, Origin, Verdict, Work, delivered, judge};
 use portcullis_common::packet::{Link, Packet, parse};
 use portcullis_common::wire::{COUNTER_NONE, LINK_IP, NO_ENDPOINT};
 
+use mark::Sent;
 use skb::{Skb, Source};
 use tables::Maps;
 
@@ -22,6 +24,10 @@ use tables::Maps;
 const PASS: i32 = -1;
 /// The packet is dropped (`TCX_DROP`, `TC_ACT_SHOT`).
 const DROP: i32 = 2;
+/// What a cgroup's program returns for a packet that goes on.
+const CGROUP_PASS: i32 = 1;
+/// The same for one that is dropped.
+const CGROUP_DROP: i32 = 0;
 
 /// Traffic from a pod: TC ingress of its host-side interface.
 #[classifier]
@@ -33,6 +39,40 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
     run(ctx, Direction::Ingress)
+}
+
+/// What leaves by the node's other devices: TC egress of uplinks, tunnels, bridges and interfaces of nobody known. Judges
+/// again what a pod sent to an address that may have been translated.
+#[classifier]
+pub fn deliver_out(ctx: TcContext) -> i32 {
+    let packet = ctx.skb.skb;
+    let Some(sent) = mark::read(packet) else {
+        return PASS;
+    };
+    let Some(scratch) = tables::scratch() else {
+        return DROP;
+    };
+    // SAFETY: the context is valid for the whole program.
+    let link = tables::link_of(unsafe { (*packet).ifindex });
+    // Beyond here it is nobody's: a tunnel's outer packet has the mark of the inner.
+    mark::clear(packet);
+    let skb = &Skb::new(ctx, &mut scratch.head);
+    deliver(skb, &mut scratch.work, link, sent)
+}
+
+/// What ends at a socket of the node, the backend of a Service among others: `cgroup_skb` ingress of the node's root.
+#[cgroup_skb]
+#[allow(clippy::needless_pass_by_value)]
+pub fn deliver_here(ctx: SkBuffContext) -> i32 {
+    let packet = ctx.skb.skb;
+    let Some(sent) = mark::read(packet) else {
+        return CGROUP_PASS;
+    };
+    let Some(scratch) = tables::scratch() else {
+        return CGROUP_DROP;
+    };
+    let skb = &Skb::new(TcContext::new(packet), &mut scratch.head);
+    if deliver(skb, &mut scratch.work, Link::Ip, sent) == PASS { CGROUP_PASS } else { CGROUP_DROP }
 }
 
 /// Lets everything pass. Never attached: what a packet through any program costs, for the benchmark.
@@ -47,6 +87,7 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         return DROP;
     };
     let work = &mut scratch.work;
+    let packet = ctx.skb.skb;
     let skb = &Skb::new(ctx, &mut scratch.head);
     let Some(Source { slot, origin }) = skb.source(direction) else {
         let verdict = Verdict {
@@ -55,6 +96,7 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
             reason: Reason::UnknownEndpoint,
             counter: COUNTER_NONE,
             news: News::Event,
+            delivery: Delivery::Done,
         };
         report::report(skb, NO_ENDPOINT, direction, &Packet::OTHER, &verdict);
         return code(&verdict);
@@ -68,10 +110,58 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         };
         parse(skb, link, &mut work.packet);
     }
-    let origin = scratch.origin.forget(origin);
+    let mut origin = scratch.origin.forget(origin);
+    if let (Direction::Ingress, false) = (direction, skb::is_probe())
+        && let Some(sent) = mark::read(packet)
+    {
+        if sent.slot == slot {
+            origin = Origin::Hairpin;
+        } else {
+            // A later fragment got its ports there; here it is one again.
+            let Packet { shape, protocol, src_port, dst_port, .. } = work.packet;
+            if !passes(skb, work, sent) {
+                return DROP;
+            }
+            work.packet = Packet { shape, protocol, src_port, dst_port, ..work.packet };
+        }
+    }
     let verdict = judge(&Maps, skb, work, At { slot, direction, origin });
     report::report(skb, slot, direction, &work.packet, &verdict);
+    if let (Direction::Egress, false) = (direction, skb::is_probe()) {
+        mark::write(packet, slot, verdict.delivery);
+    }
     code(&verdict)
+}
+
+/// Parses what is delivered, and judges it.
+#[inline(always)]
+fn deliver(skb: &Skb<'_>, work: &mut Work, link: Link, sent: Sent) -> i32 {
+    work.packet = Packet::OTHER;
+    // A tag that a bridge has put beside the bytes is for whoever gets the frame.
+    parse(skb, link, &mut work.packet);
+    if passes(skb, work, sent) { PASS } else { DROP }
+}
+
+/// Judges what its sender's program left to be judged here.
+#[inline(always)]
+fn passes(skb: &Skb<'_>, work: &mut Work, sent: Sent) -> bool {
+    left(skb, work, sent.slot, u32::from(sent.opens)) == PASSES
+}
+
+const PASSES: u32 = 1;
+
+/// [`passes`] as a function of its own, for its stack: numbers in, a number out.
+#[inline(never)]
+fn left(skb: &Skb<'_>, work: &mut Work, slot: u32, opens: u32) -> u32 {
+    let verdict = delivered(&Maps, skb, work, slot);
+    let via = work.via(slot);
+    // What goes on in a flow is counted where it came from.
+    if let (Action::Allow, 0) = (verdict.action, opens) {
+        return PASSES;
+    }
+    let verdict = Verdict { news: News::Event, ..verdict };
+    report::report_via(skb, slot, Direction::Egress, &work.packet, &verdict, via);
+    u32::from(code(&verdict) == PASS)
 }
 
 #[inline(always)]

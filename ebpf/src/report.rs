@@ -4,7 +4,7 @@ use aya_log_ebpf::warn;
 use portcullis_common::event::{Direction, Event, NOTICE_FLOWS_HALF, Reason, verdict_cell};
 use portcullis_common::judge::{News, Verdict};
 use portcullis_common::packet::{Packet, PacketView, TCP};
-use portcullis_common::wire::{ANSWER_AUDITED, COUNTER_NONE};
+use portcullis_common::wire::{ANSWER_AUDITED, COUNTER_NONE, FlowKey};
 
 use crate::skb::{Skb, is_probe};
 use crate::tables;
@@ -18,6 +18,19 @@ const NANOSECONDS: u64 = 1_000_000_000;
 /// Counts a verdict, and sends it if it is news.
 #[inline(always)]
 pub fn report(skb: &Skb<'_>, slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) {
+    report_via(skb, slot, direction, packet, verdict, None);
+}
+
+/// The same of a packet that was sent to another address, by the key of its sender's flow.
+#[inline(always)]
+pub fn report_via(
+    skb: &Skb<'_>,
+    slot: u32,
+    direction: Direction,
+    packet: &Packet,
+    verdict: &Verdict,
+    via: Option<&FlowKey>,
+) {
     if is_probe() {
         let audited = if verdict.audited { ANSWER_AUDITED } else { 0 };
         skb.answer(u32::from(verdict.reason as u8) | audited, verdict.counter);
@@ -29,7 +42,7 @@ pub fn report(skb: &Skb<'_>, slot: u32, direction: Direction, packet: &Packet, v
         tables::count_rule(verdict.counter, bytes);
     }
     if let News::Event = verdict.news {
-        let sent = event(slot, direction, packet, verdict);
+        let sent = event(slot, direction, packet, verdict, via);
         if let Reason::TablesUnreadable = verdict.reason
             && sent <= WARNINGS_PER_SECOND
         {
@@ -54,7 +67,7 @@ fn unreadable_tables(skb: &Skb<'_>, slot: u32) {
 /// Sends an event within the CPU's budget, and returns its number in this second; the largest if it was not
 /// sent.
 #[inline(never)]
-fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) -> u32 {
+fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict, via: Option<&FlowKey>) -> u32 {
     let now = tables::clock();
     let Some(budget) = tables::cpu_state() else {
         return u32::MAX;
@@ -93,6 +106,9 @@ fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict) ->
             (event.local, event.remote) = (packet.src, packet.dst);
             (event.local_port, event.remote_port) = (packet.src_port, packet.dst_port);
         }
+    }
+    if let Some(via) = via {
+        (event.via, event.via_port) = (via.remote, via.remote_port);
     }
     if !tables::send(&event, false) {
         budget.lost += 1;

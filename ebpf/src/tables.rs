@@ -13,12 +13,14 @@ use portcullis_common::addr::Addr;
 use portcullis_common::classify::Tables;
 use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{At, Environment, Flows, Origin, Packed, Work};
+use portcullis_common::packet::Link;
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, EPOCH_CELLS, EVENT_RING_BYTES, EVENT_WAKE_BYTES, EndpointConfig,
-    EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount, FlowEntry,
-    FlowKey, FlowRoom, IFACE_CELLS, IfaceWord, MAX_COUNTERS, MAX_ENDPOINTS, MAX_PEER_ROWS, MAX_PEERS,
-    MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NodeState, PeerRowKey,
-    PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset, Stats,
+    BANKS, CounterKey, CpuState, DEFAULT_MARK_SHIFT, EPOCH_ANY, EVENT_RING_BYTES, EVENT_WAKE_BYTES,
+    EndpointConfig, EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount,
+    FlowEntry, FlowKey, FlowRoom, IFACE_CELLS, IfaceWord, LINK_IP, MAX_COUNTERS, MAX_DEVICES, MAX_ENDPOINTS,
+    MAX_NODE_ADDRS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES,
+    MAX_RULESETS, MODE_AUDIT, NODE_PORT_WORDS, NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PeerWord,
+    PortRange, Row, Rule, Ruleset, SERVICES_DELIVERED, Stats, node_port,
 };
 
 use crate::globals;
@@ -33,6 +35,13 @@ const THERE_ONLY: u64 = BPF_EXIST as u64;
 static IFACES: HashMap<u32, IfaceWord, { MAX_ENDPOINTS as usize }> = HashMap::new();
 #[btf_map(name = "iface_index")]
 static IFACE_INDEX: Array<IfaceWord, { IFACE_CELLS as usize }> = Array::new();
+/// How packets of the node's other devices start, where it is not with an Ethernet header.
+#[btf_map(name = "devices")]
+static DEVICES: HashMap<u32, u32, { MAX_DEVICES as usize }> = HashMap::new();
+#[btf_map(name = "node_addrs")]
+static NODE_ADDRS: HashMap<Addr, NodeAddrWord, { MAX_NODE_ADDRS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "node_ports")]
+static NODE_PORTS: Array<u64, { NODE_PORT_WORDS as usize }> = Array::new();
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: Array<EndpointWord, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map(name = "endpoint_cfg")]
@@ -48,7 +57,7 @@ static PORT_RANGES: Array<PortRange, { MAX_PORT_RANGES as usize }> = Array::new(
 #[btf_map(name = "peer_rows")]
 static PEER_ROWS: HashMap<PeerRowKey, PeerRowWord, { MAX_PEER_ROWS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "epochs")]
-static EPOCHS: Array<u32, { EPOCH_CELLS as usize }> = Array::new();
+static EPOCHS: Array<u32, { EPOCH_ANY as usize + 1 }> = Array::new();
 #[btf_map(name = "node_state")]
 static NODE_STATE: Array<NodeState, 1> = Array::new();
 #[btf_map(name = "peers")]
@@ -174,6 +183,22 @@ pub fn slot_of(ifindex: u32) -> Option<u32> {
         }
     }
     None
+}
+
+/// How packets of a device start that is no pod's.
+#[inline(always)]
+pub fn link_of(ifindex: u32) -> Link {
+    // SAFETY: a value that nobody writes in place.
+    match unsafe { DEVICES.get(ifindex) } {
+        Some(link) if *link == LINK_IP => Link::Ip,
+        Some(_) | None => Link::Ethernet,
+    }
+}
+
+/// By how many bits our part of a packet's mark is shifted.
+#[inline(always)]
+pub fn mark_shift() -> u32 {
+    NODE_STATE.get(0).map_or(DEFAULT_MARK_SHIFT, |state| state.mark_shift)
 }
 
 /// What an endpoint is.
@@ -405,9 +430,9 @@ fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
     let (Some(room), Some(made), Some(gone)) = (FLOWS_ROOM.get(slot), made, gone) else {
         return 0;
     };
-    let towards = entries(made.ingress, gone.ingress);
-    let taken = towards.wrapping_add(entries(made.egress, gone.egress));
-    if ingress && towards >= room.most_ingress.into() {
+    let there = made.less(*gone);
+    let taken = there.ingress.wrapping_add(there.egress);
+    if ingress && there.ingress >= room.most_ingress.into() {
         count_flow_refused();
         return 0;
     }
@@ -427,14 +452,6 @@ fn insert(slot: u32, key: &FlowKey, entry: &FlowEntry) -> u32 {
     0
 }
 
-/// Entries that were made and not removed. Counts that were lost can make it less than none, which is none: as a number
-/// without sign it would be more than any table holds, and no flow would be made any more.
-#[inline(always)]
-const fn entries(made: u64, gone: u64) -> u64 {
-    let there = made.wrapping_sub(gone);
-    if there > u64::MAX / 2 { 0 } else { there }
-}
-
 /// Adds to the entries that a slot's table has. The target has no atomic addition in `core`: two CPUs can lose a count,
 /// and the agent sets it right each time that it goes through the table.
 #[inline(always)]
@@ -449,6 +466,21 @@ fn count_flow(slot: u32, ingress: bool, number: u64) {
         };
         store_word(cell, load_word(cell).wrapping_add(number));
     }
+}
+
+/// Whether this node translates what is sent there: a function of its own, for its stack; numbers in, a number out.
+#[inline(never)]
+fn leads_on(remote: &Addr, protocol: u32, port: u32) -> u32 {
+    let Some((word, bit)) = node_port(protocol as u8, port as u16) else {
+        return 0;
+    };
+    if NODE_PORTS.get_ptr(word).is_none_or(|bits| load_word(bits) & bit == 0) {
+        return 0;
+    }
+    let tag = remote.hash();
+    // A miss, and a word that is another's by now, is confirmed.
+    let is_ours = || NODE_ADDRS.get_ptr(remote).is_some_and(|word| split(load_word(word.cast())).0 == tag);
+    u32::from(is_ours() || is_ours())
 }
 
 impl Environment for Maps {
@@ -480,6 +512,16 @@ impl Environment for Maps {
     }
 
     #[inline(always)]
+    fn delivers(&self) -> bool {
+        !is_probe() && NODE_STATE.get(0).is_some_and(|state| state.services == SERVICES_DELIVERED)
+    }
+
+    #[inline(always)]
+    fn is_node_port(&self, remote: &Addr, protocol: u8, port: u16) -> bool {
+        leads_on(remote, protocol.into(), port.into()) != 0
+    }
+
+    #[inline(always)]
     fn now(&self) -> u32 {
         // SAFETY: a static of this object; volatile because the loader sets it before the kernel freezes it.
         let tick = unsafe { core::ptr::read_volatile(&raw const TICK) };
@@ -493,6 +535,11 @@ impl Environment for Maps {
     #[inline(always)]
     fn by_tuple(&self, work: &mut Work, at: At) -> Packed {
         globals::by_tuple(work, at)
+    }
+
+    #[inline(always)]
+    fn ahead(&self, work: &Work, verdict: Packed) -> Packed {
+        globals::ahead(work, verdict)
     }
 
     #[inline(always)]

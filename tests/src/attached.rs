@@ -15,10 +15,12 @@ use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
 use portcullis_agent::bpf::Kernel;
 use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
+use portcullis_agent::mark::MarkMask;
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::flow::ESTABLISHED_SECONDS;
 use portcullis_common::wire::{
     DEFAULT_FLOWS, EndpointConfig, EndpointWord, FIRST_FLOWS, FlowEntry, FlowKey, FlowRoom,
+    SERVICES_DELIVERED,
 };
 use portcullis_policy::answer::pod_config;
 use portcullis_policy::desired::{Desired, EndpointRulesets};
@@ -29,7 +31,9 @@ use zerocopy::FromBytes as _;
 
 /// Bytes of `struct __sk_buff` that are passed, up to and with `cb`.
 const CONTEXT_BYTES: usize = 68;
-/// Where the device that a packet came from stands in it (a test run takes it since Linux 5.15).
+/// Where the mark stands in it, ...
+const MARK: usize = 8;
+/// ... where the device that a packet came from stands in it (a test run takes it since Linux 5.15).
 const INGRESS_IFINDEX: usize = 36;
 /// Where the hook's device stands in it (since Linux 5.10).
 const IFINDEX: usize = 40;
@@ -230,8 +234,7 @@ impl Attached {
 
     /// The programs, to be attached.
     pub fn programs(&mut self) -> Result<Programs<'_>> {
-        let (egress, ingress) = load::both(&mut self.ebpf)?;
-        Ok(Programs { egress, ingress })
+        Ok(load::programs(&mut self.ebpf)?)
     }
 
     /// Packets under a verdict so far, all CPUs.
@@ -264,12 +267,22 @@ impl Attached {
 
     /// Puts a frame to a program, `repeat` times in one call.
     pub fn run(&mut self, at: Place, frame: &[u8], repeat: u32) -> Result<Ran> {
-        let name = match at.direction {
-            Direction::Ingress => POD_INGRESS,
-            Direction::Egress => POD_EGRESS,
-        };
+        let name = program_of(at.direction);
         test_run(load::classifier(&mut self.ebpf, name)?, at, frame, repeat)
             .with_context(|| format!("BPF_PROG_TEST_RUN of {name}"))
+    }
+
+    /// The same of a frame whose packet bears a mark.
+    pub fn run_marked(&mut self, at: Place, frame: &[u8], mark: u32, repeat: u32) -> Result<Ran> {
+        let name = program_of(at.direction);
+        marked_run(load::classifier(&mut self.ebpf, name)?, at, frame, mark, repeat)
+            .with_context(|| format!("BPF_PROG_TEST_RUN of {name}"))
+    }
+
+    /// From here on packets are judged again where they are delivered, as on a node whose devices all have programs.
+    pub fn deliver(&mut self) -> Result<()> {
+        self.kernel.set_mark(MarkMask::default())?;
+        Ok(self.kernel.set_services(SERVICES_DELIVERED)?)
     }
 
     /// Puts a frame to a program that does nothing.
@@ -279,10 +292,21 @@ impl Attached {
     }
 }
 
+const fn program_of(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => POD_INGRESS,
+        Direction::Egress => POD_EGRESS,
+    }
+}
+
 /// Puts a frame to a program, `repeat` times in one call; of the network namespace of the calling thread.
 pub fn test_run(program: &SchedClassifier, at: Place, frame: &[u8], repeat: u32) -> Result<Ran> {
+    marked_run(program, at, frame, 0, repeat)
+}
+
+fn marked_run(program: &SchedClassifier, at: Place, frame: &[u8], mark: u32, repeat: u32) -> Result<Ran> {
     let mut context = [0u8; CONTEXT_BYTES];
-    for (offset, value) in [(INGRESS_IFINDEX, at.came_from), (IFINDEX, at.ifindex)] {
+    for (offset, value) in [(MARK, mark), (INGRESS_IFINDEX, at.came_from), (IFINDEX, at.ifindex)] {
         if let Some(place) = context.get_mut(offset..offset + 4) {
             place.copy_from_slice(&value.to_ne_bytes());
         }

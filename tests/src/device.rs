@@ -2,8 +2,7 @@
 //! its process. Uses nothing of `ip` that busybox's lacks.
 
 use std::collections::BTreeSet;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 use nix::net::if_::{if_nameindex, if_nametoindex};
@@ -41,6 +40,12 @@ impl Veth {
         &self.name
     }
 
+    /// The other end's, as the kernel named it.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
     /// The index of the other end, which must be in the calling thread's namespace.
     pub fn peer_index(&self) -> Result<u32> {
         if_nametoindex(self.peer.as_str()).with_context(|| format!("finding {}", self.peer))
@@ -70,27 +75,6 @@ pub fn ip(arguments: &[&str]) -> Result<()> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         bail!("ip {}: {}", arguments.join(" "), said.trim());
-    }
-    Ok(())
-}
-
-/// Runs `ip` on many lines at once. Not with busybox's.
-pub fn ip_batch(lines: &str) -> Result<()> {
-    if lines.is_empty() {
-        return Ok(());
-    }
-    let mut child = Command::new("ip")
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("starting `ip`")?;
-    // Closed at the end of the statement, so that it ends.
-    child.stdin.take().context("the input of `ip`")?.write_all(lines.as_bytes())?;
-    let output = child.wait_with_output().context("waiting for `ip`")?;
-    if !output.status.success() {
-        bail!("ip -batch: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(())
 }

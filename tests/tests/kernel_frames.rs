@@ -267,5 +267,14 @@ fn the_programs_are_far_from_what_the_verifier_gives_up_at() {
             println!("{purpose:?} {name}: {looked_at} instructions");
             assert!(looked_at < VERIFIER_LIMIT / 4, "{purpose:?} {name}: {looked_at}");
         }
+        if purpose == Purpose::Attach {
+            let out = load::classifier(&mut ebpf, load::DELIVER_OUT).unwrap().info().unwrap();
+            let here = load::deliver_here(&mut ebpf).unwrap().info().unwrap();
+            for (name, info) in [(load::DELIVER_OUT, out), (load::DELIVER_HERE, here)] {
+                let looked_at = info.verified_instruction_count().unwrap_or(0);
+                println!("{purpose:?} {name}: {looked_at} instructions");
+                assert!(looked_at < VERIFIER_LIMIT / 4, "{name}: {looked_at}");
+            }
+        }
     }
 }

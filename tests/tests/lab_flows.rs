@@ -164,10 +164,11 @@ impl Drop for Node {
     }
 }
 
+/// Waits longer than the agent takes to set counts right that two CPUs lost to each other.
 fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "{what}: not after {PATIENCE:?}");
+        assert!(begun.elapsed() < 2 * PATIENCE, "{what}: not after {:?}", 2 * PATIENCE);
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -181,7 +182,8 @@ fn t11_a_pod_that_opens_more_flows_than_its_table_holds_costs_nobody_one() {
     let mut node = Node::up();
     node.start();
     let mut held = node.hold();
-    assert_eq!(node.flows("idle"), (HELD as u64, FIRST_FLOWS.into()));
+    let idle = || node.flows("idle") == (HELD as u64, FIRST_FLOWS.into());
+    wait_until("a flow for each held connection", idle);
     let before = node.cost();
 
     let begun = Instant::now();
@@ -202,7 +204,9 @@ fn t11_a_pod_that_opens_more_flows_than_its_table_holds_costs_nobody_one() {
         capacity > FIRST_FLOWS.into() && (entries < capacity / 2 || capacity == u64::from(DEFAULT_FLOWS))
     });
     assert!(after.0 < before.0 + MOST_KIB, "the agent grew from {} to {} KiB", before.0, after.0);
-    assert_eq!(node.flows("idle"), (HELD as u64, FIRST_FLOWS.into()), "another pod's table");
+    wait_until("another pod's table is as it was", || {
+        node.flows("idle") == (HELD as u64, FIRST_FLOWS.into())
+    });
 
     fs::write(node.dir.join("policies.yaml"), POLICIES).unwrap();
     node.lab.wait_applied(2, PATIENCE).unwrap();

@@ -65,6 +65,7 @@ fn the_difference_is_that_of_the_oracles_matrices() {
                 family: Some(family),
                 judge: Judge::Userspace,
                 namespaces: Vec::new(),
+                services: Vec::new(),
             };
             let (Some(first), Some(second)) = (matrices(&before, &request), matrices(&after, &request))
             else {

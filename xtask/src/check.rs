@@ -1,10 +1,11 @@
-//! `cargo xtask check`: format, lints, dependencies, rooms, documentation. Each check is one test to
+//! `cargo xtask check`: format, lints, dependencies, rooms, manifests, documentation. Each check is one test to
 //! `cargo xtask test`.
 
 use std::process::{Command, ExitCode};
 
 use anyhow::{Result, bail};
 
+use crate::manifests;
 use crate::rooms;
 use crate::setup::{self, Group};
 use crate::sh;
@@ -28,6 +29,7 @@ pub(crate) enum Kind {
     Format,
     Lint,
     Deny,
+    Manifests,
     Docs,
 }
 
@@ -67,6 +69,7 @@ pub(crate) const CHECKS: &[Check] = &[
     },
     Check { kind: Kind::Deny, name: "bans, licences and sources of ebpf", run: || deny(EBPF) },
     Check { kind: Kind::Deny, name: "advisories", run: advisories },
+    Check { kind: Kind::Manifests, name: "manifests are the chart's", run: manifests::check },
     Check { kind: Kind::Docs, name: "documentation", run: docs },
 ];
 

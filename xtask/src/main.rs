@@ -10,9 +10,12 @@
 mod bench;
 mod build;
 mod check;
+mod cluster_test;
 mod demo;
 mod fuzz;
+mod image;
 mod lab;
+mod manifests;
 mod mutants;
 mod rooms;
 mod run;
@@ -58,6 +61,12 @@ enum Verb {
     Mutants(mutants::Args),
     /// Random packets to the loaded programs and to the oracle, side by side
     Fuzz(fuzz::Args),
+    /// The plain manifests, made from the chart
+    Manifests(manifests::Args),
+    /// The agent as an image, without a daemon: target/image/portcullis-amd64.tar
+    Image(image::Args),
+    /// Our tests and the upstream suite's on a real cluster
+    ClusterTest(cluster_test::Args),
     /// The same object in a virtual machine of another kernel
     VmTest(vm_test::Args),
 }
@@ -84,6 +93,9 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Bench(args) => bench::verb(&args),
         Verb::Mutants(args) => mutants::verb(&args),
         Verb::Fuzz(args) => fuzz::verb(&args),
+        Verb::Manifests(args) => manifests::verb(&args),
+        Verb::Image(args) => image::verb(&args),
+        Verb::ClusterTest(args) => cluster_test::verb(&args),
         Verb::VmTest(args) => vm_test::verb(&args),
     }
 }

@@ -208,7 +208,7 @@ fn nightly_has_sources() -> bool {
 }
 
 /// True for a program without a loader, which a machine without libraries can run.
-fn is_static(program: &Path) -> bool {
+pub(crate) fn is_static(program: &Path) -> bool {
     let mut head = Vec::new();
     let read = fs::File::open(program).and_then(|f| f.take(4096).read_to_end(&mut head));
     read.is_ok() && !head.windows(9).any(|w| w == b"/ld-linux")

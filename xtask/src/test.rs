@@ -13,6 +13,7 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
 use crate::check::{self, Outcome};
+use crate::cluster_test;
 use crate::mutants;
 use crate::setup::{self, Group};
 use crate::sh;
@@ -33,6 +34,8 @@ pub(crate) enum Layer {
     Lint,
     /// cargo-deny
     Deny,
+    /// The plain manifests are what the chart gives
+    Manifests,
     /// rustdoc, warnings being errors
     Docs,
     /// Unit and property tests, examples in documentation
@@ -47,6 +50,8 @@ pub(crate) enum Layer {
     Lifecycle,
     /// Every other integration test
     Other,
+    /// A real cluster: our own tests and the upstream suite's
+    Cluster,
     /// Three faults, others every day: do the tests notice?
     Faults,
     /// Another kernel, in a virtual machine
@@ -76,6 +81,7 @@ enum Work {
     /// Binaries that need root and share what there is one of (a kernel's tables, two cores' time), so one test
     /// at a time.
     Alone,
+    Cluster,
     Faults,
     Vm,
 }
@@ -88,9 +94,11 @@ impl Layer {
             Self::Build => Work::Build,
             Self::Lint => Work::Checks(check::Kind::Lint),
             Self::Deny => Work::Checks(check::Kind::Deny),
+            Self::Manifests => Work::Checks(check::Kind::Manifests),
             Self::Docs => Work::Checks(check::Kind::Docs),
             Self::Unit => Work::Unit,
             Self::Kernel | Self::Differential | Self::Lab | Self::Lifecycle | Self::Other => Work::Alone,
+            Self::Cluster => Work::Cluster,
             Self::Faults => Work::Faults,
             Self::Vm => Work::Vm,
         }
@@ -102,16 +110,23 @@ impl Layer {
             Self::Format | Self::Lint => &[Group::Lint],
             Self::Deny => &[Group::Deny],
             // The benchmark's quick run is a test of the lab.
-            Self::Lab => &[Group::Lab, Group::Bench],
-            Self::Differential | Self::Lifecycle | Self::Other | Self::Faults => &[Group::Lab],
+            Self::Lab | Self::Other => &[Group::Lab, Group::Bench],
+            Self::Differential | Self::Lifecycle | Self::Faults => &[Group::Lab],
             Self::Vm => &[Group::Vm],
-            Self::Rooms | Self::Build | Self::Docs | Self::Unit | Self::Kernel => &[],
+            // What it needs it looks for itself: without a rig it needs nothing.
+            Self::Rooms
+            | Self::Build
+            | Self::Manifests
+            | Self::Cluster
+            | Self::Docs
+            | Self::Unit
+            | Self::Kernel => &[],
         }
     }
 
     /// True if it builds the agent, and so the programs.
     const fn compiles(self) -> bool {
-        !matches!(self, Self::Rooms | Self::Format | Self::Deny)
+        !matches!(self, Self::Rooms | Self::Format | Self::Deny | Self::Manifests)
     }
 
     /// The layer of an integration test, by the first word of its name where its package has several kinds.
@@ -128,6 +143,7 @@ impl Layer {
             "differential" => Self::Differential,
             "lab" => Self::Lab,
             "lifecycle" => Self::Lifecycle,
+            "cluster" => Self::Cluster,
             _ => Self::Other,
         }
     }
@@ -211,6 +227,7 @@ impl Run {
             Work::Build => self.build(),
             Work::Unit => self.unit(),
             Work::Alone => self.alone(layer),
+            Work::Cluster => self.cluster(),
             Work::Faults => self.faults(),
             Work::Vm => self.vm(),
         }
@@ -296,6 +313,20 @@ impl Run {
         sum
     }
 
+    fn cluster(&mut self) -> Tally {
+        match cluster_test::layer(&self.workspace) {
+            Ok(Ok((tally, failures))) => {
+                self.failures.extend(failures.iter().map(|f| format!("cluster: {f}")));
+                tally
+            }
+            Ok(Err(why)) => {
+                println!("skipped: cluster: {why}");
+                Tally::SKIPPED
+            }
+            Err(error) => self.failed(format_args!("cluster: {error:#}")),
+        }
+    }
+
     fn vm(&mut self) -> Tally {
         match vm_test::run(&self.workspace, VM_KERNEL, &vm_test::Options::default()) {
             Ok(tally) => {
@@ -311,7 +342,7 @@ impl Run {
 
 /// Always the whole workspace, narrowed by the kind or name of target: with `--package` cargo would unify
 /// features differently and compile everything again.
-fn test_command(kinds: &[&str], names: &BTreeSet<String>) -> Command {
+pub(crate) fn test_command(kinds: &[&str], names: &BTreeSet<String>) -> Command {
     let mut command = sh::cargo();
     command.args(["test", "--release", "--workspace", "--no-fail-fast"]).args(kinds);
     for name in names {
@@ -322,7 +353,7 @@ fn test_command(kinds: &[&str], names: &BTreeSet<String>) -> Command {
 }
 
 /// Runs it, shows its output as it comes, and counts.
-fn count(mut command: Command) -> Result<(Tally, Vec<String>)> {
+pub(crate) fn count(mut command: Command) -> Result<(Tally, Vec<String>)> {
     sh::say(sh::line(&command));
     let mut child = command
         .stdin(Stdio::null())
@@ -382,6 +413,7 @@ mod tests {
         assert_eq!(Layer::of(&target(TESTS, "userspace")), Layer::Unit);
         assert_eq!(Layer::of(&target(TESTS, "lab_cases")), Layer::Lab);
         assert_eq!(Layer::of(&target(TESTS, "lifecycle")), Layer::Lifecycle);
+        assert_eq!(Layer::of(&target(TESTS, "cluster")), Layer::Cluster);
         assert_eq!(Layer::of(&target(TESTS, "something_new")), Layer::Other);
         assert_eq!(Layer::of(&target(LAB, "reach")), Layer::Lab);
         assert_eq!(Layer::of(&target("portcullis-oracle", "lab_cases")), Layer::Unit);

@@ -20,6 +20,9 @@ const WORD: &str = "vmtest";
 /// The cases that it is given.
 const CASES: &str = "tests/data/cyclonus-cases.json";
 
+/// What asks it for Services of IPVS.
+const IPVS: &str = "ipvs";
+
 const DEFAULT_SECONDS: u64 = 600;
 
 #[derive(clap::Args)]
@@ -33,23 +36,28 @@ pub(crate) struct Args {
     /// A program to run instead of the tests
     #[arg(long, value_name = "FILE")]
     program: Option<PathBuf>,
+    /// Ask through Services of IPVS first, with the whole agent's part of it: some minutes more
+    #[arg(long)]
+    ipvs: bool,
 }
 
 /// How a machine is run.
 pub(crate) struct Options {
     limit: Duration,
     program: Option<PathBuf>,
+    ipvs: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { limit: Duration::from_secs(DEFAULT_SECONDS), program: None }
+        Self { limit: Duration::from_secs(DEFAULT_SECONDS), program: None, ipvs: false }
     }
 }
 
 pub(crate) fn verb(args: &Args) -> Result<ExitCode> {
     let workspace = Workspace::load()?;
-    let options = Options { limit: Duration::from_secs(args.limit), program: args.program.clone() };
+    let options =
+        Options { limit: Duration::from_secs(args.limit), program: args.program.clone(), ipvs: args.ipvs };
     let mut sum = Tally::default();
     for series in &args.kernels {
         sum += run(&workspace, series, &options)?;
@@ -69,7 +77,11 @@ pub(crate) fn run(workspace: &Workspace, series: &str, options: &Options) -> Res
     };
     let kernel = kernel::fetch(series, &dir)?;
     let cases = workspace::root().join(CASES);
-    let content = initramfs::Content { program: &program, data: &[cases], arguments: &[argument()] };
+    let mut arguments = vec![argument()];
+    if options.ipvs {
+        arguments.push(IPVS.to_owned());
+    }
+    let content = initramfs::Content { program: &program, data: &[cases], arguments: &arguments };
     let archive = initramfs::write(&kernel, &content, &dir)?;
     sh::say(format_args!("booting {} (without KVM, at most {} s)", kernel.release, options.limit.as_secs()));
     let begin = Instant::now();

@@ -59,6 +59,12 @@ impl Workspace {
         self.target_dir().join("release").join(name)
     }
 
+    /// The version of a member.
+    pub(crate) fn version(&self, package: &str) -> Option<String> {
+        let packages = array(&self.metadata, "packages");
+        packages.iter().find(|found| text(found, "name") == package).map(|found| text(found, "version"))
+    }
+
     /// Every integration test of every member, in order.
     pub(crate) fn test_targets(&self) -> BTreeSet<TestTarget> {
         self.targets("test").map(|(package, name)| TestTarget { package, name }).collect()

@@ -397,6 +397,12 @@ impl Environment for Offline<'_> {
     fn is_audit(&self) -> bool {
         false
     }
+    fn delivers(&self) -> bool {
+        false
+    }
+    fn is_node_port(&self, _: &Addr, _: u8, _: u16) -> bool {
+        false
+    }
     fn now(&self) -> u32 {
         0
     }

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use portcullis_common::event::Direction;
-use portcullis_common::wire::{BANKS, CLASS_NONE, CLASS_VIRTUAL, RULESET_CLOSED, RULESET_OPEN};
+use portcullis_common::wire::{BANKS, CLASS_CLAIMED, CLASS_NONE, RULESET_CLOSED, RULESET_OPEN};
 
 use crate::desired::{CounterName, Desired, EndpointRulesets};
 use crate::model::{Cluster, ObjectKey, Problem};
@@ -148,7 +148,7 @@ impl Compiler {
             port_runs: Pool::new(ranges.0, ranges.1),
             rows: Pool::new(rows.0, rows.1),
             selectors: Pool::new(0, u32::MAX),
-            classes: Pool::new(CLASS_NONE + 1, CLASS_VIRTUAL - 1),
+            classes: Pool::new(CLASS_NONE + 1, CLASS_CLAIMED - 1),
             counters: Pool::new(1, sizes.of(Table::Counters) - 1),
             built: BTreeMap::new(),
             standing: None,

@@ -12,16 +12,20 @@ mod policy;
 mod ports;
 mod report;
 mod selector;
+mod service;
 mod shape;
+mod slice;
 #[cfg(test)]
 mod tests;
 mod value;
 
-pub use cluster::{METADATA_NAME, namespace, node, service};
+pub use cluster::{METADATA_NAME, namespace, node};
 pub use mode::{MODE_ANNOTATION, SOURCE_BINDING_ANNOTATION};
 pub(crate) use pod::from_template;
 pub use pod::pod;
 pub use policy::network_policy;
 pub(crate) use report::Path;
 pub use report::{Report, printable};
+pub use service::service;
+pub use slice::{MANAGED_BY, SLICE_CONTROLLER, endpoint_slice};
 pub(crate) use value::{Object, Read, field, object, what_is};

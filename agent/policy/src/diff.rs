@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_common::addr::Addr;
 use portcullis_common::wire::{
-    CLASS_VIRTUAL, EPOCH_CELLS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+    CLASS_VIRTUAL, EPOCH_ANY, EPOCH_CELLS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
 };
 
 use crate::desired::{Desired, WirePrefix};
@@ -31,7 +31,7 @@ pub enum MapOp {
     DeletePeer(Addr),
     /// A new trie for `prefixes[bank]`.
     SwapPrefixes(BTreeMap<WirePrefix, PeerWord>),
-    /// `epochs[cell]` grows: flows of peers there are judged again.
+    /// `epochs[cell]` grows: flows of peers there are judged again; of [`EPOCH_ANY`] those whose backend nobody knows.
     BumpEpoch(u32),
     /// `node_state.prefix_epoch` grows: all flows are judged again.
     BumpPrefixEpoch,
@@ -65,7 +65,7 @@ pub fn diff(old: &Desired, new: &Desired) -> Plan {
         plan.before.push(MapOp::DeletePeer(*addr));
         cells.insert(cell(addr));
     }
-    plan.before.extend(cells.iter().map(|cell| MapOp::BumpEpoch(*cell)));
+    plan.before.extend(bumps(&cells));
     changed(&old.rows, &new.rows, |id, row| plan.before.push(MapOp::PutRow(*id, *row)));
     changed(&old.rules, &new.rules, |id, rule| plan.before.push(MapOp::PutRule(*id, *rule)));
     changed(&old.port_ranges, &new.port_ranges, |id, range| {
@@ -78,7 +78,7 @@ pub fn diff(old: &Desired, new: &Desired) -> Plan {
         plan.before.push(MapOp::PutPeer(*addr, *word));
         cells.insert(cell(addr));
     });
-    plan.before.extend(cells.iter().map(|cell| MapOp::BumpEpoch(*cell)));
+    plan.before.extend(bumps(&cells));
     if old.prefixes != new.prefixes {
         plan.before.push(MapOp::SwapPrefixes(new.prefixes.clone()));
         plan.before.push(MapOp::BumpPrefixEpoch);
@@ -140,6 +140,12 @@ fn changed<K: Ord, V: PartialEq>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>, mut
     }
 }
 
+/// Cells of addresses that changed; with any of them the one of all.
+fn bumps(cells: &BTreeSet<u32>) -> impl Iterator<Item = MapOp> {
+    let any = (!cells.is_empty()).then_some(EPOCH_ANY);
+    cells.iter().copied().chain(any).map(MapOp::BumpEpoch)
+}
+
 fn cell(addr: &Addr) -> u32 {
     addr.hash() & (EPOCH_CELLS - 1)
 }
@@ -161,7 +167,10 @@ mod tests {
             ..Desired::default()
         };
         let plan = released(&old, |addr| *addr == stays);
-        assert_eq!(plan.before, [MapOp::DeletePeer(goes), MapOp::BumpEpoch(cell(&goes))]);
+        assert_eq!(
+            plan.before,
+            [MapOp::DeletePeer(goes), MapOp::BumpEpoch(cell(&goes)), MapOp::BumpEpoch(EPOCH_ANY)]
+        );
         assert_eq!(plan.after, []);
     }
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod answer;
+pub mod backends;
 pub mod change;
 pub mod compile;
 pub mod convert;

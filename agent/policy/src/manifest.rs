@@ -181,13 +181,16 @@ fn convert_one(
             cluster.pods.insert(key.clone(), convert::pod(found.value, key, &mut report));
         }
         Kind::Service => {
-            if let Some(service) = convert::service(found.value, &mut report) {
-                cluster.services.insert(key.clone(), service);
-            }
+            cluster.services.insert(key.clone(), convert::service(found.value, &mut report));
         }
         Kind::NetworkPolicy => {
             let policy = convert::network_policy(found.value, &key.namespace, &mut report);
             cluster.policies.insert(key.clone(), policy);
+        }
+        Kind::EndpointSlice => {
+            if let Some(slice) = convert::endpoint_slice(found.value, &key.namespace, &mut report) {
+                cluster.slices.insert(key.clone(), slice);
+            }
         }
         Kind::Workload(_) => {}
     }

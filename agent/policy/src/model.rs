@@ -2,11 +2,17 @@
 //! selector, port or address cannot be held. Where a manifest holds one, [`crate::convert`] leaves it out,
 //! closes what depended on it and says so in a [`Problem`]. This module must not know Kubernetes' own types.
 
+mod service;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+pub use service::{
+    EndpointSlice, Families, Readiness, Service, ServiceKind, ServicePort, SliceEndpoint, SliceMaker,
+    SlicePort, TargetPort,
+};
 
 /// Labels of a pod, namespace or node.
 pub type Labels = BTreeMap<String, String>;
@@ -44,8 +50,10 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Node>,
     /// NetworkPolicies.
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
-    /// Services that have a virtual address.
+    /// Services, with a virtual address or without.
     pub services: BTreeMap<ObjectKey, Service>,
+    /// EndpointSlices of Services. No verdict depends on them: they tell whom a Service leads to.
+    pub slices: BTreeMap<ObjectKey, EndpointSlice>,
     /// Addresses of the agent's own node, where pods may reach it whatever their policies say; empty where not.
     pub own_node: BTreeSet<IpAddr>,
 }
@@ -140,13 +148,6 @@ pub struct Node {
     pub addresses: Vec<IpAddr>,
 }
 
-/// A Service's virtual addresses: clusterIPs, externalIPs, load-balancer addresses. Headless: none.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    /// Virtual addresses, in no order that matters.
-    pub addresses: BTreeSet<IpAddr>,
-}
-
 /// A transport protocol that policies can name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
@@ -232,6 +233,10 @@ pub struct Pod {
     pub labels_read: LabelsRead,
     /// Every address of `status.podIPs` (else `podIP`, else the deterministic one), without duplicates.
     pub addresses: Vec<IpAddr>,
+    /// Where `addresses` are from.
+    pub addresses_from: AddressesFrom,
+    /// The UID that the node's runtime knows a static pod by: its mirror has another (`kubernetes.io/config.hash`).
+    pub static_uid: Option<String>,
     /// `spec.nodeName`.
     pub node: Option<String>,
     /// Own network or the node's.
@@ -244,6 +249,31 @@ pub struct Pod {
     pub named_ports: BTreeMap<(String, Protocol), u16>,
     /// Every declared containerPort.
     pub container_ports: BTreeSet<(Protocol, u16)>,
+    /// Ports of its node that lead to its own; none where it shares the node's network, for nobody translates there.
+    pub host_ports: Box<[HostPort]>,
+}
+
+/// A `hostPort`: what is sent to this port of the pod's node goes to the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostPort {
+    /// Protocol.
+    pub protocol: Protocol,
+    /// The node's port.
+    pub host_port: u16,
+    /// `hostIP`: the node's address that takes it, an unspecified one (`0.0.0.0`, `::`) as written; `None`: each.
+    pub host_ip: Option<IpAddr>,
+    /// The pod's port.
+    pub container_port: u16,
+}
+
+/// Where a pod's addresses are from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AddressesFrom {
+    /// The pod's status, which may show none yet.
+    #[default]
+    Status,
+    /// Nobody has shown any: they are made up, for a pod that only files describe.
+    MadeUp,
 }
 
 impl Pod {
@@ -496,6 +526,14 @@ pub struct Problem {
     pub message: String,
     /// Where it stands, `FILE` or `FILE:LINE`.
     pub location: Option<String>,
+}
+
+impl Problem {
+    /// Of the node itself, of no object and no file.
+    #[must_use]
+    pub fn of_node(severity: Severity, message: String) -> Self {
+        Self { severity, object: "Node".to_owned(), field: String::new(), message, location: None }
+    }
 }
 
 impl fmt::Display for Problem {

@@ -61,7 +61,7 @@ pub struct Directory<'a> {
     pub owners: BTreeMap<IpAddr, &'a ObjectKey>,
     /// Numbers that a named port stands for anywhere.
     pub named: BTreeMap<(&'a str, Protocol), BTreeSet<u16>>,
-    /// Services' virtual addresses, those that a pod owns too.
+    /// Services' virtual addresses but for those of nodes, those that a pod owns too.
     pub services: BTreeSet<IpAddr>,
     /// Services' virtual addresses that no pod owns.
     pub virtual_addresses: BTreeSet<IpAddr>,
@@ -89,8 +89,12 @@ impl<'a> Directory<'a> {
             let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
             pods.insert(key, PodFacts { namespace: &key.namespace, namespace_labels, pod });
         }
-        let services: BTreeSet<IpAddr> =
+        let mut services: BTreeSet<IpAddr> =
             cluster.services.values().flat_map(|service| service.addresses.iter().copied()).collect();
+        // A load balancer on the nodes themselves: what is sent to a node may as well be meant for it.
+        for address in cluster.nodes.values().flat_map(|node| &node.addresses) {
+            services.remove(address);
+        }
         let virtual_addresses =
             services.iter().filter(|address| !owners.contains_key(*address)).copied().collect();
         let is_unbound = |namespace: &Namespace| namespace.source_binding == Some(SourceBinding::Off);

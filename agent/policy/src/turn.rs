@@ -28,8 +28,8 @@ use crate::select::Directory;
 use crate::why::{Sight, Standing};
 
 /// Why nothing opens the way to a Service.
-const VIRTUAL: &str = "no rule allows a Service's virtual address from an isolated pod: ask about a backend and its \
-                       target port";
+const VIRTUAL: &str = "no rule allows a Service's virtual address from an isolated pod: ask about one of the \
+                       Service's ports, or about a backend and its target port";
 
 /// What to know of a rule that names a pod by its address.
 const BY_ADDRESS: &str = "the other end has no lasting labels, so the rule names its address, which its next pod will \
@@ -214,6 +214,7 @@ fn to_deny(
             | Reason::Discovery
             | Reason::RelatedError
             | Reason::UnreadableOpen
+            | Reason::Service
             | Reason::ServiceNotResolved
             | Reason::SpoofedSource
             | Reason::NotIp

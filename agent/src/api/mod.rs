@@ -3,6 +3,7 @@
 //! interface: both ends are this binary.
 
 pub mod client;
+pub mod cni;
 pub mod observed;
 mod observing;
 pub mod server;
@@ -10,8 +11,10 @@ pub mod server;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use observed::{Observed, ObservedVerdict, PodName, Told};
+use cni::{CniAnswer, CniRequest};
+pub use observed::{Observed, ObservedVerdict, PodName, Told, Via};
 use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
 
 use crate::observe::Recorder;
 use crate::observe::filter::Filter;
@@ -20,6 +23,8 @@ use crate::verbs::ask::{ExplainRequest, MatrixRequest};
 use crate::verbs::endpoints::{Endpoint, Scope};
 use crate::verbs::policies::{PoliciesRequest, PolicyReport};
 use crate::verbs::status::Status;
+use crate::verbs::wait::WaitRequest;
+use crate::waiting::Waiter;
 use crate::world::{AskKernel, World};
 
 /// Name of the socket in the run directory.
@@ -49,6 +54,10 @@ pub enum Request {
     Endpoints(Scope),
     /// What each policy does here.
     Policies(PoliciesRequest),
+    /// Until something is in force.
+    Wait(WaitRequest),
+    /// What the CNI plugin wants.
+    Cni(CniRequest),
 }
 
 /// What `observe` asks.
@@ -81,7 +90,7 @@ pub struct Refusal {
 }
 
 /// What the server asks of the agent.
-pub trait Backend {
+pub(crate) trait Backend {
     /// What is in force.
     fn world(&self) -> Arc<World>;
     /// The loaded programs.
@@ -94,6 +103,19 @@ pub trait Backend {
     fn policies(&self, request: &PoliciesRequest) -> Result<Vec<PolicyReport>, Refusal>;
     /// The agent's node.
     fn node(&self) -> Option<String>;
+    /// Waits for what the main loop says is in force.
+    fn waiter(&self) -> Waiter;
     /// Verdicts.
     fn recorder(&self) -> &Recorder;
+    /// Where what the CNI plugin wants goes; nowhere without a main loop.
+    fn cni(&self) -> Option<&mpsc::Sender<CniAsk>>;
+}
+
+/// A plugin's request on its way to the main loop.
+#[derive(Debug)]
+pub struct CniAsk {
+    /// What it wants.
+    pub request: CniRequest,
+    /// Where the answer goes: the last one counts, and one that is final is the last.
+    pub answer: watch::Sender<CniAnswer>,
 }

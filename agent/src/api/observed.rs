@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use portcullis_common::addr::Addr;
 use portcullis_common::event::{Direction, Outcome, Reason};
 use portcullis_policy::desired::{CounterName, ip_addr};
 use portcullis_policy::model::ObjectKey;
@@ -97,6 +98,19 @@ pub struct ObservedVerdict {
     pub rule: Option<u32>,
     /// The agent's node.
     pub node: Option<String>,
+    /// Where it was sent to, if it was translated on its way to the destination.
+    pub via: Option<Via>,
+}
+
+/// Where a packet was sent to before it was translated.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Via {
+    /// The address.
+    pub address: IpAddr,
+    /// The port.
+    pub port: u16,
+    /// The Service that is asked there; `None` where nobody knows one.
+    pub service: Option<PodName>,
 }
 
 /// What the agent adds to an event.
@@ -114,6 +128,8 @@ pub struct Context<'a> {
     pub decided_by: Option<&'a CounterName>,
     /// The agent's node.
     pub node: Option<&'a str>,
+    /// The Service that was asked at [`Event::via`](portcullis_common::event::Event::via).
+    pub service: Option<&'a ObjectKey>,
 }
 
 impl ObservedVerdict {
@@ -158,6 +174,11 @@ impl ObservedVerdict {
             policy,
             rule,
             node: context.node.map(str::to_owned),
+            via: (!event.via.same(&Addr::UNSPECIFIED)).then(|| Via {
+                address: ip_addr(&event.via),
+                port: event.via_port,
+                service: context.service.map(Into::into),
+            }),
         })
     }
 }
@@ -230,6 +251,7 @@ mod tests {
             peer: None,
             decided_by: Some(&name),
             node: None,
+            service: None,
         };
         let observed = Observed::Verdict(Box::new(ObservedVerdict::new(&event(), context).unwrap()));
         let value = serde_json::to_value(&observed).unwrap();
@@ -241,7 +263,7 @@ mod tests {
                 "reason": "isolated", "pod": {"namespace": "a", "name": "x"}, "peer": null,
                 "source": "10.0.0.1", "source_port": 49152, "destination": "10.0.0.2", "destination_port": 3333,
                 "protocol": "TCP", "tcp_flags": 2, "bytes": 120,
-                "policy": {"kind": "NetworkPolicy", "namespace": "a", "name": "np"}, "rule": null, "node": null
+                "policy": {"kind": "NetworkPolicy", "namespace": "a", "name": "np"}, "rule": null, "node": null, "via": null
             })
         );
         assert_eq!(serde_json::from_value::<Observed>(value).unwrap(), observed);
@@ -263,6 +285,7 @@ mod tests {
             peer: None,
             decided_by: None,
             node: None,
+            service: None,
         };
         let with = |first| Line { first, ..event() };
         let known = event().first;

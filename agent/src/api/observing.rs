@@ -140,6 +140,7 @@ impl Shows<'_> {
         let pod = names.slot(event.slot, event.time);
         let peer = names.address(ip_addr(&event.remote), event.time);
         let decided_by = names.counter(event.counter, event.time);
+        let service = names.service((ip_addr(&event.via), event.protocol, event.via_port), event.time);
         let time = wall_time(event.time);
         let context = Context {
             time,
@@ -148,6 +149,7 @@ impl Shows<'_> {
             peer: peer.as_deref().map(|peer| &peer.key),
             decided_by: decided_by.as_deref(),
             node: self.node,
+            service: service.as_deref(),
         };
         // A reason that this version does not know cannot be shown, and is not hidden either.
         let Some(verdict) = ObservedVerdict::new(line, context) else {

@@ -11,17 +11,21 @@ use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::geteuid;
+use portcullis_policy::model::ObjectKey;
 use serde::Serialize;
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{sleep, timeout};
 
-use super::{Backend, Refusal, Request, observing, socket};
+use super::cni::{CniAnswer, CniRequest, LONGEST_PATIENCE_MS};
+use super::{Backend, CniAsk, Refusal, Request, observing, socket};
 use crate::output::Exit;
+use crate::verbs::wait::{WaitRequest, Waited};
 use crate::verbs::{explain, matrix};
+use crate::waiting::Outwaited;
 use crate::world::AskKernel;
 
 /// The longest request.
@@ -33,14 +37,23 @@ const MAX_CLIENTS: usize = 32;
 /// The most of them that observe: they stay, and must not keep those out who ask how the node does.
 const MAX_OBSERVERS: usize = 16;
 
+/// The longest that a client may wait for something.
+const MAX_WAIT: Duration = Duration::from_hours(1);
+/// The most CNI plugins that wait: they must not keep those out who ask how the node does. A node has some hundreds of
+/// pods at most.
+const MAX_PLUGINS: usize = 1_024;
+
 /// How long a client may take to say what it wants.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
+
+/// How long a plugin waits for what needs no waiting.
+const PLUGIN_TIME: Duration = Duration::from_secs(2);
 
 /// How long a client may take to read a line.
 const WRITE_TIME: Duration = Duration::from_secs(10);
 
 /// What the server is given.
-pub type Shared = Arc<dyn Backend + Send + Sync>;
+pub(crate) type Shared = Arc<dyn Backend + Send + Sync>;
 
 /// Why there is no socket.
 #[derive(Debug, Error)]
@@ -117,19 +130,20 @@ fn clear(path: &Path) -> Result<(), BindError> {
 }
 
 /// Answers until it is dropped; clients that are being answered then go with the runtime.
-pub async fn serve(listener: UnixListener, shared: Shared) {
+pub(crate) async fn serve(listener: UnixListener, shared: Shared) {
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let observers = Arc::new(Semaphore::new(MAX_OBSERVERS));
+    let plugins = Arc::new(Semaphore::new(MAX_PLUGINS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let (shared, observers) = (Arc::clone(&shared), Arc::clone(&observers));
+                let plugins = Arc::clone(&plugins);
                 tokio::spawn(async move {
-                    if let Err(error) = client(stream, shared, &observers).await {
+                    if let Err(error) = client(stream, shared, place, &observers, &plugins).await {
                         tracing::debug!(%error, "a client of the socket went");
                     }
-                    drop(place);
                 });
             }
             Err(error) => {
@@ -141,7 +155,13 @@ pub async fn serve(listener: UnixListener, shared: Shared) {
     }
 }
 
-async fn client(stream: UnixStream, shared: Shared, observers: &Semaphore) -> io::Result<()> {
+async fn client(
+    stream: UnixStream,
+    shared: Shared,
+    place: OwnedSemaphorePermit,
+    observers: &Semaphore,
+    plugins: &Semaphore,
+) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader);
     let mut line = Vec::new();
@@ -161,6 +181,15 @@ async fn client(stream: UnixStream, shared: Shared, observers: &Semaphore) -> io
             };
             observing::observe(reader, writer, shared.as_ref(), &request).await
         }
+        Ok(Request::Wait(request)) => wait(reader, writer, shared.as_ref(), &request).await,
+        Ok(Request::Cni(request)) => {
+            drop(place);
+            let answer = match plugins.try_acquire() {
+                Ok(_place) => plugin(shared.as_ref(), request).await,
+                Err(_) => CniAnswer::waiting(format!("{MAX_PLUGINS} other pods wait already")),
+            };
+            send(&mut writer, &answer).await
+        }
         Ok(
             request @ (Request::Explain(_)
             | Request::Matrix(_)
@@ -174,6 +203,54 @@ async fn client(stream: UnixStream, shared: Shared, observers: &Semaphore) -> io
                 .map_err(io::Error::other)??;
             write(&mut writer, &line).await
         }
+    }
+}
+
+/// Waits until it is so, the time is over, or the client goes.
+async fn wait(
+    mut reader: BufReader<OwnedReadHalf>,
+    mut writer: OwnedWriteHalf,
+    backend: &(dyn Backend + Send + Sync),
+    request: &WaitRequest,
+) -> io::Result<()> {
+    let WaitRequest { policy, milliseconds } = request;
+    let key = ObjectKey::new(policy.0.namespace.as_str(), policy.0.name.as_str());
+    let time = Duration::from_millis(*milliseconds).min(MAX_WAIT);
+    let mut nothing = [0];
+    let outcome = tokio::select! {
+        outcome = backend.waiter().policy(&key, time) => outcome,
+        _ = reader.read(&mut nothing) => return Ok(()),
+    };
+    let why = match outcome {
+        Ok(()) => return send(&mut writer, &Waited { node: backend.node() }).await,
+        Err(Outwaited::Absent) => "the source does not show it: apply it, or mend its name",
+        Err(Outwaited::NotInForce) => "`portcullis status` says what is wrong",
+    };
+    let error = format!("NetworkPolicy {policy} is not in force after {} s: {why}", time.as_secs_f64());
+    send(&mut writer, &Refusal { error, exit: Exit::Negative.code() }).await
+}
+
+/// What the main loop says to a plugin; when the plugin's time is over, what it waited for.
+async fn plugin(backend: &(dyn Backend + Send + Sync), request: CniRequest) -> CniAnswer {
+    let Some(main_loop) = backend.cni() else { return CniAnswer::refused("this agent serves no pods") };
+    let patience = match &request {
+        CniRequest::Hold { patience_ms, .. } => {
+            Duration::from_millis((*patience_ms).min(LONGEST_PATIENCE_MS))
+        }
+        CniRequest::Check(_) | CniRequest::Release(_) | CniRequest::Retain { .. } | CniRequest::Ready => {
+            PLUGIN_TIME
+        }
+    };
+    let (answer, mut said) = watch::channel(CniAnswer::waiting("the agent is busy with an earlier change"));
+    let asked = async {
+        main_loop.send(CniAsk { request, answer }).await.ok()?;
+        let is_final = |answer: &CniAnswer| !matches!(answer, CniAnswer::Waiting { .. });
+        said.wait_for(is_final).await.ok().map(|answer| answer.clone())
+    };
+    match timeout(patience, asked).await {
+        Ok(Some(answer)) => answer,
+        // The main loop let go of it, or did not come to it.
+        Ok(None) | Err(_) => said.borrow().clone(),
     }
 }
 
@@ -195,7 +272,9 @@ fn judge(request: &Request, backend: &(dyn Backend + Send + Sync)) -> io::Result
         Request::Policies(request) => {
             Ok(backend.policies(request).map_or_else(|refusal| line_of(&refusal), |found| line_of(&found)))
         }
-        Request::Observe(_) => return Err(io::Error::other("observe is no question")),
+        Request::Observe(_) | Request::Wait(_) | Request::Cni(_) => {
+            return Err(io::Error::other("this is no question"));
+        }
     };
     answer.unwrap_or_else(|error| line_of(&Refusal { error: error.to_string(), exit: error.exit().code() }))
 }

@@ -331,7 +331,7 @@ impl Interface {
         format!("{} (interface {})", self.name, self.index)
     }
 
-    fn behind_bridge(&self, station: Option<Mac>) -> Self {
+    pub(crate) fn behind_bridge(&self, station: Option<Mac>) -> Self {
         Self { lead: Lead::Bridge, station, ..self.clone() }
     }
 }

@@ -12,7 +12,7 @@ use nix::libc;
 use portcullis_common::event::Direction;
 
 use super::netlink::{Attributes, Netlink, Request, push_attribute, text, u32_at};
-use super::plan::{Hook, Observed, Slot, State};
+use super::plan::{Hook, Observed, Role, Slot, State};
 use super::{AttachError, is_gone, label};
 
 /// First of all filters. Every filter of one priority has one kind and one protocol.
@@ -41,10 +41,11 @@ const CHAIN: u16 = 11;
 const DIRECTIONS: [Direction; 2] = [Direction::Ingress, Direction::Egress];
 
 /// The name that `tc filter show` prints.
-const fn filter_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Ingress => "portcullis_pod_ingress",
-        Direction::Egress => "portcullis_pod_egress",
+const fn filter_name(role: Role, direction: Direction) -> &'static str {
+    match (role, direction) {
+        (Role::Pod, Direction::Ingress) => "portcullis_pod_ingress",
+        (Role::Device, Direction::Ingress) => "portcullis_deliver_out",
+        (_, Direction::Egress) => "portcullis_pod_egress",
     }
 }
 
@@ -101,11 +102,11 @@ pub(super) fn devices() -> Result<Vec<u32>, AttachError> {
 }
 
 /// Makes the qdisc where it is missing, and the filter.
-pub(super) fn attach(slot: Slot, program: &SchedClassifier) -> Result<(), AttachError> {
+pub(super) fn attach(slot: Slot, role: Role, program: &SchedClassifier) -> Result<(), AttachError> {
     let mut netlink = open()?;
     add_qdisc(&mut netlink, slot.interface)?;
     let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-    let Err(cause) = netlink.act(&filter_request(create, slot, program)?) else {
+    let Err(cause) = netlink.act(&filter_request(create, slot, role, program)?) else {
         return Ok(());
     };
     let occupant = filters(&mut netlink, slot)?
@@ -124,9 +125,9 @@ pub(super) fn attach(slot: Slot, program: &SchedClassifier) -> Result<(), Attach
 
 /// Swaps the program in the filter. Without `NLM_F_CREATE` the kernel takes the filter at this place and
 /// replaces it by one `list_replace_rcu` (`cls_bpf_change`): a packet sees the old one or the new one.
-pub(super) fn replace(slot: Slot, program: &SchedClassifier) -> Result<(), AttachError> {
+pub(super) fn replace(slot: Slot, role: Role, program: &SchedClassifier) -> Result<(), AttachError> {
     open()?
-        .act(&filter_request(0, slot, program)?)
+        .act(&filter_request(0, slot, role, program)?)
         .map_err(|cause| failed("replace clsact filter", slot, cause))
 }
 
@@ -285,7 +286,9 @@ impl Filter {
     }
 
     fn is_ours(&self, direction: Direction) -> bool {
-        self.name.as_deref() == Some(filter_name(direction))
+        [Role::Pod, Role::Device]
+            .iter()
+            .any(|role| self.name.as_deref() == Some(filter_name(*role, direction)))
     }
 
     fn is_in_place(&self) -> bool {
@@ -310,7 +313,12 @@ impl Filter {
     }
 }
 
-fn filter_request(flags: libc::c_int, slot: Slot, program: &SchedClassifier) -> Result<Request, AttachError> {
+fn filter_request(
+    flags: libc::c_int,
+    slot: Slot,
+    role: Role,
+    program: &SchedClassifier,
+) -> Result<Request, AttachError> {
     let fd = program.fd().map_err(|cause| AttachError::Program {
         operation: "use program",
         direction: slot.direction,
@@ -319,7 +327,7 @@ fn filter_request(flags: libc::c_int, slot: Slot, program: &SchedClassifier) -> 
     })?;
     let mut options = Vec::new();
     push_attribute(&mut options, BPF_FD, &fd.as_fd().as_raw_fd().to_ne_bytes());
-    push_attribute(&mut options, BPF_NAME, format!("{}\0", filter_name(slot.direction)).as_bytes());
+    push_attribute(&mut options, BPF_NAME, format!("{}\0", filter_name(role, slot.direction)).as_bytes());
     push_attribute(&mut options, BPF_FLAGS, &BPF_FLAG_ACT_DIRECT.to_ne_bytes());
     let info = u32::from(PRIORITY) << 16 | u32::from(ANY_PROTOCOL.to_be());
     let header = tcmsg(slot.interface, HANDLE, parent(slot.direction), info);

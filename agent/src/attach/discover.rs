@@ -125,6 +125,22 @@ impl Network {
         self.ways.any_bridge
     }
 
+    /// The device with this index.
+    #[must_use]
+    pub fn link(&self, index: u32) -> Option<&Interface> {
+        self.links.get(&index)
+    }
+
+    /// All veth devices.
+    pub fn veths(&self) -> impl Iterator<Item = &Interface> {
+        self.links.values().filter(|link| link.is_veth())
+    }
+
+    /// All devices but the loopback.
+    pub fn devices(&self) -> impl Iterator<Item = &Interface> {
+        self.links.values().filter(|link| link.arphrd != libc::ARPHRD_LOOPBACK)
+    }
+
     /// All bridges.
     pub fn bridges(&self) -> impl Iterator<Item = u32> {
         self.links.values().filter(|link| link.kind.as_deref() == Some("bridge")).map(|link| link.index)
@@ -158,12 +174,20 @@ pub(super) fn dump(what: &'static str, kind: u16, fixed: &[u8]) -> Result<Vec<Ve
 }
 
 /// The interface with this index. `ENODEV` when there is none.
-pub(super) fn link(interface: u32) -> io::Result<Interface> {
+pub(crate) fn link(interface: u32) -> io::Result<Interface> {
     let mut fixed = [0; IFINFOMSG];
     for (byte, value) in fixed.iter_mut().skip(4).zip(interface.to_ne_bytes()) {
         *byte = value;
     }
     let answer = Netlink::open()?.ask(&Request::new(libc::RTM_GETLINK, 0, &fixed))?;
+    answer.iter().find_map(|body| parse_link(body)).ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// The interface with this name. `ENODEV` when there is none.
+pub(crate) fn link_named(name: &str) -> io::Result<Interface> {
+    let name = [name.as_bytes(), &[0]].concat();
+    let request = Request::new(libc::RTM_GETLINK, 0, &[0; IFINFOMSG]).with(libc::IFLA_IFNAME, &name);
+    let answer = Netlink::open()?.ask(&request)?;
     answer.iter().find_map(|body| parse_link(body)).ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 

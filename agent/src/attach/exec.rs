@@ -8,8 +8,8 @@ use aya::programs::{ProgramError, SchedClassifier};
 use portcullis_common::event::Direction;
 
 use super::clsact::Leftover;
-use super::plan::{AttachOp, Hook, Observed, ProgramIds, Slot, Why};
-use super::{AttachError, clsact, is_gone, label, tcx};
+use super::plan::{AttachOp, Hook, Observed, ProgramIds, Role, Slot, Why};
+use super::{AttachError, cgroup, clsact, is_gone, label, tcx};
 
 /// The loaded programs.
 #[derive(Debug)]
@@ -18,18 +18,25 @@ pub struct Programs<'a> {
     pub egress: &'a mut SchedClassifier,
     /// For packets to the pod.
     pub ingress: &'a mut SchedClassifier,
+    /// For what leaves by other devices.
+    pub out: &'a mut SchedClassifier,
 }
 
 impl Programs<'_> {
     /// The kernel's ids, for [`super::plan()`].
     pub fn ids(&self) -> Result<ProgramIds, ProgramError> {
-        Ok(ProgramIds { ingress: self.ingress.info()?.id(), egress: self.egress.info()?.id() })
+        Ok(ProgramIds {
+            ingress: self.ingress.info()?.id(),
+            egress: self.egress.info()?.id(),
+            out: self.out.info()?.id(),
+        })
     }
 
-    const fn get(&mut self, direction: Direction) -> &mut SchedClassifier {
-        match direction {
-            Direction::Egress => self.egress,
-            Direction::Ingress => self.ingress,
+    const fn get(&mut self, role: Role, direction: Direction) -> &mut SchedClassifier {
+        match (role, direction) {
+            (_, Direction::Egress) => self.egress,
+            (Role::Pod, Direction::Ingress) => self.ingress,
+            (Role::Device, Direction::Ingress) => self.out,
         }
     }
 }
@@ -110,17 +117,17 @@ impl Attacher {
     fn step(&self, op: AttachOp, programs: &mut Programs<'_>) -> Result<(), AttachError> {
         let dir = &self.links_dir;
         match op {
-            AttachOp::Attach { slot, hook: Hook::Tcx } => {
-                tcx::attach(dir, slot, programs.get(slot.direction))
+            AttachOp::Attach { slot, hook: Hook::Tcx, role } => {
+                tcx::attach(dir, slot, programs.get(role, slot.direction))
             }
-            AttachOp::Attach { slot, hook: Hook::Clsact } => {
-                clsact::attach(slot, programs.get(slot.direction))
+            AttachOp::Attach { slot, hook: Hook::Clsact, role } => {
+                clsact::attach(slot, role, programs.get(role, slot.direction))
             }
-            AttachOp::Replace { slot, hook: Hook::Tcx } => {
-                tcx::replace(dir, slot, programs.get(slot.direction))
+            AttachOp::Replace { slot, hook: Hook::Tcx, role } => {
+                tcx::replace(dir, slot, programs.get(role, slot.direction))
             }
-            AttachOp::Replace { slot, hook: Hook::Clsact } => {
-                clsact::replace(slot, programs.get(slot.direction))
+            AttachOp::Replace { slot, hook: Hook::Clsact, role } => {
+                clsact::replace(slot, role, programs.get(role, slot.direction))
             }
             AttachOp::Detach { slot, hook: Hook::Tcx, .. } => tcx::remove(dir, slot),
             AttachOp::Detach { slot, hook: Hook::Clsact, .. } => clsact::remove(slot),
@@ -139,6 +146,9 @@ pub fn cleanup(links_dir: &Path) -> Cleanup {
         touched.insert(slot.interface);
         let what = format!("tcx link {}", place(slot));
         result.took(what, tcx::remove(links_dir, slot));
+    }
+    if let Some(true) = result.keep(cgroup::cleanup(links_dir)) {
+        result.taken.push("cgroup link".to_owned());
     }
     let devices = result.keep(clsact::devices()).unwrap_or_default();
     for interface in &devices {

@@ -111,6 +111,20 @@ pub fn addresses() -> Result<BTreeSet<IpAddr>, AttachError> {
     Ok(found.iter().filter_map(|body| parse_address(body)).collect())
 }
 
+/// Those of them that lead others to the node: not what only loopback or one link has.
+pub fn node_addresses() -> Result<BTreeSet<IpAddr>, AttachError> {
+    let mut addresses = addresses()?;
+    addresses.retain(|address| !address.is_loopback() && !is_link_local(*address));
+    Ok(addresses)
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
 /// What is on these devices and not ours, in their order. Ours are the filters of our names, and the programs of
 /// the links pinned in `links_dir`.
 pub fn foreign(devices: &[Device], links_dir: &Path) -> Result<Vec<Foreign>, AttachError> {

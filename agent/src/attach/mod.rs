@@ -8,6 +8,7 @@
 //! Everything happens in the network namespace of the calling thread.
 
 pub mod bridge;
+pub mod cgroup;
 mod clsact;
 pub mod conntrack;
 pub mod discover;
@@ -16,12 +17,16 @@ pub mod foreign;
 pub mod neighbours;
 mod netlink;
 pub mod plan;
+pub mod rules;
 mod tcx;
 pub mod trial;
 
 use std::error::Error;
+use std::fs;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use aya::pin::PinError;
 use aya::programs::ProgramError;
@@ -35,7 +40,7 @@ pub use discover::{Interface, Lead, Network, Peer, Watch, watch};
 pub use exec::{Attacher, Cleanup, Programs, Report, cleanup};
 pub use neighbours::{HeldPort, Mac};
 pub use plan::{
-    AttachOp, Hook, HookChoice, HookError, KernelRelease, Observed, ProgramIds, Slot, State, Why, plan,
+    AttachOp, Hook, HookChoice, HookError, KernelRelease, Observed, ProgramIds, Role, Slot, State, Why, plan,
 };
 
 /// What bpf(2), or the reading of what it made, said.
@@ -160,6 +165,31 @@ fn label(interface: u32) -> String {
     match name(interface) {
         Ok(Some(name)) => format!("{name} (interface {interface})"),
         Ok(None) | Err(_) => format!("interface {interface}"),
+    }
+}
+
+/// What the kernel tells of a link of ours, of any kind. Asked of procfs: Aya's link information lacks what a link hangs at,
+/// and its query of an interface wants `CAP_SYS_ADMIN`.
+struct LinkFacts(String);
+
+impl LinkFacts {
+    fn read(link: RawFd) -> io::Result<Self> {
+        fs::read_to_string(format!("/proc/self/fdinfo/{link}")).map(Self)
+    }
+
+    /// The number behind this word.
+    fn number<T: FromStr>(&self, key: &str) -> Option<T> {
+        let line = self.0.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    }
+}
+
+/// Removes the pin of a link, and with it the link. False if there was none.
+fn remove_pin(path: PathBuf) -> Result<bool, AttachError> {
+    match fs::remove_file(&path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(cause) => Err(AttachError::File { operation: "remove pin", path, cause }),
     }
 }
 

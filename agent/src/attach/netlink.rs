@@ -6,6 +6,7 @@
 //! know what interfaces, filters and routes mean to us.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -125,6 +126,19 @@ impl Netlink {
         .map(drop)
     }
 
+    /// As [`Self::stream`], until `each` has enough, and tells whether anything changed meanwhile.
+    pub(super) fn stream_until(
+        &mut self,
+        request: &Request,
+        mut each: impl FnMut(&[u8]) -> ControlFlow<()>,
+    ) -> io::Result<Streamed> {
+        let answer = self.converse(request, libc::NLM_F_DUMP, |answer| {
+            // What the kernel still has to say goes with the socket.
+            answer.done |= answer.messages.drain(..).any(|body| each(&body).is_break());
+        })?;
+        Ok(if answer.interrupted { Streamed::Interrupted } else { Streamed::Whole })
+    }
+
     fn exchange(&mut self, request: &Request, flags: libc::c_int) -> io::Result<Answer> {
         let answer = self.converse(request, flags, |_| {})?;
         Ok(if answer.interrupted { Answer::Interrupted } else { Answer::Whole(answer.messages) })
@@ -170,6 +184,15 @@ fn retry<T>(mut call: impl FnMut() -> nix::Result<T>) -> io::Result<T> {
             result => return Ok(result?),
         }
     }
+}
+
+/// How a dump was that was not held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Streamed {
+    /// It is of one moment.
+    Whole,
+    /// A change interrupted it: something may be missing, or come twice.
+    Interrupted,
 }
 
 enum Answer {

@@ -129,6 +129,15 @@ impl fmt::Display for Slot {
     }
 }
 
+/// What an interface is to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// A pod's: programs at both sides.
+    Pod,
+    /// Another way out of the node: one at its TC egress, for what pods sent to addresses that may be translated.
+    Device,
+}
+
 /// Something of ours that was found attached, or that only looks so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
@@ -160,15 +169,18 @@ pub struct ProgramIds {
     pub ingress: u32,
     /// Of the program for packets from the pod.
     pub egress: u32,
+    /// Of the program for what leaves by other devices.
+    pub out: u32,
 }
 
 impl ProgramIds {
     /// The id for a direction.
     #[must_use]
-    pub const fn of(self, direction: Direction) -> u32 {
-        match direction {
-            Direction::Ingress => self.ingress,
-            Direction::Egress => self.egress,
+    pub const fn of(self, role: Role, direction: Direction) -> u32 {
+        match (role, direction) {
+            (Role::Pod, Direction::Ingress) => self.ingress,
+            (Role::Pod | Role::Device, Direction::Egress) => self.egress,
+            (Role::Device, Direction::Ingress) => self.out,
         }
     }
 }
@@ -193,6 +205,8 @@ pub enum AttachOp {
         slot: Slot,
         /// How.
         hook: Hook,
+        /// Whose interface it is.
+        role: Role,
     },
     /// Swap the program atomically in what is attached.
     Replace {
@@ -200,6 +214,8 @@ pub enum AttachOp {
         slot: Slot,
         /// How.
         hook: Hook,
+        /// Whose interface it is.
+        role: Role,
     },
     /// Take away.
     Detach {
@@ -213,6 +229,15 @@ pub enum AttachOp {
 }
 
 impl AttachOp {
+    /// Whose interface it is, where something is put there.
+    #[must_use]
+    pub const fn role(&self) -> Option<Role> {
+        match self {
+            Self::Attach { role, .. } | Self::Replace { role, .. } => Some(*role),
+            Self::Detach { .. } => None,
+        }
+    }
+
     /// The place that the step is about.
     #[must_use]
     pub const fn slot(&self) -> Slot {
@@ -225,8 +250,8 @@ impl AttachOp {
 impl fmt::Display for AttachOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Attach { slot, hook } => write!(f, "attach {hook} {slot}"),
-            Self::Replace { slot, hook } => write!(f, "replace {hook} {slot}"),
+            Self::Attach { slot, hook, role } => write!(f, "attach {hook} {}", role.place(*slot)),
+            Self::Replace { slot, hook, role } => write!(f, "replace {hook} {}", role.place(*slot)),
             Self::Detach { slot, hook, why: Why::Dead } => write!(f, "remove dead {hook} {slot}"),
             Self::Detach { slot, hook, why: Why::OtherHook | Why::Unwanted } => {
                 write!(f, "detach {hook} {slot}")
@@ -235,7 +260,24 @@ impl fmt::Display for AttachOp {
     }
 }
 
-/// The steps from what is attached to both programs on every desired interface by `hook`, running `current`.
+impl Role {
+    /// The interface's places that have a program.
+    const fn directions(self) -> &'static [Direction] {
+        match self {
+            Self::Pod => &[Direction::Ingress, Direction::Egress],
+            Self::Device => &[Direction::Ingress],
+        }
+    }
+
+    fn place(self, slot: Slot) -> String {
+        match self {
+            Self::Pod => slot.to_string(),
+            Self::Device => format!("interface {} out", slot.interface),
+        }
+    }
+}
+
+/// The steps from what is attached to the programs of every desired interface by `hook`, running `current`.
 ///
 /// The order never opens a pod that was enforced: dead pins go first (they hold the names of new ones), then
 /// programs are replaced, then attached, and only then is taken away what the other hook or an earlier life
@@ -244,7 +286,7 @@ impl fmt::Display for AttachOp {
 #[must_use]
 pub fn plan(
     hook: Hook,
-    desired: &BTreeSet<u32>,
+    desired: &BTreeMap<u32, Role>,
     observed: &[Observed],
     current: ProgramIds,
 ) -> Vec<AttachOp> {
@@ -263,18 +305,24 @@ pub fn plan(
 
     let mut replace = Vec::new();
     let mut attach = Vec::new();
-    for slot in desired.iter().flat_map(|interface| slots(*interface)) {
-        match live.get(&(slot, hook)) {
-            None => attach.push(AttachOp::Attach { slot, hook }),
-            Some(program) if *program != current.of(slot.direction) => {
-                replace.push(AttachOp::Replace { slot, hook });
+    for (interface, role) in desired {
+        for direction in role.directions() {
+            let (slot, role) = (Slot { interface: *interface, direction: *direction }, *role);
+            match live.get(&(slot, hook)) {
+                None => attach.push(AttachOp::Attach { slot, hook, role }),
+                Some(program) if *program != current.of(role, slot.direction) => {
+                    replace.push(AttachOp::Replace { slot, hook, role });
+                }
+                Some(_) => {}
             }
-            Some(_) => {}
         }
     }
+    let is_wanted = |slot: &Slot| {
+        desired.get(&slot.interface).is_some_and(|role| role.directions().contains(&slot.direction))
+    };
     let gone = dead.into_iter().map(|(slot, hook)| AttachOp::Detach { slot, hook, why: Why::Dead });
     let stale = live.keys().filter_map(|(slot, found)| {
-        let why = match (desired.contains(&slot.interface), *found == hook) {
+        let why = match (is_wanted(slot), *found == hook) {
             (true, true) => return None,
             (true, false) => Why::OtherHook,
             (false, _) => Why::Unwanted,
@@ -282,11 +330,6 @@ pub fn plan(
         Some(AttachOp::Detach { slot: *slot, hook: *found, why })
     });
     gone.chain(replace).chain(attach).chain(stale).collect()
-}
-
-/// Both places of an interface.
-fn slots(interface: u32) -> [Slot; 2] {
-    [Direction::Ingress, Direction::Egress].map(|direction| Slot { interface, direction })
 }
 
 #[cfg(test)]

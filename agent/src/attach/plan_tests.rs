@@ -2,19 +2,27 @@
 
 use super::*;
 
-const NOW: ProgramIds = ProgramIds { ingress: 101, egress: 102 };
-const BEFORE: ProgramIds = ProgramIds { ingress: 51, egress: 52 };
+const NOW: ProgramIds = ProgramIds { ingress: 101, egress: 102, out: 103 };
+const BEFORE: ProgramIds = ProgramIds { ingress: 51, egress: 52, out: 53 };
 
 fn slot(interface: u32, direction: Direction) -> Slot {
     Slot { interface, direction }
 }
 
 fn both(interface: u32, hook: Hook, ids: ProgramIds) -> [Observed; 2] {
-    slots(interface).map(|slot| Observed {
-        slot,
+    [Direction::Ingress, Direction::Egress].map(|direction| Observed {
+        slot: slot(interface, direction),
         hook,
-        state: State::Live { program: ids.of(slot.direction) },
+        state: State::Live { program: ids.of(Role::Pod, direction) },
     })
+}
+
+fn pods<const N: usize>(interfaces: [u32; N]) -> BTreeMap<u32, Role> {
+    interfaces.into_iter().map(|interface| (interface, Role::Pod)).collect()
+}
+
+fn device(interface: u32) -> BTreeMap<u32, Role> {
+    BTreeMap::from([(interface, Role::Device)])
 }
 
 fn dead(interface: u32, direction: Direction) -> Observed {
@@ -31,14 +39,14 @@ fn carry_out(observed: &[Observed], ops: &[AttachOp], current: ProgramIds) -> Ve
     for op in ops {
         let at = |hook: Hook| move |found: &Observed| found.slot == op.slot() && found.hook == hook;
         match *op {
-            AttachOp::Attach { slot, hook } => {
+            AttachOp::Attach { slot, hook, role } => {
                 assert!(!world.iter().any(at(hook)), "{op}: the place is taken");
-                let program = current.of(slot.direction);
+                let program = current.of(role, slot.direction);
                 world.push(Observed { slot, hook, state: State::Live { program } });
             }
-            AttachOp::Replace { slot, hook } => {
+            AttachOp::Replace { slot, hook, role } => {
                 let found = world.iter_mut().find(|found| at(hook)(found)).expect("something to replace");
-                found.state = State::Live { program: current.of(slot.direction) };
+                found.state = State::Live { program: current.of(role, slot.direction) };
             }
             AttachOp::Detach { hook, why, .. } => {
                 world.retain(|found| !at(hook)(found));
@@ -52,7 +60,7 @@ fn carry_out(observed: &[Observed], ops: &[AttachOp], current: ProgramIds) -> Ve
 
 #[test]
 fn a_first_start_attaches_both_directions_in_order() {
-    let ops = plan(Hook::Tcx, &BTreeSet::from([9, 4]), &[], NOW);
+    let ops = plan(Hook::Tcx, &pods([9, 4]), &[], NOW);
     assert_eq!(
         words(&ops),
         [
@@ -67,34 +75,34 @@ fn a_first_start_attaches_both_directions_in_order() {
 #[test]
 fn a_restart_replaces_and_never_detaches_what_is_wanted() {
     let observed = both(4, Hook::Clsact, BEFORE);
-    let ops = plan(Hook::Clsact, &BTreeSet::from([4]), &observed, NOW);
+    let ops = plan(Hook::Clsact, &pods([4]), &observed, NOW);
     assert_eq!(words(&ops), ["replace clsact interface 4 ingress", "replace clsact interface 4 egress"]);
 }
 
 #[test]
 fn an_audit_of_what_is_in_order_has_nothing_to_do() {
     let observed = both(4, Hook::Tcx, NOW);
-    assert_eq!(plan(Hook::Tcx, &BTreeSet::from([4]), &observed, NOW), []);
+    assert_eq!(plan(Hook::Tcx, &pods([4]), &observed, NOW), []);
 }
 
 #[test]
 fn an_audit_attaches_again_what_vanished() {
     let [_, egress] = both(4, Hook::Clsact, NOW);
-    let ops = plan(Hook::Clsact, &BTreeSet::from([4]), &[egress], NOW);
+    let ops = plan(Hook::Clsact, &pods([4]), &[egress], NOW);
     assert_eq!(words(&ops), ["attach clsact interface 4 ingress"]);
 }
 
 #[test]
 fn an_interface_that_is_not_wanted_is_let_go() {
     let observed = both(4, Hook::Tcx, NOW);
-    let ops = plan(Hook::Tcx, &BTreeSet::new(), &observed, NOW);
+    let ops = plan(Hook::Tcx, &BTreeMap::new(), &observed, NOW);
     assert_eq!(words(&ops), ["detach tcx interface 4 ingress", "detach tcx interface 4 egress"]);
 }
 
 #[test]
 fn a_dead_pin_goes_before_the_link_that_needs_its_name() {
     let observed = [dead(4, Direction::Egress)];
-    let ops = plan(Hook::Tcx, &BTreeSet::from([4]), &observed, NOW);
+    let ops = plan(Hook::Tcx, &pods([4]), &observed, NOW);
     assert_eq!(
         words(&ops),
         [
@@ -109,7 +117,7 @@ fn a_dead_pin_goes_before_the_link_that_needs_its_name() {
 fn a_change_of_hook_attaches_the_new_before_the_old_goes() {
     for (old, new) in [(Hook::Tcx, Hook::Clsact), (Hook::Clsact, Hook::Tcx)] {
         let observed = both(4, old, BEFORE);
-        let ops = plan(new, &BTreeSet::from([4]), &observed, NOW);
+        let ops = plan(new, &pods([4]), &observed, NOW);
         assert_eq!(
             words(&ops),
             [
@@ -135,13 +143,26 @@ fn every_mixture_converges_in_one_round_without_opening_a_pod() {
         let slot = slot(4, Direction::Ingress);
         let of = |hook, state: Option<State>| state.map(|state| Observed { slot, hook, state });
         let observed: Vec<_> = of(Hook::Tcx, tcx).into_iter().chain(of(Hook::Clsact, clsact)).collect();
-        let desired = if wanted { BTreeSet::from([4]) } else { BTreeSet::new() };
+        let desired = if wanted { pods([4]) } else { BTreeMap::new() };
 
         let after = carry_out(&observed, &plan(hook, &desired, &observed, NOW), NOW);
 
         assert_eq!(plan(hook, &desired, &after, NOW), [], "{observed:?} {desired:?} {hook}");
         assert_eq!(after.len(), if wanted { 2 } else { 0 });
     }
+}
+
+#[test]
+fn a_device_has_one_program_and_a_pod_that_comes_there_takes_its_place() {
+    let ops = plan(Hook::Tcx, &device(4), &[], NOW);
+    assert_eq!(words(&ops), ["attach tcx interface 4 out"]);
+    let attached = carry_out(&[], &ops, NOW);
+    assert_eq!(plan(Hook::Tcx, &device(4), &attached, NOW), []);
+    let ops = plan(Hook::Tcx, &pods([4]), &attached, NOW);
+    assert_eq!(words(&ops), ["replace tcx interface 4 ingress", "attach tcx interface 4 egress"]);
+    // And back, should it ever be no pod's.
+    let ops = plan(Hook::Tcx, &device(4), &both(4, Hook::Tcx, NOW), NOW);
+    assert_eq!(words(&ops), ["replace tcx interface 4 out", "detach tcx interface 4 egress"]);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use portcullis_common::event::Direction;
 
 use super::plan::{Hook, Observed, Slot, State};
-use super::{AttachError, BpfError, is_gone, label, name};
+use super::{AttachError, BpfError, LinkFacts, is_gone, label, name, remove_pin};
 
 /// `BPF_TCX_INGRESS` and `BPF_TCX_EGRESS` of `enum bpf_attach_type`.
 const ATTACH_TYPES: (u32, u32) = (46, 47);
@@ -100,12 +100,7 @@ pub(super) fn replace(
 
 /// Removes the pin, and with it the link. The kernel detaches some milliseconds later.
 pub(super) fn remove(links_dir: &Path, slot: Slot) -> Result<(), AttachError> {
-    let path = pin_path(links_dir, slot);
-    match fs::remove_file(&path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(cause) => Err(AttachError::File { operation: "remove pin", path, cause }),
-    }
+    remove_pin(pin_path(links_dir, slot)).map(drop)
 }
 
 /// Whether what is pinned under this name does what the name says.
@@ -130,24 +125,17 @@ fn open(links_dir: &Path, slot: Slot) -> Result<SchedClassifierLink, BpfError> {
     Ok(SchedClassifierLink::try_from(FdLink::from(pinned))?)
 }
 
-/// What a link is attached to. Asked of procfs, because Aya's link information lacks the interface and its
-/// query of an interface wants `CAP_SYS_ADMIN`.
+/// What a link is attached to.
 fn target(link: &SchedClassifierLink) -> Result<Option<Target>, BpfError> {
-    let path = format!("/proc/self/fdinfo/{}", link.fd()?.as_raw_fd());
-    let text = fs::read_to_string(path)?;
-    Ok(Target::parse(&text))
+    Ok(Target::of(&LinkFacts::read(link.fd()?.as_raw_fd())?))
 }
 
 impl Target {
-    fn parse(fdinfo: &str) -> Option<Self> {
-        let number = |key: &str| {
-            let line = fdinfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-            line.split_whitespace().next()?.parse().ok()
-        };
+    fn of(link: &LinkFacts) -> Option<Self> {
         Some(Self {
-            interface: number("ifindex")?,
-            attach_type: number("attach_type")?,
-            program: number("prog_id")?,
+            interface: link.number("ifindex")?,
+            attach_type: link.number("attach_type")?,
+            program: link.number("prog_id")?,
         })
     }
 
@@ -216,7 +204,7 @@ mod tests {
 
     #[test]
     fn a_link_at_tc_ingress_is_the_pods_egress() {
-        let target = Target::parse(FDINFO).expect("a target");
+        let target = Target::of(&LinkFacts(FDINFO.to_owned())).expect("a target");
         assert_eq!(target, Target { interface: 9, attach_type: 46, program: 42 });
         assert!(target.is(Slot { interface: 9, direction: Direction::Egress }));
         assert!(!target.is(Slot { interface: 9, direction: Direction::Ingress }));
@@ -225,6 +213,6 @@ mod tests {
 
     #[test]
     fn a_descriptor_of_something_else_is_no_target() {
-        assert_eq!(Target::parse("pos:\t0\nmap_type:\t1\nmap_id:\t3\n"), None);
+        assert_eq!(Target::of(&LinkFacts("pos:\t0\nmap_type:\t1\nmap_id:\t3\n".to_owned())), None);
     }
 }

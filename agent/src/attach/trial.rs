@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::sched::{CloneFlags, unshare};
 use portcullis_common::event::Direction;
 
-use super::plan::{Hook, Slot};
+use super::plan::{Hook, Role, Slot};
 use super::{chain, clsact};
 
 /// The loopback device: the first of every network namespace.
@@ -57,7 +57,7 @@ fn inside(hook: Hook, program: &mut SchedClassifier) -> Trial {
         }
         Hook::Clsact => {
             let slot = Slot { interface: LOOPBACK.0, direction: Direction::Egress };
-            clsact::attach(slot, program).map_err(|error| chain(&error))
+            clsact::attach(slot, Role::Pod, program).map_err(|error| chain(&error))
         }
     };
     match done {

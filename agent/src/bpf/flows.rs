@@ -15,6 +15,7 @@ use portcullis_common::wire::{
 };
 use zerocopy::FromZeros as _;
 
+use super::inner::InnerPins;
 use super::kernel::{data, put, take};
 use super::load::BpfError;
 use super::sys;
@@ -55,6 +56,7 @@ pub struct FlowTables {
     gone: Array<MapData, Wire<FlowCount>>,
     room: Array<MapData, Wire<FlowRoom>>,
     pattern: MapData,
+    pins: InnerPins,
 }
 
 impl std::fmt::Debug for FlowTables {
@@ -64,8 +66,9 @@ impl std::fmt::Debug for FlowTables {
 }
 
 impl FlowTables {
-    pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
+    pub(super) fn of(ebpf: &mut Ebpf, pins: InnerPins) -> Result<Self, BpfError> {
         Ok(Self {
+            pins,
             flows: data(ebpf, "flows")?,
             before: data(ebpf, "flows_before")?,
             made: take(ebpf, "flows_made")?,
@@ -75,13 +78,23 @@ impl FlowTables {
         })
     }
 
+    /// Takes away what an agent that was killed over a table left of it.
+    pub(super) fn sweep(&self) -> Result<(), BpfError> {
+        let slots = |map: &MapData| sys::map_info(fd(map)).map(|info| info.max_entries);
+        slots(&self.flows)
+            .and_then(|of_flows| {
+                let arrays = [(fd(&self.flows), of_flows), (fd(&self.before), slots(&self.before)?)];
+                self.pins.sweep(&arrays)
+            })
+            .map_err(|e| BpfError::map("sweep pins of", "flows", e))
+    }
+
     /// An empty table for an endpoint that no packet reaches yet; in time it may hold `largest` flows.
     pub(super) fn make(&mut self, slot: u32, largest: u32) -> Result<(), BpfError> {
         let first = largest.min(FIRST_FLOWS);
         let table = self.table_of(first)?;
-        sys::delete_slot(fd(&self.before), slot).map_err(|e| BpfError::map("empty", "flows_before", e))?;
-        sys::set_inner(fd(&self.flows), slot, table.as_fd())
-            .map_err(|e| BpfError::map("write", "flows", e))?;
+        self.empty_before(slot)?;
+        self.pins.replace(fd(&self.flows), slot, &table).map_err(|e| BpfError::map("write", "flows", e))?;
         let made = self.made.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_made", e))?.0;
         put(&mut self.gone, "flows_gone", slot, made)?;
         self.has_room(slot, first)
@@ -89,8 +102,8 @@ impl FlowTables {
 
     /// Frees a table. To be called a grace period after its endpoint was forgotten.
     pub(super) fn free(&mut self, slot: u32) -> Result<(), BpfError> {
-        sys::delete_slot(fd(&self.before), slot).map_err(|e| BpfError::map("empty", "flows_before", e))?;
-        sys::delete_slot(fd(&self.flows), slot).map_err(|e| BpfError::map("empty", "flows", e))
+        self.empty_before(slot)?;
+        self.pins.empty(fd(&self.flows), slot).map_err(|e| BpfError::map("empty", "flows", e))
     }
 
     /// The table of a slot.
@@ -142,7 +155,7 @@ impl FlowTables {
         if entries >= u64::from(room.capacity / 2) && room.capacity < largest {
             return self.grow(slot, largest).map(Some);
         }
-        let is_growing = sys::inner_map(fd(&self.before), slot)
+        let is_growing = sys::inner_id(fd(&self.before), slot)
             .map_err(|e| BpfError::map("open", "flows_before", e))?
             .is_some();
         if is_growing { self.finish(slot).map(Some) } else { Ok(None) }
@@ -175,7 +188,7 @@ impl FlowTables {
     /// Copies what is left in the table that a slot has grown out of, and lets go of it.
     fn finish(&mut self, slot: u32) -> Result<Growth, BpfError> {
         let before =
-            sys::inner_map(fd(&self.before), slot).map_err(|e| BpfError::map("open", "flows_before", e))?;
+            self.pins.open(fd(&self.before), slot).map_err(|e| BpfError::map("open", "flows_before", e))?;
         let (Some(before), Some(table)) = (before, self.inner(slot)?) else { return Ok(Growth::Done) };
         let mut table = FlowTable(table);
         let mut no_room = 0;
@@ -192,7 +205,7 @@ impl FlowTables {
         }
         // A program may have missed in the larger table before the copy, and is about to look in the smaller.
         sys::grace_period().map_err(|e| BpfError::map("wait for readers of", "flows_before", e))?;
-        sys::delete_slot(fd(&self.before), slot).map_err(|e| BpfError::map("empty", "flows_before", e))?;
+        self.empty_before(slot)?;
         Ok(Growth::Done)
     }
 
@@ -208,23 +221,29 @@ impl FlowTables {
         }
         // Without room for what is behind the table, room is made here; what is spent must not come back from there.
         let before = match self.finish(slot)? {
-            Growth::NoRoom => sys::inner_map(fd(&self.before), slot)
+            Growth::NoRoom => self
+                .pins
+                .open(fd(&self.before), slot)
                 .map_err(|e| BpfError::map("open", "flows_before", e))?,
             Growth::Done | Growth::Largest => None,
         };
-        let mut kept = FlowCount::default();
+        let (mut kept, mut ended) = (FlowCount::default(), FlowCount::default());
         let mut removed = 0;
         let mut failed = None;
         let mut spent = Vec::new();
         walk(table.as_fd(), |keys, entries| {
             spent.clear();
             for (key, entry) in keys.iter().zip(entries) {
-                if is_spent(key, entry, now) {
+                let count = if is_spent(key, entry, now) {
                     spent.push(*key);
-                } else if is_ingress(key, entry) {
-                    kept.ingress += 1;
+                    &mut ended
                 } else {
-                    kept.egress += 1;
+                    &mut kept
+                };
+                if is_ingress(key, entry) {
+                    count.ingress += 1;
+                } else {
+                    count.egress += 1;
                 }
             }
             // One may have come back to life meanwhile: then it opens again with its next opening packet, or is judged
@@ -238,22 +257,38 @@ impl FlowTables {
         if let Some(error) = failed {
             return Err(BpfError::map("delete from", "flows", error));
         }
-        // Of what was made since `made` was read some may be counted twice, until the next time.
+        let after = self.made.get(&slot, 0).map_err(|e| BpfError::map("read", "flows_made", e))?.0;
+        let told = after.less(gone);
+        let ingress = settled(
+            kept.ingress,
+            after.ingress.wrapping_sub(made.ingress),
+            told.ingress.saturating_sub(ended.ingress),
+        );
+        let egress = settled(
+            kept.egress,
+            after.egress.wrapping_sub(made.egress),
+            told.egress.saturating_sub(ended.egress),
+        );
         let gone = FlowCount {
-            ingress: made.ingress.wrapping_sub(kept.ingress),
-            egress: made.egress.wrapping_sub(kept.egress),
+            ingress: after.ingress.wrapping_sub(ingress),
+            egress: after.egress.wrapping_sub(egress),
         };
         put(&mut self.gone, "flows_gone", slot, gone)?;
         Ok(removed)
     }
 
     fn inner(&self, slot: u32) -> Result<Option<OwnedFd>, BpfError> {
-        sys::inner_map(fd(&self.flows), slot).map_err(|e| BpfError::map("open", "flows", e))
+        self.pins.open(fd(&self.flows), slot).map_err(|e| BpfError::map("open", "flows", e))
+    }
+
+    fn empty_before(&self, slot: u32) -> Result<(), BpfError> {
+        self.pins.empty(fd(&self.before), slot).map_err(|e| BpfError::map("empty", "flows_before", e))
     }
 
     fn table_of(&self, entries: u32) -> Result<OwnedFd, BpfError> {
         sys::map_info(fd(&self.pattern))
             .and_then(|info| sys::create_like(&info, "flows_in", entries))
+            .and_then(|table| self.pins.keep(table.as_fd()).map(|()| table))
             .map_err(|e| BpfError::map("make inner map of", "flows", e))
     }
 
@@ -266,8 +301,16 @@ impl FlowTables {
 
 /// Entries of a table; counts that were lost make it less than it is, never less than none.
 pub(super) fn entries(made: FlowCount, gone: FlowCount) -> u64 {
-    let of = |made: u64, gone: u64| u64::try_from(made.wrapping_sub(gone).cast_signed()).unwrap_or(0);
-    of(made.ingress, gone.ingress) + of(made.egress, gone.egress)
+    let there = made.less(gone);
+    there.ingress + there.egress
+}
+
+/// How many entries a table has after a walk that saw `kept` of them while the programs added `made` (a number that wrapped
+/// is of those that they removed): nobody knows which of these it saw. So what the counts told stands where the walk does
+/// not refute it.
+fn settled(kept: u64, made: u64, told: u64) -> u64 {
+    let other = kept.saturating_add_signed(made.cast_signed());
+    told.clamp(kept.min(other), kept.max(other))
 }
 
 /// As the programs count it.

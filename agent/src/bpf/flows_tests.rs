@@ -90,7 +90,7 @@ fn a_table_grows_past_every_threshold_and_keeps_all() {
     }
     let room = tables.fill(SLOT).unwrap().1;
     assert_eq!((room.capacity, room.told, room.most_ingress), (LARGEST, 0, LARGEST - LARGEST / 4));
-    assert!(sys::inner_map(fd(&tables.before), SLOT).unwrap().is_none());
+    assert!(sys::inner_id(fd(&tables.before), SLOT).unwrap().is_none());
     // What there is no room for is told, and nothing is written over.
     let written = write(tables, held - 5..LARGEST + 7);
     assert_eq!(written, Written { made: (LARGEST - held).into(), were_there: 5, no_room: 7 });
@@ -129,7 +129,7 @@ fn an_agent_that_was_killed_while_a_table_grew_is_followed_by_one_that_ends_it()
         tables.take_over(SLOT).unwrap();
         let capacity = if steps > 1 { FIRST_FLOWS * 4 } else { FIRST_FLOWS };
         assert_eq!(tables.fill(SLOT).unwrap().1.capacity, capacity, "after {steps} steps");
-        assert!(sys::inner_map(fd(&tables.before), SLOT).unwrap().is_none());
+        assert!(sys::inner_id(fd(&tables.before), SLOT).unwrap().is_none());
         let found: BTreeMap<_, _> = tables.table(SLOT).unwrap().all().unwrap().into_iter().collect();
         assert_eq!(found.len(), 9_000, "after {steps} steps");
         let opened = if steps > 2 { NOW + 1 } else { NOW };
@@ -213,4 +213,19 @@ fn an_endpoint_that_takes_a_slot_anew_has_nothing_of_the_last_one() {
     tables.make(SLOT, FIRST_FLOWS).unwrap();
     assert_eq!(tables.fill(SLOT).unwrap().0, 0);
     holds(tables, 0..0);
+}
+
+#[test]
+fn flows_that_are_made_while_the_table_is_walked_are_counted_once() {
+    // The walk saw none, some or all of ten.
+    for seen in [0, 4, 10] {
+        assert_eq!(settled(100 + seen, 10, 110), 110, "{seen} of ten were seen");
+    }
+    assert_eq!(settled(98, 5u64.wrapping_neg(), 95), 95, "datagrams that ended meanwhile");
+    // Lost counts.
+    assert_eq!(settled(100, 0, 97), 100);
+    assert_eq!(settled(100, 0, 103), 100);
+    assert_eq!(settled(100, 10, 90), 100);
+    assert_eq!(settled(100, 10, 120), 110);
+    assert_eq!(settled(0, 3u64.wrapping_neg(), 0), 0);
 }

@@ -1,26 +1,30 @@
 //! The maps of the attached load: the writes of a plan, endpoints, and what a starting agent finds. Every
 //! write is one call of bpf(2); order and meaning are the caller's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
 use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, IFACE_CELLS, IfaceWord, MODE_AUDIT,
-    MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, RULESET_OPEN, Row,
-    Rule, Ruleset, Stats,
+    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, IFACE_CELLS, IfaceWord, LINK_IP,
+    MODE_AUDIT, MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED,
+    RULESET_OPEN, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
-use portcullis_policy::model::Mode;
+use portcullis_policy::model::{Mode, Protocol};
 use portcullis_policy::sizes::{Sizes, Table};
 
 use super::flows::FlowTables;
+use super::inner::InnerPins;
 use super::load::{self, BpfError, Pins, Purpose};
+use super::node_ports::NodePorts;
 use super::sys;
 use super::wire::Wire;
+use crate::mark::MarkMask;
 
 type PeersMap = HashMap<MapData, [u8; 16], Wire<PeerWord>>;
 type PrefixesMap = LpmTrie<MapData, [u8; 16], Wire<PeerWord>>;
@@ -28,6 +32,8 @@ type PrefixesMap = LpmTrie<MapData, [u8; 16], Wire<PeerWord>>;
 /// The maps of a load.
 pub struct Kernel {
     ifaces: HashMap<MapData, u32, Wire<IfaceWord>>,
+    devices: HashMap<MapData, u32, u32>,
+    node_ports: NodePorts,
     iface_index: Array<MapData, Wire<IfaceWord>>,
     endpoints: Array<MapData, Wire<EndpointWord>>,
     configs: Array<MapData, Wire<EndpointConfig>>,
@@ -87,7 +93,8 @@ impl Kernel {
     /// which the fewest use, are closed.
     pub fn open(pins: &Pins, sizes: &Sizes) -> Result<(Self, Ebpf), BpfError> {
         let mut ebpf = load::load(Purpose::Attach, Some(pins), sizes)?;
-        let mut kernel = Self::of(&mut ebpf, 0, sizes)?;
+        let mut kernel = Self::of(&mut ebpf, 0, sizes, InnerPins::below(&pins.tables()))?;
+        kernel.flow_tables.sweep()?;
         kernel.bank = kernel.least_used_bank()?;
         kernel.clear_bank()?;
         Ok((kernel, ebpf))
@@ -97,16 +104,18 @@ impl Kernel {
     pub fn private(purpose: Purpose, bank: u32) -> Result<(Self, Ebpf), BpfError> {
         let sizes = Sizes::default();
         let mut ebpf = load::load(purpose, None, &sizes)?;
-        let mut kernel = Self::of(&mut ebpf, bank, &sizes)?;
+        let mut kernel = Self::of(&mut ebpf, bank, &sizes, InnerPins::default())?;
         kernel.clear_bank()?;
         Ok((kernel, ebpf))
     }
 
-    fn of(ebpf: &mut Ebpf, bank: u32, sizes: &Sizes) -> Result<Self, BpfError> {
+    fn of(ebpf: &mut Ebpf, bank: u32, sizes: &Sizes, pins: InnerPins) -> Result<Self, BpfError> {
         let peers_inner = data(ebpf, "peers_inner")?;
         let bank_peers = inner(&peers_inner, "peers", sizes.of(Table::Peers))?;
         Ok(Self {
             ifaces: take(ebpf, "ifaces")?,
+            devices: take(ebpf, "devices")?,
+            node_ports: NodePorts::of(ebpf)?,
             iface_index: take(ebpf, "iface_index")?,
             endpoints: take(ebpf, "endpoints")?,
             configs: take(ebpf, "endpoint_cfg")?,
@@ -119,7 +128,7 @@ impl Kernel {
             node_state: take(ebpf, "node_state")?,
             peers: data(ebpf, "peers")?,
             prefixes: data(ebpf, "prefixes")?,
-            flow_tables: FlowTables::of(ebpf)?,
+            flow_tables: FlowTables::of(ebpf, pins)?,
             rule_stats: take(ebpf, "rule_stats")?,
             cpu_state: take(ebpf, "cpu_state")?,
             prefixes_inner: data(ebpf, "prefixes_inner")?,
@@ -312,9 +321,50 @@ impl Kernel {
         };
         self.change_node_state(|state| {
             if state.mode != mode {
-                *state = NodeState { prefix_epoch: state.prefix_epoch.wrapping_add(1), mode };
+                *state = NodeState { prefix_epoch: state.prefix_epoch.wrapping_add(1), mode, ..*state };
             }
         })
+    }
+
+    /// Whether all places where packets are delivered have programs: else virtual addresses are denied. One store for the
+    /// node; every flow is judged again.
+    pub fn set_services(&mut self, services: u32) -> Result<(), BpfError> {
+        self.change_node_state(|state| {
+            if state.services != services {
+                let prefix_epoch = state.prefix_epoch.wrapping_add(1);
+                *state = NodeState { prefix_epoch, services, ..*state };
+            }
+        })
+    }
+
+    /// Where our bits of a packet's mark are, for all programs at once. Packets that bear ours elsewhere bear none.
+    pub fn set_mark(&mut self, mask: MarkMask) -> Result<(), BpfError> {
+        self.change_node_state(|state| state.mark_shift = mask.shift())
+    }
+
+    /// Which ports of which addresses this node's rules translate: where that changes, every flow is judged again.
+    pub fn set_node_ports(
+        &mut self,
+        addresses: &BTreeSet<IpAddr>,
+        ports: &BTreeSet<(Protocol, u16)>,
+    ) -> Result<(), BpfError> {
+        if self.node_ports.set(addresses, ports)? {
+            self.apply(&MapOp::BumpPrefixEpoch)?;
+        }
+        Ok(())
+    }
+
+    /// How packets of these devices start, where it is not with an Ethernet header; of all others it is.
+    pub fn set_devices(&mut self, without_ethernet: &BTreeSet<u32>) -> Result<(), BpfError> {
+        let failed = |operation| move |e| BpfError::map(operation, "devices", e);
+        let found: BTreeSet<u32> = self.devices.keys().collect::<Result<_, _>>().map_err(failed("read"))?;
+        for device in without_ethernet.difference(&found) {
+            self.devices.insert(device, LINK_IP, 0).map_err(failed("write"))?;
+        }
+        for device in found.difference(without_ethernet) {
+            gone(self.devices.remove(device), "devices")?;
+        }
+        Ok(())
     }
 
     #[cfg(test)]
@@ -473,7 +523,7 @@ where
 }
 
 /// A deletion of what is not there has happened.
-fn gone(result: Result<(), aya::maps::MapError>, name: &'static str) -> Result<(), BpfError> {
+pub(super) fn gone(result: Result<(), aya::maps::MapError>, name: &'static str) -> Result<(), BpfError> {
     match result {
         Ok(()) | Err(aya::maps::MapError::KeyNotFound) => Ok(()),
         Err(aya::maps::MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{CgroupSkb, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use nix::sys::time::TimeValLike as _;
@@ -16,12 +16,16 @@ use portcullis_policy::sizes::Sizes;
 use thiserror::Error;
 
 use super::shape;
-use crate::attach::KernelRelease;
+use crate::attach::{KernelRelease, Programs};
 
 /// Program for traffic from a pod.
 pub const POD_EGRESS: &str = "pod_egress";
 /// Program for traffic to a pod.
 pub const POD_INGRESS: &str = "pod_ingress";
+/// Program for what leaves by the node's other devices.
+pub const DELIVER_OUT: &str = "deliver_out";
+/// Program for what ends at the node's own sockets.
+pub const DELIVER_HERE: &str = "deliver_here";
 /// Program that lets everything pass: what the benchmark compares with. [`load()`] leaves it out.
 pub const EMPTY: &str = "empty";
 
@@ -129,6 +133,12 @@ impl Pins {
         self.layout().join("links")
     }
 
+    /// Tables of flows, by the numbers of their maps.
+    #[must_use]
+    pub fn tables(&self) -> PathBuf {
+        self.layout().join("tables")
+    }
+
     /// Makes the directories, mode 0700, and refuses pins of another layout.
     pub fn prepare(&self, bpffs: &Path) -> Result<(), BpfError> {
         let fail =
@@ -141,7 +151,7 @@ impl Pins {
             return Err(fail(bpffs, cause, "mount one: mount -t bpf bpf /sys/fs/bpf"));
         }
         let remedy = "run as root, or with CAP_BPF on a bpffs of your own";
-        for dir in [self.root.clone(), self.layout(), self.maps(), self.links()] {
+        for dir in [self.root.clone(), self.layout(), self.maps(), self.links(), self.tables()] {
             match fs::DirBuilder::new().mode(0o700).create(&dir) {
                 Ok(()) => {}
                 Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
@@ -200,8 +210,16 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
         }
     }
     let mut ebpf = loader.load(OBJECT)?;
+    let failed = |name| move |cause| BpfError::Program { name, cause };
     for name in [POD_EGRESS, POD_INGRESS] {
-        verified(classifier(&mut ebpf, name)?).map_err(|cause| BpfError::Program { name, cause })?;
+        let program = classifier(&mut ebpf, name)?;
+        verified(|| program.load()).map_err(failed(name))?;
+    }
+    if let Purpose::Attach = purpose {
+        let program = classifier(&mut ebpf, DELIVER_OUT)?;
+        verified(|| program.load()).map_err(failed(DELIVER_OUT))?;
+        let program = deliver_here(&mut ebpf)?;
+        verified(|| program.load()).map_err(failed(DELIVER_HERE))?;
     }
     Ok(ebpf)
 }
@@ -210,15 +228,15 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
 /// child that ends sends one; libbpf tries as often (`PROG_LOAD_ATTEMPTS`).
 const LOAD_ATTEMPTS: u32 = 5;
 
-fn verified(program: &mut SchedClassifier) -> Result<(), ProgramError> {
-    let mut loaded = program.load();
+fn verified(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    let mut loaded = load();
     for _ in 1..LOAD_ATTEMPTS {
         match &loaded {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {
             }
             _ => break,
         }
-        loaded = program.load();
+        loaded = load();
     }
     loaded
 }
@@ -230,17 +248,33 @@ pub fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedCla
         .ok_or_else(|| BpfError::Missing(format!("program {name}")))
 }
 
-/// Both programs: [`POD_EGRESS`], then [`POD_INGRESS`].
+/// The programs of pods' interfaces: [`POD_EGRESS`], then [`POD_INGRESS`].
 pub fn both(ebpf: &mut Ebpf) -> Result<(&mut SchedClassifier, &mut SchedClassifier), BpfError> {
-    let (mut egress, mut ingress) = (None, None);
+    programs(ebpf).map(|programs| (programs.egress, programs.ingress))
+}
+
+/// The programs that are attached to interfaces.
+pub fn programs(ebpf: &mut Ebpf) -> Result<Programs<'_>, BpfError> {
+    let (mut egress, mut ingress, mut out) = (None, None, None);
     for (name, program) in ebpf.programs_mut() {
         match name {
             POD_EGRESS => egress = program.try_into().ok(),
             POD_INGRESS => ingress = program.try_into().ok(),
+            DELIVER_OUT => out = program.try_into().ok(),
             _ => {}
         }
     }
-    egress.zip(ingress).ok_or_else(|| BpfError::Missing(format!("programs {POD_EGRESS} and {POD_INGRESS}")))
+    match (egress, ingress, out) {
+        (Some(egress), Some(ingress), Some(out)) => Ok(Programs { egress, ingress, out }),
+        _ => Err(BpfError::Missing(format!("programs {POD_EGRESS}, {POD_INGRESS} and {DELIVER_OUT}"))),
+    }
+}
+
+/// The program at the root of the cgroups.
+pub fn deliver_here(ebpf: &mut Ebpf) -> Result<&mut CgroupSkb, BpfError> {
+    ebpf.program_mut(DELIVER_HERE)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| BpfError::Missing(format!("program {DELIVER_HERE}")))
 }
 
 /// `bpf_ktime_get_coarse_ns` is there since 5.11. A release that cannot be read has it: then the load fails

@@ -5,12 +5,14 @@ pub mod counters;
 pub mod events;
 pub mod figures;
 pub mod flows;
+mod inner;
 pub mod kernel;
 pub mod load;
+mod node_ports;
 pub mod probe;
 pub mod programs;
 pub mod shape;
-mod sys;
+pub(crate) mod sys;
 mod wire;
 
 pub use kernel::Kernel;

@@ -61,7 +61,7 @@ impl Asker {
         let mut context = [0u8; CONTEXT_BYTES];
         let asked = match origin {
             // What the hook sees in a frame is not asked.
-            Origin::Forwarded | Origin::OtherStation => 0,
+            Origin::Forwarded | Origin::OtherStation | Origin::Hairpin => 0,
             Origin::OwnNode => ASK_OWN_NODE,
             Origin::OwnInterface => ASK_OWN_INTERFACE,
         };

@@ -5,10 +5,12 @@ use std::fs;
 use std::os::fd::AsFd as _;
 
 use aya::maps::{MapData, MapType};
+use portcullis_common::addr::Addr;
 use portcullis_common::event::VERDICT_CELLS;
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, EPOCH_CELLS, EndpointConfig, EndpointWord, FlowCount, FlowRoom, IFACE_CELLS,
-    IfaceWord, NodeState, PeerRowKey, PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
+    BANKS, CounterKey, CpuState, EPOCH_ANY, EndpointConfig, EndpointWord, FlowCount, FlowRoom, IFACE_CELLS,
+    IfaceWord, MAX_DEVICES, MAX_NODE_ADDRS, NODE_PORT_WORDS, NodeAddrWord, NodeState, PeerRowKey,
+    PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::sizes::{Sizes, Table};
 
@@ -39,7 +41,7 @@ pub struct Shape {
 
 /// The pinned maps at these sizes, in the order of `docs/maps.md`.
 #[must_use]
-pub fn shapes(sizes: &Sizes) -> [Shape; 23] {
+pub fn shapes(sizes: &Sizes) -> [Shape; 26] {
     let chosen = |name, kind, key, value: usize, table| Shape {
         name,
         kind,
@@ -62,6 +64,13 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 23] {
     [
         chosen("ifaces", MapType::Hash, 4, size_of::<IfaceWord>(), Table::Endpoints),
         fixed("iface_index", MapType::Array, size_of::<IfaceWord>(), IFACE_CELLS),
+        fixed("devices", MapType::Hash, size_of::<u32>(), MAX_DEVICES),
+        Shape {
+            flags: NO_PREALLOC,
+            key: bytes(size_of::<Addr>()),
+            ..fixed("node_addrs", MapType::Hash, size_of::<NodeAddrWord>(), MAX_NODE_ADDRS)
+        },
+        fixed("node_ports", MapType::Array, size_of::<u64>(), NODE_PORT_WORDS),
         array("endpoints", size_of::<EndpointWord>(), Table::Endpoints),
         array("endpoint_cfg", size_of::<EndpointConfig>(), Table::Endpoints),
         array("rulesets", size_of::<Ruleset>(), Table::Rulesets),
@@ -80,7 +89,7 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 23] {
                 Table::PeerRows,
             )
         },
-        fixed("epochs", MapType::Array, size_of::<u32>(), EPOCH_CELLS),
+        fixed("epochs", MapType::Array, size_of::<u32>(), EPOCH_ANY + 1),
         fixed("node_state", MapType::Array, size_of::<NodeState>(), 1),
         chosen("flows", MapType::ArrayOfMaps, 4, size_of::<u32>(), Table::Endpoints),
         chosen("flows_before", MapType::ArrayOfMaps, 4, size_of::<u32>(), Table::Endpoints),

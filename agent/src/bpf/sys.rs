@@ -1,9 +1,11 @@
 //! Calls of bpf(2) and membarrier(2) that Aya 0.14 does not offer: inner maps with BTF types (so that their
-//! dumps read in words), deletion from an array of maps, grace periods.
+//! dumps read in words) and their pins, deletion from an array of maps, grace periods.
 
-use std::ffi::c_long;
+use std::ffi::{CString, c_long};
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
 
@@ -11,9 +13,13 @@ const BPF_MAP_CREATE: c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: c_long = 1;
 const BPF_MAP_UPDATE_ELEM: c_long = 2;
 const BPF_MAP_DELETE_ELEM: c_long = 3;
+const BPF_OBJ_PIN: c_long = 6;
+const BPF_OBJ_GET: c_long = 7;
 const BPF_MAP_GET_FD_BY_ID: c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: c_long = 15;
 const BPF_BTF_GET_FD_BY_ID: c_long = 19;
+/// Linux 5.7.
+const BPF_LINK_UPDATE: c_long = 29;
 /// Linux 5.6.
 const BPF_MAP_LOOKUP_BATCH: c_long = 24;
 const BPF_MAP_DELETE_BATCH: c_long = 27;
@@ -75,6 +81,36 @@ struct ElementAttr {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable)]
+struct ObjectAttr {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `union bpf_attr` for `BPF_LINK_UPDATE`.
+#[repr(C)]
+#[derive(FromBytes, IntoBytes, Immutable)]
+struct LinkUpdateAttr {
+    link: u32,
+    program: u32,
+    flags: u32,
+    old_program: u32,
+}
+
+/// Swaps the program of a link in one step.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = LinkUpdateAttr {
+        link: number(link.as_raw_fd())?,
+        program: number(program.as_raw_fd())?,
+        flags: 0,
+        old_program: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// `union bpf_attr` for the calls that take many elements (Linux 5.6).
@@ -179,8 +215,8 @@ pub(crate) fn delete_all<K: IntoBytes>(map: BorrowedFd<'_>, keys: &[K]) -> io::R
     Ok(deleted)
 }
 
-/// The map in a slot of an array of maps.
-pub(crate) fn inner_map(map: BorrowedFd<'_>, slot: u32) -> io::Result<Option<OwnedFd>> {
+/// The number of the map in a slot of an array of maps.
+pub(crate) fn inner_id(map: BorrowedFd<'_>, slot: u32) -> io::Result<Option<u32>> {
     let mut id = 0u32;
     let mut attr = ElementAttr {
         fd: number(map.as_raw_fd())?,
@@ -193,8 +229,27 @@ pub(crate) fn inner_map(map: BorrowedFd<'_>, slot: u32) -> io::Result<Option<Own
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
         outcome => outcome?,
     };
+    Ok(Some(id))
+}
+
+/// A map by its number. Needs `CAP_SYS_ADMIN`.
+pub(crate) fn map_by_id(id: u32) -> io::Result<OwnedFd> {
     let mut attr = [id, 0, 0, 0];
-    bpf(BPF_MAP_GET_FD_BY_ID, &mut attr).and_then(owned).map(Some)
+    owned(bpf(BPF_MAP_GET_FD_BY_ID, &mut attr)?)
+}
+
+/// Pins a map in a bpffs, where nothing may be yet.
+pub(crate) fn pin(map: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjectAttr { path: path.as_ptr().addr() as u64, fd: number(map.as_raw_fd())?, flags: 0 };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
+/// What is pinned there.
+pub(crate) fn pinned(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = ObjectAttr { path: path.as_ptr().addr() as u64, fd: 0, flags: 0 };
+    owned(bpf(BPF_OBJ_GET, &mut attr)?)
 }
 
 /// Puts a map into a slot of an array of maps. Returns when no program that was running has the last one.
@@ -214,13 +269,18 @@ pub(crate) fn map_info(map: BorrowedFd<'_>) -> io::Result<MapInfo> {
     Ok(info)
 }
 
-/// Makes a map of the same type, key and value as a pattern, with their BTF types.
+/// Makes a map of the same type, key and value as a pattern, with their BTF types where the process has `CAP_SYS_ADMIN`:
+/// without it the kernel hands out no BTF by number, and `bpftool` shows this map as bytes.
 pub(crate) fn create_like(pattern: &MapInfo, name: &str, max_entries: u32) -> io::Result<OwnedFd> {
     let mut padded = [0u8; 16];
     for (place, byte) in padded.iter_mut().take(15).zip(name.bytes()) {
         *place = byte;
     }
-    let btf = btf_by_id(pattern.btf_id)?;
+    let btf = match btf_by_id(pattern.btf_id) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => None,
+        outcome => Some(outcome?),
+    };
+    let types = |id: u32| if btf.is_some() { id } else { 0 };
     let mut attr = CreateAttr {
         kind: pattern.kind,
         key_size: pattern.key_size,
@@ -231,9 +291,9 @@ pub(crate) fn create_like(pattern: &MapInfo, name: &str, max_entries: u32) -> io
         numa_node: 0,
         name: padded,
         ifindex: 0,
-        btf_fd: number(btf.as_raw_fd())?,
-        btf_key_type_id: pattern.btf_key_type_id,
-        btf_value_type_id: pattern.btf_value_type_id,
+        btf_fd: btf.as_ref().map_or(Ok(0), |btf| number(btf.as_raw_fd()))?,
+        btf_key_type_id: types(pattern.btf_key_type_id),
+        btf_value_type_id: types(pattern.btf_value_type_id),
     };
     owned(bpf(BPF_MAP_CREATE, &mut attr)?)
 }

@@ -296,6 +296,7 @@ mod tests {
             policy: Some(policy),
             rule: None,
             node: None,
+            via: None,
         };
         filter.wants(&Full { verdict: &verdict, pod: Some(&db), peer: Some(&web) })
     }

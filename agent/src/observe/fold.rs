@@ -60,6 +60,8 @@ struct Key {
     local: Addr,
     remote: Addr,
     destination_port: u16,
+    via: Addr,
+    via_port: u16,
 }
 
 impl Key {
@@ -76,6 +78,8 @@ impl Key {
             local: event.local,
             remote: event.remote,
             destination_port,
+            via: event.via,
+            via_port: event.via_port,
         }
     }
 }

@@ -29,7 +29,12 @@ pub struct Owners {
     pub addresses: BTreeMap<IpAddr, Arc<Named>>,
     /// Rules and isolations.
     pub counters: BTreeMap<u32, Arc<CounterName>>,
+    /// Services by where they are asked; `None` if nothing has changed there.
+    pub services: Option<BTreeMap<Asked, Arc<ObjectKey>>>,
 }
+
+/// Where a Service is asked: an address, the protocol's number and the port.
+pub type Asked = (IpAddr, u8, u16);
 
 /// A change of owners: nanoseconds of the monotonic clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +56,7 @@ struct Kinds {
     slots: Timeline<u32, Named>,
     addresses: Timeline<IpAddr, Named>,
     counters: Timeline<u32, CounterName>,
+    services: Timeline<Asked, ObjectKey>,
 }
 
 impl Names {
@@ -60,6 +66,9 @@ impl Names {
         kinds.slots.update(owners.slots, moment);
         kinds.addresses.update(owners.addresses, moment);
         kinds.counters.update(owners.counters, moment);
+        if let Some(services) = owners.services {
+            kinds.services.update(services, moment);
+        }
     }
 
     /// Whose endpoint it was.
@@ -70,6 +79,11 @@ impl Names {
     /// The pod that owned an address.
     pub fn address(&self, address: IpAddr, time: u64) -> Option<Arc<Named>> {
         self.kinds.read().unwrap_or_else(PoisonError::into_inner).addresses.at(address, time)
+    }
+
+    /// The Service that was asked there.
+    pub fn service(&self, asked: Asked, time: u64) -> Option<Arc<ObjectKey>> {
+        self.kinds.read().unwrap_or_else(PoisonError::into_inner).services.at(asked, time)
     }
 
     /// What a counter counted.
@@ -147,6 +161,7 @@ mod tests {
             slots: BTreeMap::from([(1, Arc::clone(&named))]),
             addresses: BTreeMap::from([(IpAddr::from([10, 0, 0, 1]), named)]),
             counters: BTreeMap::new(),
+            services: None,
         }
     }
 

@@ -20,7 +20,6 @@ pub fn node(facts: &Facts, choice: HookChoice) -> Vec<Check> {
         syscall(facts),
         programs(facts),
         hook(facts, choice),
-        Check::ok("mark", "not used by this version: no rule of the node's can collide with it"),
     ]
 }
 

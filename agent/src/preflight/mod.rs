@@ -1,9 +1,10 @@
 //! `preflight`: whether a node is fit, a line for each thing that the agent needs, and who else is there. Facts are
-//! gathered in [`facts`] and [`neighbours`], and judged here and in [`judge`] without looking at anything: so that
+//! gathered in [`facts`], [`neighbours`] and [`marks`], and judged here, there and in [`judge`] without looking at anything: so that
 //! every verdict can be tested. Nothing on the node is changed.
 
 pub mod facts;
 pub mod judge;
+pub mod marks;
 pub mod neighbours;
 
 use std::fmt::Write as _;
@@ -15,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use crate::attach::{Hook, HookChoice};
 use crate::bpf::Pins;
 use crate::bpf::load::kernel_release;
+use crate::mark::MarkMask;
 use crate::output::{Colour, Exit};
 use crate::verbs::{Face, Failure};
+use marks::Colliding;
 use neighbours::{Neighbours, Thoroughness};
 
 /// How a check ended.
@@ -58,6 +61,9 @@ impl State {
     }
 }
 
+/// How many rules a table shows of a line.
+const LISTED: usize = 10;
+
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
@@ -69,11 +75,20 @@ pub struct Check {
     pub finding: String,
     /// What to do; `None` where there is nothing to do.
     pub remedy: Option<String>,
+    /// The rules that the finding is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Colliding>,
 }
 
 impl Check {
     fn new(name: &str, state: State, finding: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), state, finding: printable(&finding.into()), remedy: None }
+        Self {
+            name: name.to_owned(),
+            state,
+            finding: printable(&finding.into()),
+            remedy: None,
+            rules: Vec::new(),
+        }
     }
 
     fn ok(name: &str, finding: impl Into<String>) -> Self {
@@ -125,11 +140,12 @@ impl Preflight {
 
 /// Looks at the node.
 #[must_use]
-pub fn preflight(choice: HookChoice, bpffs: &Path) -> Preflight {
+pub fn preflight(choice: HookChoice, bpffs: &Path, mask: MarkMask) -> Preflight {
     let facts = facts::Facts::gather(bpffs);
     let neighbours = Neighbours::gather(bpffs, Thoroughness::Full);
     let hook = facts.release.as_ref().ok().and_then(|release| choice.resolve(*release).ok());
     let mut checks = judge::node(&facts, choice);
+    checks.extend(marks::judge(&marks::look(mask), mask));
     match neighbours {
         Ok(neighbours) => checks.extend(judge::neighbours(&neighbours, hook.unwrap_or(Hook::Clsact))),
         Err(why) => checks.push(Check::warning(
@@ -142,8 +158,8 @@ pub fn preflight(choice: HookChoice, bpffs: &Path) -> Preflight {
 }
 
 /// Looks and prints.
-pub fn run(choice: HookChoice, bpffs: &Path, face: Face) -> Result<Exit, Failure> {
-    let result = preflight(choice, bpffs);
+pub fn run(choice: HookChoice, bpffs: &Path, mask: MarkMask, face: Face) -> Result<Exit, Failure> {
+    let result = preflight(choice, bpffs, mask);
     face.show(&result, || table(&result, face.colour))?;
     Ok(result.exit())
 }
@@ -195,6 +211,12 @@ fn table(result: &Preflight, colour: Colour) -> String {
         let _ = writeln!(text, "{sign} {:width$}  {}", check.name, check.finding);
         if let Some(remedy) = &check.remedy {
             let _ = writeln!(text, "{indent}{remedy}");
+        }
+        for rule in check.rules.iter().take(LISTED) {
+            let _ = writeln!(text, "{indent}{rule}");
+        }
+        if check.rules.len() > LISTED {
+            let _ = writeln!(text, "{indent}and more, which -o json lists");
         }
     }
     text += if result.fit { "fit\n" } else { "not fit\n" };

@@ -1,10 +1,12 @@
 //! What `explain` and `matrix` ask, as it stands on the command line and on the socket, and what can be wrong
 //! with it.
 
+use std::str::FromStr;
+
 use clap::ValueEnum;
 use portcullis_policy::answer::{Family as IpFamily, Question};
 use portcullis_policy::frame::{BadTraffic, Traffic};
-use portcullis_policy::model::ObjectKey;
+use portcullis_policy::model::{ObjectKey, Protocol};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -69,6 +71,44 @@ impl From<TrafficText> for String {
     }
 }
 
+/// The third argument of `explain`: `PROTO/PORT`, `ICMP`, or for a Service that says its port itself a protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Sent {
+    /// A packet.
+    Traffic(Traffic),
+    /// Of this protocol.
+    Protocol(Protocol),
+}
+
+impl FromStr for Sent {
+    type Err = BadTraffic;
+
+    fn from_str(text: &str) -> Result<Self, BadTraffic> {
+        match Protocol::from_name(&text.to_ascii_uppercase()) {
+            Some(protocol) => Ok(Self::Protocol(protocol)),
+            None => text.parse().map(Self::Traffic),
+        }
+    }
+}
+
+impl TryFrom<String> for Sent {
+    type Error = BadTraffic;
+
+    fn try_from(text: String) -> Result<Self, BadTraffic> {
+        text.parse()
+    }
+}
+
+impl From<Sent> for String {
+    fn from(sent: Sent) -> Self {
+        match sent {
+            Sent::Traffic(traffic) => traffic.to_string(),
+            Sent::Protocol(protocol) => protocol.to_string(),
+        }
+    }
+}
+
 /// What `explain` asks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExplainRequest {
@@ -76,8 +116,8 @@ pub struct ExplainRequest {
     pub from: String,
     /// To whom.
     pub to: String,
-    /// What.
-    pub traffic: TrafficText,
+    /// What; a Service may say it itself.
+    pub sent: Option<Sent>,
     /// By which family; `None`: IPv4 where both ends have it.
     pub family: Option<Family>,
     /// Where a pod without a namespace is looked for.
@@ -95,6 +135,9 @@ pub struct MatrixRequest {
     pub judge: Judge,
     /// Cells between two pods outside of these are left blank; none: no cell is.
     pub namespaces: Vec<String>,
+    /// Services that are columns too, each by `svc/NAMESPACE/NAME:PORT`.
+    #[serde(default)]
+    pub services: Vec<String>,
 }
 
 /// Who fills a matrix.
@@ -128,7 +171,7 @@ pub enum AskError {
         known: Vec<String>,
     },
     /// Neither a pod nor an address nor one of the words.
-    #[error("`{text}` is neither NAMESPACE/POD, an address, `node`, `node/NAME` nor `world`: write one of these{}", suggestion(.known))]
+    #[error("`{text}` is neither NAMESPACE/POD, an address, `node`, `node/NAME`, `world` nor, as TO, svc/NAMESPACE/NAME:PORT: write one of these{}", suggestion(.known))]
     BadEnd {
         /// As asked.
         text: String,
@@ -162,6 +205,64 @@ pub enum AskError {
          --pod-cidr with room"
     )]
     NoAddress(ObjectKey),
+    /// No such Service.
+    #[error("no Service {service}{}", suggestion(.known))]
+    UnknownService {
+        /// As asked.
+        service: ObjectKey,
+        /// Services that may be meant.
+        known: Vec<String>,
+    },
+    /// It has no such port.
+    #[error("Service {service} has no port {asked}: {}", ports(.known))]
+    UnknownPort {
+        /// Whose.
+        service: ObjectKey,
+        /// As asked.
+        asked: String,
+        /// Those that it has.
+        known: Vec<String>,
+    },
+    /// Nobody said which port.
+    #[error("Service {service} has several ports: {}", ports(.known))]
+    WhichPort {
+        /// Whose.
+        service: ObjectKey,
+        /// Those that may be meant.
+        known: Vec<String>,
+    },
+    /// Its port is said twice, and differently.
+    #[error("`{text}` names one port and `{sent}` another: leave one of them out")]
+    TwoPorts {
+        /// The Service, as asked.
+        text: String,
+        /// The other argument.
+        sent: String,
+    },
+    /// Nobody leads there.
+    #[error(
+        "Service {0} is of type ExternalName: it is another name for something outside, and has no backends here; ask \
+         about the address of that"
+    )]
+    ExternalName(ObjectKey),
+    /// Who is echoed is an address.
+    #[error(
+        "`{0}` is a Service, which leads to ports and answers no echo: name one of its ports, or ask about a backend's address"
+    )]
+    ServiceEcho(String),
+    /// Services only receive.
+    #[error(
+        "`{0}` is a Service, from which nothing is sent: as FROM name a pod, an address, `node`, `node/NAME` or `world`"
+    )]
+    ServiceSends(String),
+    /// It is a Service's word and is not whole.
+    #[error("`{0}` names no Service's port: write svc/NAMESPACE/NAME:PORT, with the port's number or name")]
+    BadService(String),
+    /// Nobody said what is sent.
+    #[error(
+        "what is sent to `{0}` is missing: write PROTO/PORT as the third argument: TCP/80, UDP/53, SCTP/9999 or ICMP"
+    )]
+    NoTraffic(String),
     /// No such node.
     #[error("no Node {name}{}", suggestion(.known))]
     UnknownNode {
@@ -227,6 +328,15 @@ impl AskError {
             | Self::NodeAddress(_)
             | Self::Families { .. }
             | Self::UnknownNamespace { .. }
+            | Self::UnknownService { .. }
+            | Self::UnknownPort { .. }
+            | Self::WhichPort { .. }
+            | Self::TwoPorts { .. }
+            | Self::ExternalName(_)
+            | Self::ServiceEcho(_)
+            | Self::ServiceSends(_)
+            | Self::BadService(_)
+            | Self::NoTraffic(_)
             | Self::TooManyCells { .. }
             | Self::NoPods => Exit::Usage,
         }
@@ -235,6 +345,14 @@ impl AskError {
 
 fn suggestion(known: &[String]) -> String {
     if known.is_empty() { String::new() } else { format!("; there is {}", known.join(", ")) }
+}
+
+fn ports(known: &[String]) -> String {
+    if known.is_empty() {
+        "it has none; give it one in spec.ports, or ask about a pod".to_owned()
+    } else {
+        format!("name one of {}", known.join(", "))
+    }
 }
 
 /// What the loaded program says to the questions of one flow.

@@ -128,6 +128,7 @@ mod tests {
             family: None,
             judge: Judge::Userspace,
             namespaces: Vec::new(),
+            services: Vec::new(),
         };
         matrices(&Side::open(&before).unwrap(), &Side::open(&after).unwrap(), request).unwrap()
     }

@@ -103,8 +103,8 @@ impl Word {
 }
 
 /// Finds both ends.
-pub fn resolve(world: &World, wanted: Wanted<'_>) -> Result<Ends, AskError> {
-    let reader = Reader { world, directory: Directory::new(&world.cluster), namespace: wanted.namespace };
+pub fn resolve(world: &World, directory: &Directory<'_>, wanted: Wanted<'_>) -> Result<Ends, AskError> {
+    let reader = Reader { world, directory, namespace: wanted.namespace };
     let mut from = reader.word(wanted.from)?;
     let mut to = reader.word(wanted.to)?;
     reader.own_node(&mut from, &to);
@@ -160,7 +160,7 @@ fn end(word: Word, address: IpAddr, whose: Whose) -> End {
 
 struct Reader<'a> {
     world: &'a World,
-    directory: Directory<'a>,
+    directory: &'a Directory<'a>,
     namespace: Option<&'a str>,
 }
 
@@ -219,7 +219,7 @@ impl Reader<'_> {
         match (pod.phase, pod.network) {
             (Phase::Finished, _) => Err(AskError::Finished(key)),
             (Phase::Live, PodNetwork::Own) => {
-                let addresses = owned_addresses(&self.directory, &key);
+                let addresses = owned_addresses(self.directory, &key);
                 if addresses.is_empty() {
                     Err(AskError::NoAddress(key))
                 } else {
@@ -268,11 +268,16 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '/')
 }
 
-/// Pods of this name elsewhere, then names that differ little, then the first of its namespace, then any.
 fn close_names(cluster: &Cluster, wanted: &ObjectKey) -> Vec<String> {
-    let live = || cluster.pods.iter().filter(|(_, pod)| pod.is_live()).map(|(key, _)| key);
+    let live = cluster.pods.iter().filter(|(_, pod)| pod.is_live()).map(|(key, _)| key);
+    nearest(&live.collect::<Vec<_>>(), wanted)
+}
+
+/// Objects of this name elsewhere, then names that differ little, then the first of its namespace, then any.
+pub(super) fn nearest(known: &[&ObjectKey], wanted: &ObjectKey) -> Vec<String> {
     let text = wanted.to_string();
-    let close: Vec<String> = live()
+    let close: Vec<String> = known
+        .iter()
         .filter(|key| {
             key.name == wanted.name
                 || (key.namespace == wanted.namespace && key.name.starts_with(&wanted.name))
@@ -284,8 +289,8 @@ fn close_names(cluster: &Cluster, wanted: &ObjectKey) -> Vec<String> {
     if !close.is_empty() {
         return close;
     }
-    let here = live().filter(|key| key.namespace == wanted.namespace);
-    let elsewhere = live().filter(|key| key.namespace != wanted.namespace);
+    let here = known.iter().filter(|key| key.namespace == wanted.namespace);
+    let elsewhere = known.iter().filter(|key| key.namespace != wanted.namespace);
     here.chain(elsewhere).take(SUGGESTIONS).map(ToString::to_string).collect()
 }
 

@@ -1,14 +1,17 @@
 //! `explain`: the verdict of one flow, what decided in each direction, and what the kernel says to the same
 //! packet; why each other rule did not, and what would turn the verdict.
 
+mod backends;
 mod change;
 mod rules;
 mod table;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use portcullis_common::event::{Action, Direction as Way, Reason};
-use portcullis_policy::answer::{Answers, DirectionAnswer, Party};
+use portcullis_policy::answer::{Answers, DirectionAnswer, Family as IpFamily, Party};
 use portcullis_policy::convert::printable;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::frame::Traffic;
@@ -16,12 +19,14 @@ use portcullis_policy::model::{ObjectKey, SourceBinding};
 use portcullis_policy::turn;
 use serde::{Deserialize, Serialize};
 
+pub use backends::{ExplainedBackend, ExplainedService, Explanation, ServiceName, ServiceVerdict};
 pub use change::{ExplainedChange, ExplainedEdit};
 pub use rules::{ExplainedMiss, ExplainedRule, ExplainedWhy};
 pub use table::table;
 
-use super::ask::{AskError, ExplainRequest, Family, Heard, Reply, hear};
+use super::ask::{AskError, ExplainRequest, Family, Heard, Reply, Sent, hear};
 use super::ends::{End, Wanted, resolve};
+use super::service::{self, AtAddress};
 use crate::output::{Colour, Exit, Verdict};
 use crate::world::{AskKernel, KernelAnswer, World};
 
@@ -174,66 +179,121 @@ pub fn explain(
     world: &World,
     kernel: Option<&dyn AskKernel>,
     request: &ExplainRequest,
-) -> Result<Reply<Explained>, AskError> {
-    let wanted = Wanted {
-        from: &request.from,
-        to: &request.to,
-        family: request.family.map(Into::into),
-        namespace: request.namespace.as_deref(),
-    };
-    let ends = resolve(world, wanted)?;
+) -> Result<Reply<Explanation>, AskError> {
     let answers = Answers::new(&world.cluster, &world.desired);
-    let traffic = request.traffic.0;
-    let (from, to) = (&ends.from, &ends.to);
-    let answer = answers.answer(&from.party, &to.party, traffic);
-    let (egress, ingress) = answers.questions(&from.party, &to.party, traffic);
-    let mut notes = Vec::new();
-    let heard = kernel.map_or(Heard::default(), |kernel| {
-        hear(kernel, (egress.as_ref(), ingress.as_ref())).unwrap_or_else(|error| {
-            notes.push(format!("the kernel's answer is missing: {error}"));
-            Heard::default()
-        })
-    });
-    if answer.egress.is_none() && answer.ingress.is_none() {
-        notes.push("neither end is a pod: no policy judges this".to_owned());
-    }
-    if from.name == "world" || to.name == "world" {
-        notes.push(format!("world is {}", ends.family.world()));
-    }
-    let (protocol, port) = match traffic {
-        Traffic::To(protocol, port) => (protocol.name(), Some(port)),
-        Traffic::Echo => ("ICMP", None),
-    };
-    let change = turn::change(&answers, &from.party, &to.party, traffic, &world.problems).into();
-    let side = |way: Way, answer: Option<DirectionAnswer>, heard| {
-        let (subject, remote) = match way {
-            Way::Egress => (&from.party, &to.party),
-            Way::Ingress => (&to.party, &from.party),
-        };
-        answer.map(|answer| {
-            let rules = rules::rules(&answers, &answer, way, (subject, remote), traffic);
-            Direction { rules, ..direction(answer, heard, world.audit) }
-        })
-    };
-    let asked = [(egress.is_some(), heard.egress), (ingress.is_some(), heard.ingress)];
-    let verdict = answer.action().into();
-    let egress = side(Way::Egress, answer.egress, heard.egress);
-    let ingress = side(Way::Ingress, answer.ingress, heard.ingress);
-    let both: Vec<&Direction> = egress.iter().chain(&ingress).collect();
-    let result = Explained {
-        enforced: enforced_overall(&both),
-        verdict,
-        egress,
-        ingress,
-        kernel: overall(asked),
-        from: shown(from, &answers),
-        to: shown(to, &answers),
-        protocol: protocol.to_owned(),
-        port,
-        family: ends.family.into(),
-        change,
-    };
+    let mut asker = Asker { world, kernel, answers: &answers, request, notes: Vec::new() };
+    let result = asker.explanation()?;
+    // The kernel's absence is the same for each backend.
+    let mut notes = asker.notes;
+    let mut seen = BTreeSet::new();
+    notes.retain(|note| seen.insert(note.clone()));
     Ok(Reply { result, notes })
+}
+
+/// What every flow of one request is asked by, and what there is to say beside the answers.
+struct Asker<'a> {
+    world: &'a World,
+    kernel: Option<&'a dyn AskKernel>,
+    answers: &'a Answers<'a>,
+    request: &'a ExplainRequest,
+    notes: Vec<String>,
+}
+
+impl Asker<'_> {
+    fn explanation(&mut self) -> Result<Explanation, AskError> {
+        let Self { world, answers, request, .. } = *self;
+        let ExplainRequest { from, to, sent, namespace, .. } = request;
+        let namespace = namespace.as_deref();
+        if service::is_named(&world.cluster, from, namespace) {
+            return Err(AskError::ServiceSends(from.clone()));
+        }
+        if let Some(target) = service::target(&world.cluster, to, *sent, namespace)? {
+            return self.backends(&target).map(Explanation::service);
+        }
+        let Some(Sent::Traffic(traffic)) = *sent else { return Err(AskError::NoTraffic(to.clone())) };
+        if let Ok(address) = to.parse::<IpAddr>() {
+            let address = address.to_canonical();
+            match service::at_address(&world.cluster, answers.directory(), address, traffic) {
+                AtAddress::None => {}
+                AtAddress::NoPort(words) => {
+                    self.notes.push(format!("{address} has no port {traffic}: {words}"));
+                }
+                AtAddress::Port(target, others) => {
+                    if let Some(other) = others.first() {
+                        let key = target.key;
+                        self.notes
+                            .push(format!("Service {other} has {address} {traffic} too: {key} is explained"));
+                    }
+                    return self.backends(&target).map(Explanation::service);
+                }
+            }
+        }
+        self.flow(to, traffic, request.family.map(Into::into)).map(Explanation::flow)
+    }
+
+    /// Who sends has to be somebody, also where it is sent to nobody.
+    fn sender(&self) -> Result<(), AskError> {
+        let (from, namespace) = (&*self.request.from, self.request.namespace.as_deref());
+        let wanted = Wanted { from, to: "world", family: None, namespace };
+        resolve(self.world, self.answers.directory(), wanted).map(|_| ())
+    }
+
+    /// The answer about one flow.
+    fn flow(&mut self, to: &str, traffic: Traffic, family: Option<IpFamily>) -> Result<Explained, AskError> {
+        let Self { world, kernel, answers, request, .. } = *self;
+        let namespace = request.namespace.as_deref();
+        let wanted = Wanted { from: &request.from, to, family, namespace };
+        let ends = resolve(world, answers.directory(), wanted)?;
+        let (from, to) = (&ends.from, &ends.to);
+        let answer = answers.answer(&from.party, &to.party, traffic);
+        let (egress, ingress) = answers.questions(&from.party, &to.party, traffic);
+        let notes = &mut self.notes;
+        let heard = kernel.map_or(Heard::default(), |kernel| {
+            hear(kernel, (egress.as_ref(), ingress.as_ref())).unwrap_or_else(|error| {
+                notes.push(format!("the kernel's answer is missing: {error}"));
+                Heard::default()
+            })
+        });
+        if answer.egress.is_none() && answer.ingress.is_none() {
+            notes.push("neither end is a pod: no policy judges this".to_owned());
+        }
+        if from.name == "world" || to.name == "world" {
+            notes.push(format!("world is {}", ends.family.world()));
+        }
+        let (protocol, port) = match traffic {
+            Traffic::To(protocol, port) => (protocol.name(), Some(port)),
+            Traffic::Echo => ("ICMP", None),
+        };
+        let change = turn::change(answers, &from.party, &to.party, traffic, &world.problems).into();
+        let side = |way: Way, answer: Option<DirectionAnswer>, heard| {
+            let (subject, remote) = match way {
+                Way::Egress => (&from.party, &to.party),
+                Way::Ingress => (&to.party, &from.party),
+            };
+            answer.map(|answer| {
+                let rules = rules::rules(answers, &answer, way, (subject, remote), traffic);
+                Direction { rules, ..direction(answer, heard, world.audit) }
+            })
+        };
+        let asked = [(egress.is_some(), heard.egress), (ingress.is_some(), heard.ingress)];
+        let verdict = answer.action().into();
+        let egress = side(Way::Egress, answer.egress, heard.egress);
+        let ingress = side(Way::Ingress, answer.ingress, heard.ingress);
+        let both: Vec<&Direction> = egress.iter().chain(&ingress).collect();
+        Ok(Explained {
+            enforced: enforced_overall(&both),
+            verdict,
+            egress,
+            ingress,
+            kernel: overall(asked),
+            from: shown(from, answers),
+            to: shown(to, answers),
+            protocol: protocol.to_owned(),
+            port,
+            family: ends.family.into(),
+            change,
+        })
+    }
 }
 
 /// One deny denies; to allow, every end that was to be asked has to have answered.

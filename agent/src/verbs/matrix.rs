@@ -3,21 +3,24 @@
 pub mod diff;
 pub mod explained;
 pub mod page;
+mod services;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use portcullis_common::event::Action;
-use portcullis_policy::answer::{Answers, Family as IpFamily, Party, Question};
+use portcullis_policy::answer::{Answers, Family as IpFamily, Party};
 use portcullis_policy::convert::printable;
 use portcullis_policy::frame::Traffic;
 use portcullis_policy::model::{Cluster, ObjectKey, Protocol};
 use serde::{Deserialize, Serialize};
 
+use services::Columns;
+
 use super::ask::{AskError, Family, Judge, MatrixRequest, Reply, hear};
 use crate::output::{Colour, Verdict};
-use crate::world::{AskKernel, World};
+use crate::world::{AskKernel, KernelAnswer, World};
 
 /// A cell between two pods outside of the namespaces that were asked for.
 const BLANK: char = ' ';
@@ -25,7 +28,7 @@ const BLANK: char = ' ';
 /// How many namespaces an error suggests.
 const SUGGESTIONS: usize = 5;
 
-/// One protocol and port. Its JSON is these five keys and never more.
+/// One protocol and port. Its JSON is the first five keys and no more, unless columns were asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Matrix {
     /// `TCP`, `UDP`, `SCTP` or `ICMP`.
@@ -38,6 +41,13 @@ pub struct Matrix {
     pub order: Vec<String>,
     /// From, then to, as `order`: `.` allowed, `X` denied, `-` self, `?` not known; blank outside of `-n`.
     pub rows: Vec<String>,
+    /// The Services that were asked for, by `svc/NAMESPACE/NAME:PORT`. Their own port counts, not the matrix's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub services: Vec<String>,
+    /// From, as `order`, to the backends of each of `services`, in the family: `.` all allowed, `X` all denied or
+    /// none there, `/` some allowed, `?` not known; blank outside of `-n`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub service_rows: Vec<String>,
 }
 
 /// Answers.
@@ -95,7 +105,9 @@ fn prepare<'a>(
         return Err(AskError::TooManyCells { pods: order.len(), ports: ports.len(), most: MAX_CELLS });
     }
     let scope = Scope(request.namespaces.iter().cloned().collect());
-    Ok((Filler { answers, family, order, judge, scope }, ports, notes))
+    let mut filler = Filler { answers, family, order, judge, scope, columns: Columns::default() };
+    filler.columns = filler.columns(world, &request.services, &mut notes)?;
+    Ok((filler, ports, notes))
 }
 
 /// The most cells of one answer, a byte each: 5,000 pods at 40 ports. Pods declare ports as they like, and the agent
@@ -125,6 +137,7 @@ struct Filler<'a> {
     order: Vec<(ObjectKey, IpAddr)>,
     judge: Option<&'a dyn AskKernel>,
     scope: Scope,
+    columns: Columns,
 }
 
 impl Filler<'_> {
@@ -151,7 +164,9 @@ impl Filler<'_> {
             })
             .collect::<Result<_, AskError>>()?;
         let order = self.order.iter().map(|(key, _)| key.to_string()).collect();
-        Ok(Matrix { protocol: protocol.to_owned(), port, family: self.family, order, rows })
+        let Columns { names: services, rows: service_rows } = self.columns.clone();
+        let protocol = protocol.to_owned();
+        Ok(Matrix { protocol, port, family: self.family, order, rows, services, service_rows })
     }
 
     fn cell(&self, from: &Party, to: &Party, traffic: Traffic) -> Result<char, AskError> {
@@ -159,19 +174,18 @@ impl Filler<'_> {
             return Ok('-');
         }
         let (egress, ingress) = self.answers.questions(from, to, traffic);
-        let both = match self.judge {
-            None => {
-                let judge = |question: Option<Question>| question.map(|q| self.answers.verdict(&q).action);
-                [judge(egress), judge(ingress)]
-            }
+        // An end that is no pod is not asked.
+        let both: [Option<Option<Action>>; 2] = match self.judge {
+            None => [egress, ingress].map(|question| question.map(|q| Some(self.answers.verdict(&q).action))),
             Some(kernel) => {
                 let heard = hear(kernel, (egress.as_ref(), ingress.as_ref()))?;
-                [heard.egress.map(|a| a.action), heard.ingress.map(|a| a.action)]
+                let action = |answer: Option<KernelAnswer>| answer.map(|answer| answer.action);
+                [egress.map(|_| action(heard.egress)), ingress.map(|_| action(heard.ingress))]
             }
         };
-        Ok(if both.contains(&Some(Action::Deny)) {
+        Ok(if both.contains(&Some(Some(Action::Deny))) {
             'X'
-        } else if both.contains(&None) {
+        } else if both.contains(&Some(None)) {
             '?'
         } else {
             '.'
@@ -191,30 +205,39 @@ pub fn table(matrices: &[Matrix], colour: Colour) -> String {
         text.push('\n');
     }
     if !matrices.is_empty() {
-        let unknown = matrices.iter().any(|m| m.rows.iter().any(|row| row.contains('?')));
+        let mut cells = matrices.iter().flat_map(|m| m.rows.iter().chain(&m.service_rows));
+        let has = |sign| cells.clone().any(|row| row.contains(sign));
         text.push_str(". allowed  X denied  - itself");
-        let blank = matrices.iter().any(|m| m.rows.iter().any(|row| row.contains(BLANK)));
-        text.push_str(if unknown { "  ? not known here" } else { "" });
+        if matrices.iter().any(|matrix| !matrix.services.is_empty()) {
+            text.push_str("  / some backends allowed");
+        }
+        text.push_str(if has('?') { "  ? not known here" } else { "" });
+        let blank = cells.any(|row| row.contains(BLANK));
         text.push_str(if blank { "  blank: neither is in a namespace of -n\n" } else { "\n" });
     }
     text
 }
 
 fn one(matrix: &Matrix, colour: Colour, text: &mut String) {
-    let names: Vec<String> = matrix.order.iter().map(|name| printable(name)).collect();
-    let digits = names.len().to_string().len();
-    let width = names.iter().map(|name| name.chars().count()).max().unwrap_or(0).max(CORNER.len());
+    let safe = |names: &[String]| names.iter().map(|name| printable(name)).collect::<Vec<_>>();
+    let (names, services) = (safe(&matrix.order), safe(&matrix.services));
+    let columns = names.len() + services.len();
+    let digits = columns.to_string().len();
+    let all = names.iter().chain(&services);
+    let width = all.map(|name| name.chars().count()).max().unwrap_or(0).max(CORNER.len());
     let port = matrix.port.map(|port| format!("/{port}")).unwrap_or_default();
     // Writing to a string cannot fail.
     let _ = writeln!(text, "{}{port} {}", matrix.protocol, matrix.family.name());
     let _ = write!(text, "{:>digits$} {CORNER:width$}", "");
-    for number in 1..=names.len() {
+    for number in 1..=columns {
         let _ = write!(text, " {number:>digits$}");
     }
     text.push('\n');
-    for (number, (name, row)) in (1..).zip(names.iter().zip(&matrix.rows)) {
+    let nothing = String::new();
+    let to_services = matrix.service_rows.iter().chain(std::iter::repeat(&nothing));
+    for (number, ((name, row), to_services)) in (1..).zip(names.iter().zip(&matrix.rows).zip(to_services)) {
         let _ = write!(text, "{number:>digits$} {name:width$}");
-        for cell in row.chars() {
+        for cell in row.chars().chain(to_services.chars()) {
             let padded = format!("{cell:>digits$}");
             let painted = match cell {
                 '.' => colour.paint(Verdict::Allow, &padded),
@@ -224,6 +247,9 @@ fn one(matrix: &Matrix, colour: Colour, text: &mut String) {
             let _ = write!(text, " {painted}");
         }
         text.push('\n');
+    }
+    for (number, name) in (names.len() + 1..).zip(&services) {
+        let _ = writeln!(text, "{number:>digits$} {name}");
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod ask;
 pub mod cleanup;
+pub mod cni;
 pub mod completions;
 pub mod diff;
 pub mod endpoints;
@@ -13,8 +14,10 @@ pub mod matrix;
 pub mod observe;
 pub mod offline;
 pub mod policies;
+pub mod service;
 pub mod status;
 mod table;
+pub mod wait;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,10 +31,11 @@ use thiserror::Error;
 use crate::api::Request;
 use crate::api::client::{self, ClientError};
 use crate::bpf::probe::Private;
+use crate::cni::install::InstallError;
 use crate::output::{self, Colour, Exit, Format};
 use crate::source::read::ReadError;
 use crate::world::{AskKernel, World};
-use ask::{AskError, ExplainRequest, Judge, MatrixRequest, Reply};
+use ask::{AskError, ExplainRequest, Judge, MatrixRequest, Reply, Sent};
 use offline::{OfflineError, offline};
 
 /// Why a verb failed.
@@ -49,12 +53,26 @@ pub enum Failure {
     /// `--diff` with `-o html`.
     #[error("--diff has no page: use -o table, json or yaml, or leave --diff out")]
     DiffPage,
+    /// `--source kube` without a node.
+    #[error(
+        "--source kube needs this node's name as the API server knows it: give --node-name, or PORTCULLIS_NODE_NAME"
+    )]
+    Nameless,
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
     /// Not everything of ours could be found or taken.
     #[error("cleanup: {0}: run as root on the node, with the --run-dir and --bpffs of the agent")]
     Cleanup(String),
+    /// The CNI plugin or its configuration.
+    #[error(transparent)]
+    Cni(#[from] InstallError),
+    /// An agent would put back what is taken away.
+    #[error(
+        "cni remove: an agent answers on {}: stop it first, it would put the configuration back",
+        .0.display()
+    )]
+    Followed(PathBuf),
     /// The directory to be checked.
     #[error(transparent)]
     Lint(ReadError),
@@ -90,8 +108,10 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::UnknownVerb { .. } | Self::DiffPage => Exit::Usage,
-            Self::Lint(_)
+            Self::UnknownVerb { .. } | Self::DiffPage | Self::Nameless => Exit::Usage,
+            Self::Cni(_)
+            | Self::Followed(_)
+            | Self::Lint(_)
             | Self::WritePages { .. }
             | Self::Agent(_)
             | Self::Cleanup(_)
@@ -139,6 +159,11 @@ impl Face {
 
 /// `explain`.
 pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit, Failure> {
+    // Whoever would answer: only a Service says itself what is sent.
+    if !service::may_be_named(&request.to) && !matches!(request.sent, Some(Sent::Traffic(_))) {
+        return Err(AskError::NoTraffic(request.to).into());
+    }
+    let sender = request.from.clone();
     let Reply { result, notes } = match from {
         From::Agent { run_dir } => live(run_dir, &Request::Explain(request))?,
         From::Directory { dir, node, pod_cidrs } => {
@@ -154,7 +179,7 @@ pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit,
         }
     };
     notes.iter().for_each(output::note);
-    face.show(&result, || explain::table(&result, face.colour))?;
+    face.show(&result, || result.table(&sender, face.colour))?;
     match result.agreement() {
         explain::Agreement::Agrees => {}
         explain::Agreement::Disagrees => output::error(

@@ -205,6 +205,16 @@ pub fn line(observed: &Observed, colour: Colour) -> String {
         verdict.reason,
     );
     attribute(verdict, &mut text);
+    if let Some(via) = &verdict.via {
+        let asked = SocketAddr::new(via.address, via.port);
+        // Writing to a string cannot fail.
+        let _ = match &via.service {
+            Some(PodName { namespace, name }) => {
+                write!(text, " via svc/{} {asked}", printable(&format!("{namespace}/{name}")))
+            }
+            None => write!(text, " via {asked}"),
+        };
+    }
     if verdict.count > 1 {
         // Writing to a string cannot fail.
         let _ = write!(text, " ({} times until {})", verdict.count, clock(&verdict.last_time));
@@ -237,6 +247,7 @@ fn address(address: IpAddr, port: Option<u16>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::Via;
     use crate::verbs::explain::PolicyRef;
 
     fn verdict(direction: &str) -> ObservedVerdict {
@@ -269,6 +280,7 @@ mod tests {
             }),
             rule: None,
             node: None,
+            via: None,
         }
     }
 
@@ -297,6 +309,22 @@ mod tests {
         let folded = ObservedVerdict { count: 3, ..verdict("egress") };
         let text = line(&Observed::Verdict(Box::new(folded)), Colour::Plain);
         assert!(text.ends_with("np-backend (3 times until 12:01:02.745)"), "{text}");
+    }
+
+    #[test]
+    fn a_service_is_said_beside_its_backend() {
+        let service = PodName { namespace: "project-snake".to_owned(), name: "vault".to_owned() };
+        let via = Via { address: IpAddr::from([10, 96, 0, 9]), port: 80, service: Some(service) };
+        let text = |via| {
+            line(
+                &Observed::Verdict(Box::new(ObservedVerdict { via: Some(via), ..verdict("egress") })),
+                Colour::Plain,
+            )
+        };
+        let unknown = text(Via { service: None, ..via.clone() });
+        assert!(unknown.ends_with("np-backend via 10.96.0.9:80"), "{unknown}");
+        let named = text(via);
+        assert!(named.ends_with("np-backend via svc/project-snake/vault 10.96.0.9:80"), "{named}");
     }
 
     #[test]

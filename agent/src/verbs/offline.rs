@@ -8,6 +8,7 @@ use portcullis_policy::manifest::{self, Options};
 use thiserror::Error;
 
 use crate::output::Exit;
+use crate::source::KUBE;
 use crate::source::read::{ReadError, read_directory};
 use crate::world::World;
 
@@ -19,8 +20,8 @@ pub enum OfflineError {
     Read(#[from] ReadError),
     /// The API server's name was given where a directory has to stand.
     #[error(
-        "--source kube is not supported by this version yet: name a directory of manifests (./kube if yours is \
-         called so)"
+        "--source kube is the agent's: ask the agent, without --source, or name a directory of manifests (./kube if \
+         yours is called so)"
     )]
     Kube,
     /// It holds policies that this version does not read, and one of them may deny what the others allow.
@@ -47,7 +48,7 @@ impl OfflineError {
 
 /// Reads and compiles a directory. No ranges given: the default ones.
 pub fn offline(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<World, OfflineError> {
-    if dir.as_os_str() == "kube" {
+    if dir.as_os_str() == KUBE {
         return Err(OfflineError::Kube);
     }
     let reading = read_directory(dir)?;

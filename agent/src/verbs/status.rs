@@ -34,6 +34,8 @@ pub struct Status {
     pub source: String,
     /// Seconds since what it says was last known.
     pub source_age_seconds: u64,
+    /// Watches of the API server; none of a directory.
+    pub watches: Vec<WatchReport>,
     /// Pods here.
     pub endpoints: EndpointCounts,
     /// Policies.
@@ -52,6 +54,19 @@ pub struct Status {
     pub reconcile_errors: u64,
     /// What to look at.
     pub warnings: Vec<String>,
+}
+
+/// A watch of the API server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WatchReport {
+    /// Of which kind.
+    pub kind: String,
+    /// True once everything of it was listed.
+    pub listed: bool,
+    /// Seconds since anything was heard; `None` if nothing ever was.
+    pub heard_seconds_ago: Option<u64>,
+    /// What went wrong since.
+    pub trouble: Option<String>,
 }
 
 /// Pods here.
@@ -114,6 +129,13 @@ pub fn status(run_dir: &Path, face: Face) -> Result<Exit, Failure> {
     Ok(if status.ready { Exit::Fine } else { Exit::Negative })
 }
 
+/// When a watch was heard; what is wrong with it is among the warnings.
+fn heard(watch: &WatchReport) -> String {
+    let when = watch.heard_seconds_ago.map_or_else(|| "never".to_owned(), |ago| format!("{ago} s ago"));
+    let unlisted = if watch.listed { "" } else { " (not all yet)" };
+    format!("{} {when}{unlisted}", watch.kind)
+}
+
 /// For people.
 #[must_use]
 pub fn table(status: &Status) -> String {
@@ -131,6 +153,9 @@ pub fn table(status: &Status) -> String {
         if status.ready { "yes".to_owned() } else { format!("NO: {}", status.not_ready.join("; ")) },
     );
     line("source", format!("{}, read {} s ago", status.source, status.source_age_seconds));
+    if !status.watches.is_empty() {
+        line("heard of", status.watches.iter().map(heard).collect::<Vec<_>>().join(", "));
+    }
     line("endpoints", format!("{} of {} enforced", status.endpoints.enforced, status.endpoints.known));
     line(
         "policies",

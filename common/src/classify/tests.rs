@@ -20,7 +20,11 @@ fn any(rule: Rule) -> TestRule {
 }
 
 fn decided(action: Action, reason: Reason, counter: u32) -> Decision {
-    Decision::Rule { action, audited: false, reason, counter }
+    of(Peer::Anybody, action, reason, counter)
+}
+
+fn of(peer: Peer, action: Action, reason: Reason, counter: u32) -> Decision {
+    Decision::Rule { peer, action, audited: false, reason, counter }
 }
 
 fn world(rules: &[TestRule]) -> World {
@@ -50,7 +54,7 @@ fn an_entry_that_nothing_was_written_to_closes() {
 
 #[test]
 fn a_ruleset_without_rules_decides_nothing() {
-    assert_eq!(ask(&world(&[]), RULESET), Decision::Default);
+    assert_eq!(ask(&world(&[]), RULESET), Decision::Default(Peer::Anybody));
 }
 
 #[test]
@@ -75,7 +79,7 @@ fn a_pass_goes_on_in_the_tiers_behind() {
     assert_eq!(ask(&world, RULESET), decided(Action::Allow, Reason::Rule, 3));
     // Nothing is behind: open by default.
     world.set_ruleset(RULESET, 0, std::slice::from_ref(&pass), RULESET_OPEN);
-    assert_eq!(ask(&world, RULESET), Decision::Default);
+    assert_eq!(ask(&world, RULESET), Decision::Default(Peer::Anybody));
     // Something is behind that cannot be read: closed.
     world.set_ruleset(RULESET, 0, std::slice::from_ref(&pass), RULESET_CLOSED);
     assert_eq!(ask(&world, RULESET), Decision::Unreadable);
@@ -88,7 +92,7 @@ fn a_pass_goes_on_in_the_tiers_behind() {
 fn a_virtual_address_waits_towards_it_and_is_a_peer_from_it() {
     let mut world = world(&[any(allow(1))]);
     world.set_class(PEER4, CLASS_VIRTUAL);
-    assert_eq!(ask(&world, RULESET), decided(Action::Allow, Reason::Rule, 1));
+    assert_eq!(ask(&world, RULESET), of(Peer::Pod, Action::Allow, Reason::Rule, 1));
     world.set_ruleset(RULESET, RULESET_EGRESS, &[any(allow(1))], RULESET_OPEN);
     assert_eq!(ask(&world, RULESET), Decision::Virtual { audited: false });
 }
@@ -98,7 +102,7 @@ fn an_element_of_another_key_is_not_believed() {
     let rule = TestRule { peers: Some(std::vec![5]), ..any(allow(1)) };
     let mut world = world(&[rule]);
     world.set_class(PEER4, 5);
-    assert_eq!(ask(&world, RULESET), decided(Action::Allow, Reason::Rule, 1));
+    assert_eq!(ask(&world, RULESET), of(Peer::Pod, Action::Allow, Reason::Rule, 1));
     let key = PeerRowKey { ruleset: RULESET, class: 5 };
     world.peer_rows.get_mut(&key).unwrap().tag ^= 1;
     assert_eq!(ask(&world, RULESET), Decision::Unreadable);
@@ -170,10 +174,11 @@ fn some_ports(rng: &mut Rng) -> (u32, u32) {
 
 /// The rules one after another, as the words say it.
 fn naive(tiers: &[Vec<TestRule>], class: u32, position: u32) -> Decision {
+    let peer = if class == CLASS_NONE { Peer::Anybody } else { Peer::Pod };
     for rules in tiers {
         let first = rules.iter().find(|r| r.matches_peer(class) && r.matches_port(position));
         let Some(TestRule { rule, .. }) = first else {
-            return Decision::Default;
+            return Decision::Default(peer);
         };
         let reason = match rule.kind {
             KIND_ISOLATION => Reason::Isolated,
@@ -181,12 +186,12 @@ fn naive(tiers: &[Vec<TestRule>], class: u32, position: u32) -> Decision {
             _ => Reason::Rule,
         };
         match rule.action {
-            ACTION_ALLOW => return decided(Action::Allow, reason, rule.counter),
-            ACTION_DENY => return decided(Action::Deny, reason, rule.counter),
+            ACTION_ALLOW => return of(peer, Action::Allow, reason, rule.counter),
+            ACTION_DENY => return of(peer, Action::Deny, reason, rule.counter),
             _ => {}
         }
     }
-    Decision::Default
+    Decision::Default(peer)
 }
 
 #[test]

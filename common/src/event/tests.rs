@@ -60,9 +60,11 @@ fn an_event_is_the_bytes_that_the_kernel_wrote() {
         reason: Reason::Isolated as u8,
         bytes: 60,
         tcp_flags: 2,
-        reserved: [0; 3],
+        reserved: 0,
+        via_port: 80,
+        via: Addr::v4([10, 96, 0, 1]),
     };
-    assert_eq!(size_of::<Event>(), 64);
+    assert_eq!(size_of::<Event>(), 80);
     assert_eq!(Event::read_from_bytes(event.as_bytes()), Ok(event));
     assert!(Event::read_from_bytes(&event.as_bytes()[1..]).is_err());
 }

@@ -89,7 +89,8 @@ fn rules_decide_and_are_named() {
             audited: false,
             reason: Reason::Rule,
             counter: 2,
-            news: News::Event
+            news: News::Event,
+            delivery: Delivery::Done
         }
     );
     let verdict = world.to_pod(&ip(TCP, TO_POD, &tcp(4000, 81, TCP_SYN)));
@@ -100,7 +101,8 @@ fn rules_decide_and_are_named() {
             audited: false,
             reason: Reason::Isolated,
             counter: 1,
-            news: News::Event
+            news: News::Event,
+            delivery: Delivery::Done
         }
     );
     allows(world.to_pod(&ip(SCTP, TO_POD, &sctp(4000, 80, 1))), Reason::Rule);

@@ -102,6 +102,10 @@ impl Agent {
         command.arg("agent").arg("--source").arg(source);
         command.arg("--run-dir").arg(paths.run_dir).arg("--bpffs").arg(paths.bpffs);
         command.args(["--node-name", node_name, "--hook", spec.hook.name()]).args(&spec.arguments);
+        // The machine's own cgroups are no lab's.
+        if !spec.arguments.iter().any(|argument| argument == "--cgroup-root") {
+            command.args(["--services", "deny"]);
+        }
         command.stdin(Stdio::null()).stdout(log.try_clone().context("opening the agent's log")?).stderr(log);
         // Out of the terminal's foreground group: an interrupt meant for the lab is not the agent's.
         command.process_group(0);

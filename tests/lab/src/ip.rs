@@ -8,12 +8,13 @@ use anyhow::{Context as _, Result, bail};
 use crate::netns::Netns;
 use crate::unfit::Unfit;
 
-/// Runs the lines as one `ip -batch` inside the namespace; the first that fails ends it, and is named.
+/// [`run`] inside a namespace.
 pub(crate) fn batch(netns: &Netns, lines: &[String]) -> Result<()> {
     netns.run(|| run(lines))?.with_context(|| format!("setting up network namespace {}", netns.name()))
 }
 
-fn run(lines: &[String]) -> Result<()> {
+/// Runs the lines as one `ip -batch` inside this thread's namespace; the first that fails ends it, and is named.
+pub fn run(lines: &[String]) -> Result<()> {
     let mut child = Command::new("ip")
         .args(["-batch", "-"])
         .stdin(Stdio::piped())

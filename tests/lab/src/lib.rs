@@ -32,6 +32,7 @@ pub mod traffic;
 pub mod unfit;
 
 pub use agent::{AgentSpec, Hook};
+pub use ip::run as ip_batch;
 pub use lab::{Lab, LabOptions, Servers};
 pub use matrix::{MatrixResult, default_family, default_ports};
 pub use serving::run as serve;

@@ -57,6 +57,13 @@ impl Netns {
         Ok(Self { name: name.to_owned(), handle })
     }
 
+    /// Opens that of a process, under whatever name.
+    pub fn of_process(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        let handle = File::open(&path).with_context(|| format!("opening {path}"))?;
+        Ok(Self { name: format!("of process {pid}"), handle })
+    }
+
     /// Its name, as `ip netns` lists it.
     #[must_use]
     pub fn name(&self) -> &str {

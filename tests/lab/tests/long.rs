@@ -98,7 +98,8 @@ exec sleep 60"#;
     assert_eq!(
         read("args").trim(),
         format!(
-            "agent --source {dir_name} --run-dir {dir_name} --bpffs {bpffs} --node-name node --hook clsact --extra"
+            "agent --source {dir_name} --run-dir {dir_name} --bpffs {bpffs} --node-name node --hook clsact --extra \
+             --services deny"
         )
     );
     assert_eq!(read("fs").trim(), "bpf_fs");

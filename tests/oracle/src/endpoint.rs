@@ -196,6 +196,13 @@ pub struct Hook {
     pub is_isolated: bool,
 }
 
+impl Hook {
+    /// Towards the pod, and from it: somebody translated what it sent to another address, and chose the pod itself.
+    pub(crate) fn is_from_itself(self, protocol: u8) -> bool {
+        self.direction == Direction::Ingress && self.origin == Origin::Pod && matches!(protocol, 6 | 17 | 132)
+    }
+}
+
 /// What is left to be asked about a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
@@ -431,6 +438,9 @@ pub fn judge_alone(
         Admission::Error(..) => Because::NotIsolated,
         Admission::Segment(segment, ends) => {
             let Reading::Ip(datagram) = reading else { return Because::NotIp };
+            if ends.is_own && hook.is_from_itself(datagram.protocol) {
+                return Because::SelfTraffic;
+            }
             policies(ends.remote, traffic(datagram.protocol, segment.ports.1))
         }
     }

@@ -54,6 +54,8 @@ pub struct Flow {
     pub opener: Direction,
     /// Opened by the pod's own node: no policy is asked about it.
     pub of_node: bool,
+    /// Opened by the pod itself, by way of a translator: the same, but what the pod answers goes to who knows whom.
+    pub of_itself: bool,
     /// How far it has come.
     pub phase: Phase,
     /// When the last packet of it passed.
@@ -170,9 +172,12 @@ impl Flows {
         policies: &mut Policies<'_>,
     ) -> Because {
         let from_node = hook.direction == Direction::Ingress && hook.origin == Origin::Node;
+        let from_itself = hook.is_from_itself(protocol);
         let by_policy = |policies: &mut Policies<'_>| {
             if from_node {
                 Because::OwnNode
+            } else if from_itself && ends.is_own {
+                Because::SelfTraffic
             } else {
                 policies(hook.direction, ends.remote, traffic(protocol, segment.ports.1))
             }
@@ -195,15 +200,21 @@ impl Flows {
             .get(&tuple)
             .copied()
             .filter(|flow| segment.signal != Signal::Connect && self.is_live(&tuple, flow));
-        let mut makes_one = may_open;
+        // What comes back to the pod passes whatever it is, and its answers need a flow.
+        let mut makes_one = may_open || from_itself;
         if let Some(flow) = held {
             let is_opener = flow.opener == hook.direction;
             // A request is no answer to a request: it is a question of its own.
             let asks_back = may_open && !is_opener && matches!(protocol, ICMP | ICMPV6);
             // Only the node itself goes on with what it opened.
-            let is_forged = flow.of_node && is_opener && !from_node;
-            if asks_back || is_forged {
+            let is_forged = flow.of_node && is_opener && !from_node && !from_itself;
+            // Where it goes nobody sees: the policies decide.
+            let is_unseen = flow.of_itself && !is_opener;
+            if asks_back || is_forged || is_unseen {
                 makes_one = false;
+            } else if from_itself && !flow.of_node {
+                // An older flow of the same tuple was another's.
+                makes_one = true;
             } else {
                 let again = judged_again(&tuple, &flow, policies);
                 if again.passes() {
@@ -223,8 +234,13 @@ impl Flows {
         }
         let because = by_policy(policies);
         if because.passes() && makes_one {
-            let flow =
-                Flow { opener: hook.direction, of_node: from_node, phase: Phase::Opening, seen: self.now };
+            let flow = Flow {
+                opener: hook.direction,
+                of_node: from_node || from_itself,
+                of_itself: from_itself,
+                phase: Phase::Opening,
+                seen: self.now,
+            };
             self.by_tuple.insert(tuple, flow);
         }
         because
@@ -265,7 +281,10 @@ impl Flows {
                 },
             };
             let is_own = endpoint.addresses.contains(&tuple.local) && tuple.local == ends.local;
-            let flow = self.by_tuple.get(&tuple).filter(|flow| is_own && self.is_live(&tuple, flow))?;
+            // What the pod tells is for who sent what it is about.
+            let is_for_peer = hook.direction == Direction::Ingress || tuple.remote == ends.remote;
+            let is_related = is_own && is_for_peer;
+            let flow = self.by_tuple.get(&tuple).filter(|flow| is_related && self.is_live(&tuple, flow))?;
             judged_again(&tuple, flow, policies).passes().then_some(Because::RelatedError)
         };
         inner.and_then(related).unwrap_or(Because::UnrelatedError)

@@ -5,6 +5,7 @@
 //! a type or a trick with them. `S1` to `S50` in comments are the numbered statements of the semantics.
 //!
 //! - [`World`] reads manifests and answers who may reach whom, and which rule says so;
+//! - [`service`] says whom a Service leads to;
 //! - [`generate`] makes random clusters from a seed, valid ones and badly broken ones;
 //! - [`cyclonus`] loads the truth matrices that the Cyclonus simulator made;
 //! - [`packet`] reads frames, [`endpoint`] says what becomes of them at a pod's interface, and
@@ -16,6 +17,7 @@ pub mod flows;
 pub mod generate;
 pub mod packet;
 pub mod rng;
+pub mod service;
 
 mod ip_block;
 mod policy;

@@ -57,8 +57,7 @@ impl Pod {
 
     /// S25: the number behind a port's name and protocol; the first declaration wins.
     pub(crate) fn named_port(&self, name: &str, protocol: Protocol) -> Option<u16> {
-        let (_, _, number) = self.ports.iter().find(|(mine, its, _)| mine == name && *its == protocol)?;
-        Some(*number)
+        first_named(&self.ports, name, protocol)
     }
 
     /// S50: greater is the rightful owner of an address that both show: the later startTime (absent is oldest),
@@ -73,8 +72,18 @@ impl Pod {
     }
 }
 
+/// The same of a pod's spec, whatever else the pod is.
+pub(crate) fn named_port(spec: &Value, name: &str, protocol: Protocol) -> Option<u16> {
+    first_named(&named_ports(spec), name, protocol)
+}
+
+fn first_named(ports: &[(String, Protocol, u16)], name: &str, protocol: Protocol) -> Option<u16> {
+    let (_, _, number) = ports.iter().find(|(mine, its, _)| mine == name && *its == protocol)?;
+    Some(*number)
+}
+
 /// S32: all of status.podIPs count; podIP does where there are none.
-fn addresses(status: &Value) -> Vec<IpAddr> {
+pub(crate) fn addresses(status: &Value) -> Vec<IpAddr> {
     let mut texts: Vec<&str> = Vec::new();
     if items(status, "podIPs").next().is_some() {
         texts.extend(items(status, "podIPs").filter_map(|entry| text(entry, "ip")));
@@ -112,9 +121,19 @@ pub(crate) fn virtual_addresses(service: &Value) -> Vec<IpAddr> {
     texts.extend(text(spec, "clusterIP"));
     texts.extend(items(spec, "clusterIPs").filter_map(Value::as_str));
     texts.extend(items(spec, "externalIPs").filter_map(Value::as_str));
-    texts.extend(items(balancer.unwrap_or(&nothing), "ingress").filter_map(|entry| text(entry, "ip")));
+    // What a proxy gets is not translated here.
+    let entries =
+        items(balancer.unwrap_or(&nothing), "ingress").filter(|entry| text(entry, "ipMode") != Some("Proxy"));
+    texts.extend(entries.filter_map(|entry| text(entry, "ip")));
     // "None" and "" are no addresses.
     texts.into_iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+/// The addresses of a Node.
+pub(crate) fn node_addresses(node: &Value) -> Vec<IpAddr> {
+    let nothing = Value::Null;
+    let status = field(node, "status").unwrap_or(&nothing);
+    items(status, "addresses").filter_map(|entry| text(entry, "address")?.parse().ok()).collect()
 }
 
 /// An RFC 3339 time in seconds since 1970, UTC; fractions are left off, as Kubernetes does.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::policy::{Isolation, Policy, Remote};
 use crate::read::{field, items, labels, text};
 use crate::verdict::{DirVerdict, Direction, Family, PairVerdict, Reason, Traffic, Verdict};
-use crate::workload::{Pod, virtual_addresses};
+use crate::workload::{Pod, node_addresses, virtual_addresses};
 
 /// The label that names a namespace.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
@@ -68,6 +68,12 @@ impl World {
                     world.policies.insert(key.clone(), Policy::read(key, object));
                 }
                 Kind::Service => world.virtual_addresses.extend(virtual_addresses(object)),
+                // After all Services: what a node has is not virtual.
+                Kind::Node => {
+                    for address in node_addresses(object) {
+                        world.virtual_addresses.remove(&address);
+                    }
+                }
             }
         }
         world
@@ -232,6 +238,7 @@ enum Kind {
     Pod,
     NetworkPolicy,
     Service,
+    Node,
 }
 
 /// Puts an object, or the objects of a list, where its kind, namespace and name say: the later over the earlier.
@@ -253,6 +260,7 @@ fn collect<'a>(
         "Namespace" if core => Kind::Namespace,
         "Pod" if core => Kind::Pod,
         "Service" if core => Kind::Service,
+        "Node" if core => Kind::Node,
         // Of whatever apiVersion: a policy that is passed over would open pods.
         "NetworkPolicy" => Kind::NetworkPolicy,
         _ => return,

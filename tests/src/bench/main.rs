@@ -4,6 +4,7 @@
 //! - `packets` (`scenario`, `measure`, `table`): one packet many times by `BPF_PROG_TEST_RUN`, beside a program that
 //!   does nothing, by numbers of rules and peers.
 //! - `flows` (`flows`, `live`): real packets of many flows through a device, beside the same program.
+//! - `services`: packets to a Service and to a pod, in pairs.
 //! - `events`: from a change of objects to the tables.
 //! - `baseline`, `off-on` (`pairs`, `pods`, `traffic`, `rules`): connections between two pods, in pairs without and with
 //!   something between them.
@@ -26,6 +27,7 @@ mod pairs;
 mod pods;
 mod rules;
 mod scenario;
+mod services;
 mod table;
 mod target;
 mod traffic;
@@ -122,6 +124,8 @@ enum Part {
     Events,
     /// Nanoseconds a packet among many flows
     Flows,
+    /// Nanoseconds a packet to a Service, beside the same to a pod
+    Services,
     /// Connections between two pods with no policy, with ours, with iptables and with nftables
     Baseline,
     /// The same connections, ours off against ours on
@@ -175,6 +179,11 @@ fn run(args: &Args) -> Result<()> {
         let plan = flows_plan(args);
         let rows = flows::measure(&plan, &mut rng)?;
         all.part(Some("flows"), (flows::text(&plan, &rows), flows::json(&plan, &rows)));
+    }
+    if wanted(Part::Services) {
+        let (rounds, packets) = if args.quick { (3, 5_000) } else { (args.rounds, args.packets) };
+        let rows = services::measure(rounds, packets, &mut rng)?;
+        all.part(Some("services"), (services::text(rounds, packets, &rows), services::json(&rows)));
     }
     if wanted(Part::Baseline) {
         let policies = if args.quick { &[2][..] } else { &args.policies };

@@ -3,7 +3,6 @@
 //! kernel's side; what should come of it is [`super::script`]'s.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,12 +19,13 @@ use portcullis_agent::bpf::Pins;
 use portcullis_agent::bpf::load::{POD_EGRESS, POD_INGRESS, classifier, kernel_release};
 use portcullis_agent::reconcile::{Outcome, Reconciler};
 use portcullis_common::event::{Direction as Way, Outcome as Came, Reason, verdict_cell};
+use portcullis_lab::ip_batch;
 use portcullis_oracle::Direction;
 use portcullis_oracle::endpoint::Origin;
 use portcullis_policy::model::{Cluster, Mode};
 use portcullis_policy::sizes::Sizes;
 
-use crate::device::{Veth, ip, ip_batch};
+use crate::device::{Veth, ip};
 
 /// Devices that pods can be behind.
 pub const DEVICES: usize = 4;
@@ -140,11 +140,10 @@ impl Rig {
     /// Leads addresses to the devices, and nowhere else.
     pub fn lead(&mut self, addresses: &[Vec<IpAddr>]) -> Result<()> {
         self.cluster = None;
-        let mut lines = String::new();
+        let mut lines = Vec::new();
         let mut say = |verb: &str, device: &Veth, addresses: &[IpAddr]| {
             for address in addresses {
-                // Writing to a string does not fail.
-                let _ = writeln!(lines, "route {verb} {address} dev {}", device.name());
+                lines.push(format!("route {verb} {address} dev {}", device.name()));
             }
         };
         for (device, before) in self.devices.iter().zip(&self.led) {
@@ -154,7 +153,7 @@ impl Rig {
         for (device, now) in self.devices.iter().zip(&self.led) {
             say("add", device, now);
         }
-        ip_batch(&lines)
+        if lines.is_empty() { Ok(()) } else { ip_batch(&lines) }
     }
 
     /// Brings enforcement to these objects, unless they are in force.

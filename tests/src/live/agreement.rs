@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use portcullis_agent::api::{Request, client};
 use portcullis_agent::output::{Exit, Verdict};
-use portcullis_agent::verbs::ask::{ExplainRequest, Family, Reply, TrafficText};
-use portcullis_agent::verbs::explain::{self, Agreement, Explained, PolicyRef};
+use portcullis_agent::verbs::ask::{ExplainRequest, Family, Reply, Sent};
+use portcullis_agent::verbs::explain::{self, Agreement, Explained, Explanation, PolicyRef};
 use portcullis_agent::verbs::matrix::Matrix;
 use portcullis_common::event::Direction;
 use portcullis_lab::netns::Netns;
@@ -183,13 +183,14 @@ impl Live {
         let request = Request::Explain(ExplainRequest {
             from: flow.from.clone(),
             to: flow.to.clone(),
-            traffic: TrafficText(traffic),
+            sent: Some(Sent::Traffic(traffic)),
             family: flow.family,
             namespace: None,
         });
         let answer = client::ask(self.lab.run_dir(), &request).and_then(client::Asked::answer);
-        let Reply { result: explained, .. }: Reply<Explained> =
+        let Reply { result, .. }: Reply<Explanation> =
             answer.unwrap_or_else(|e| panic!("{}: explain: {e}", name(flow)));
+        let Explanation::Flow(explained) = result else { panic!("{}: {result:?}", name(flow)) };
         tally.flows += 1;
         if explained.verdict != flow.verdict {
             tally.wrong.push(format!("{}: expected {:?}, explain {explained:?}", name(flow), flow.verdict));
@@ -199,7 +200,7 @@ impl Live {
         if silent || explained.kernel.is_none() || explained.agreement() == Agreement::Disagrees {
             tally.wrong.push(format!("{}: the kernel says otherwise: {explained:?}", name(flow)));
         }
-        Asked { flow, traffic, explained }
+        Asked { flow, traffic, explained: *explained }
     }
 
     /// What the verb prints is what the socket answers, and its exit tells the verdict.

@@ -49,6 +49,8 @@ impl From<&Step> for Expected {
             family,
             order: step.order.clone(),
             rows: rows.clone(),
+            services: Vec::new(),
+            service_rows: Vec::new(),
         };
         Self { matrix: step.expected.iter().map(matrix).collect(), flows: Vec::new() }
     }
@@ -69,7 +71,15 @@ impl Expected {
                 };
                 let rows = world.matrix(*traffic, family);
                 let (family, order) = (family_of(family), order.clone());
-                expected.matrix.push(Matrix { protocol, port, family, order, rows });
+                expected.matrix.push(Matrix {
+                    protocol,
+                    port,
+                    family,
+                    order,
+                    rows,
+                    services: Vec::new(),
+                    service_rows: Vec::new(),
+                });
             }
         }
         expected

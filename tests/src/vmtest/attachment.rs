@@ -1,6 +1,6 @@
 //! Attaching by the agent's module on this kernel, and taking it away again.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use portcullis_agent::attach::{
-    self, AttachOp, Attacher, Hook, HookChoice, KernelRelease, Observed, State, plan,
+    self, AttachOp, Attacher, Hook, HookChoice, KernelRelease, Observed, Role, State, plan,
 };
 use portcullis_common::event::{Action, Direction, Reason};
 use portcullis_tests::attached::Attached;
@@ -73,7 +73,7 @@ fn step(attacher: &Attacher, at: &Veth, load: &mut Attached, kind: impl Fn(&Atta
     let hook = attacher.hook();
     let mut programs = load.programs()?;
     let ids = programs.ids()?;
-    let wanted = BTreeSet::from([at.index]);
+    let wanted = BTreeMap::from([(at.index, Role::Pod)]);
     let ops = plan(hook, &wanted, &attacher.observed()?, ids);
     ensure!(ops.len() == 2 && ops.iter().all(kind), "planned {ops:?}");
     let report = attacher.apply(&ops, &mut programs);
@@ -85,7 +85,7 @@ fn step(attacher: &Attacher, at: &Veth, load: &mut Attached, kind: impl Fn(&Atta
     let as_wanted = |o: &Observed| {
         o.hook == hook
             && o.slot.interface == at.index
-            && o.state == State::Live { program: ids.of(o.slot.direction) }
+            && o.state == State::Live { program: ids.of(Role::Pod, o.slot.direction) }
     };
     ensure!(found.len() == 2 && found.iter().all(as_wanted), "found {found:?}, not {ids:?}");
     Ok(())

@@ -2,9 +2,11 @@
 //! `cargo xtask vm-test` in a machine that holds nothing else: no shell but busybox, no service, no pins.
 //!
 //! It loads the agent's own object, attaches it by the agent's own module, follows a flow through it, and puts
-//! every Cyclonus case to it. Says on its last line `vmtest: N passed, N failed`; exit 0, 1 (failed), 2 (usage).
+//! every Cyclonus case to it; where the kernel has IPVS, it asks through Services of it. Says on its last line
+//! `vmtest: N passed, N failed, N skipped`; exit 0, 1 (failed), 2 (usage).
 
 mod attachment;
+mod ipvs;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -25,6 +27,7 @@ struct Checks {
     begin: Instant,
     passed: u32,
     failed: u32,
+    skipped: u32,
 }
 
 impl Checks {
@@ -42,25 +45,34 @@ impl Checks {
             }
         }
     }
+
+    /// Says why something was not tried, and counts it.
+    fn skip(&mut self, what: &str, why: &str) {
+        self.skipped += 1;
+        println!("skipped: {what}: {why}");
+    }
 }
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
-    let (Some(cases), None) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: portcullis-vmtest CASES.json");
+    let (Some(cases), more) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: portcullis-vmtest CASES.json [ipvs]");
         return ExitCode::from(2);
     };
-    let mut checks = Checks { begin: Instant::now(), passed: 0, failed: 0 };
-    if let Err(error) = all(Path::new(&cases), &mut checks) {
+    let mut checks = Checks { begin: Instant::now(), passed: 0, failed: 0, skipped: 0 };
+    if let Err(error) = all(Path::new(&cases), more.is_some_and(|word| word == "ipvs"), &mut checks) {
         checks.note("going on", &Err(error));
     }
-    println!("vmtest: {} passed, {} failed", checks.passed, checks.failed);
+    println!("vmtest: {} passed, {} failed, {} skipped", checks.passed, checks.failed, checks.skipped);
     if checks.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn all(cases: &Path, checks: &mut Checks) -> Result<()> {
+fn all(cases: &Path, with_ipvs: bool, checks: &mut Checks) -> Result<()> {
     let release = kernel_release()?;
     device::own_namespace()?;
+    if with_ipvs && let Err(error) = ipvs::check(release, checks) {
+        checks.note("Services through IPVS", &Err(error));
+    }
     attachment::check(release, checks)?;
     let followed = flow::follow().map(|()| "refused, opened, established, with its ICMP errors".to_owned());
     checks.note("flows", &followed);

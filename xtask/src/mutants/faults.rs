@@ -84,6 +84,7 @@ impl fmt::Display for Tests {
 
 const PACKET: &str = "common/src/packet.rs";
 const JUDGE: &str = "common/src/judge.rs";
+const DELIVERED: &str = "common/src/judge/delivered.rs";
 const TUPLE: &str = "common/src/judge/tuple.rs";
 const FRAGMENTS: &str = "common/src/judge/fragments.rs";
 const FLOW: &str = "common/src/flow.rs";
@@ -96,6 +97,8 @@ const PARSER: Tests = Tests::Common("packet::tests");
 const JUDGEMENT: Tests = Tests::Common("judge::tests");
 const PIECES: Tests = Tests::Common("judge::fragments::tests");
 const WALK: Tests = Tests::Common("classify::tests");
+const SERVICES: Tests = Tests::Common("judge::delivered");
+const LAB_SERVICES: Tests = Tests::Lab("lab_services", "s23_");
 
 #[rustfmt::skip]
 pub(super) const FAULTS: &[Fault] = &[
@@ -181,7 +184,8 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "stamp-not-compared", what: "a flow outlives the policies that allowed it", file: TUPLE,
-        from: "} else if held_stamp != stamp {", to: "} else if held_stamp != stamp && held_stamp == 0 {", tests: JUDGEMENT,
+        from: "} else if held_stamp != stamped(stamp, flags, work.any) {",
+        to: "} else if held_stamp != stamped(stamp, flags, work.any) && held_stamp == 0 {", tests: JUDGEMENT,
     },
     Fault {
         name: "tag-not-compared", what: "a recycled entry answers for another key", file: TUPLE,
@@ -189,7 +193,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "judged-again-wrong-way", what: "a flow is judged again in the packet's direction, not in its opener's", file: TUPLE,
-        from: "let again = self.judged_again(key, opener);", to: "let again = self.judged_again(key, self.at.direction);",
+        from: "let again = self.judged_again(work, opener);", to: "let again = self.judged_again(work, self.at.direction);",
         tests: JUDGEMENT,
     },
     Fault {
@@ -204,7 +208,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "error-from-anyone", what: "an ICMP error may be for another than the packet that it is about", file: JUDGE,
-        from: "        if !outer.same(local) {\n            return EMBEDDED_NONE;\n        }\n", to: "        let _ = outer;\n",
+        from: "        if !outer.same(local) || is_for_another {", to: "        if is_for_another {",
         tests: JUDGEMENT,
     },
     Fault {
@@ -238,8 +242,8 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "peer-tag", what: "a recycled element gives an address another's class", file: CLASSIFY,
-        from: "        Some(word) if word.tag == tag => Ok(word.class),\n        Some(_) => Err(Unreadable),",
-        to: "        Some(word) => Ok(word.class),", tests: WALK,
+        from: "        Some(word) if word.tag == tag => Ok((word.class, Peer::Pod)),\n        Some(_) => Err(Unreadable),",
+        to: "        Some(word) => Ok((word.class, Peer::Pod)),", tests: WALK,
     },
     Fault {
         name: "no-row-is-no-rule", what: "an address that no selector matches meets no rule, not those for anyone", file: CLASSIFY,
@@ -278,7 +282,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "tag-taken-out", what: "a VLAN tag that the kernel took out is none", file: "ebpf/src/main.rs",
-        from: "    if !skb.is_tagged() {", to: "    if !skb.is_tagged() || slot != NO_ENDPOINT {",
+        from: "    if !skb.is_tagged() {\n        let link", to: "    if !skb.is_tagged() || slot != NO_ENDPOINT {\n        let link",
         tests: Tests::Lab("lab_threats", "routed_and_tracked"),
     },
     Fault {
@@ -290,5 +294,50 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "station-unchecked", what: "a pod behind a bridge may speak for another station", file: SKB,
         from: "station != own && station[0] & group == 0", to: "station != own && station[0] & group == 2",
         tests: Tests::Lab("lab_bridge", "what_a_bridge_floods"),
+    },
+    Fault {
+        name: "delivered-by-source", what: "what is delivered is judged by where it is from", file: DELIVERED,
+        from: "let Packet { dst, protocol, dst_port, .. } = work.packet;",
+        to: "let Packet { src: dst, protocol, dst_port, .. } = work.packet;", tests: SERVICES,
+    },
+    Fault {
+        name: "virtual-passes-untranslated", what: "a virtual address that nobody translated is delivered", file: DELIVERED,
+        from: "if verdict.0 & Packed::WAITS != 0 {", to: "if verdict.0 & Packed::WAITS == u64::MAX {", tests: SERVICES,
+    },
+    Fault {
+        name: "denied-backend-keeps-flow", what: "the flow to a denied backend stays", file: DELIVERED,
+        from: "        env.remove(slot, &work.sent);", to: "        let _ = &work.sent;", tests: SERVICES,
+    },
+    Fault {
+        name: "answers-for-ever", what: "answers through a Service pass however long the pod is silent", file: TUPLE,
+        from: "                if stage.is_over(now) {", to: "                if stage.is_over(now) && now == 0 {", tests: SERVICES,
+    },
+    Fault {
+        name: "node-port-without-mark", what: "a node port waits though the mark has no room for the pod", file: TUPLE,
+        from: "        && work.slot <= MARK_SLOT\n", to: "", tests: SERVICES,
+    },
+    Fault {
+        name: "node-port-unread", what: "what is sent to a node port is judged as the node's", file: TUPLE,
+        from: "        && env.is_node_port(&key.remote,", to: "        && !env.is_node_port(&key.remote,", tests: SERVICES,
+    },
+    Fault {
+        name: "itself-isolated", what: "a pod does not reach itself through a Service that masquerades", file: TUPLE,
+        from: "(Direction::Ingress, Origin::OwnInterface, TCP | UDP | SCTP)",
+        to: "(Direction::Ingress, Origin::OwnInterface, UDP | SCTP)", tests: SERVICES,
+    },
+    Fault {
+        name: "mark-not-written", what: "what may be translated is judged nowhere else", file: "ebpf/src/main.rs",
+        from: "        mark::write(packet, slot, verdict.delivery);", to: "        mark::write(packet, slot, Delivery::Done);",
+        tests: LAB_SERVICES,
+    },
+    Fault {
+        name: "uplink-passes-all", what: "what leaves by a device is not judged there", file: "ebpf/src/main.rs",
+        from: "    deliver(skb, &mut scratch.work, link, sent)", to: "    deliver(skb, &mut scratch.work, link, sent) | PASS",
+        tests: LAB_SERVICES,
+    },
+    Fault {
+        name: "socket-passes-all", what: "what ends at a socket of the node is not judged there", file: "ebpf/src/main.rs",
+        from: "{ CGROUP_PASS } else { CGROUP_DROP }", to: "{ CGROUP_PASS } else { CGROUP_DROP | CGROUP_PASS }",
+        tests: LAB_SERVICES,
     },
 ];

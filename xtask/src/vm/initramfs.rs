@@ -17,6 +17,10 @@ use crate::sh::{self, Unfit};
 /// clsact and its filter, and the pods' interfaces. What they depend on is found.
 const MODULES: [&str; 3] = ["sch_ingress", "cls_bpf", "veth"];
 
+/// Services through IPVS, as kube-proxy makes them. A kernel may have none: the test says so.
+/// `crc32c_generic` is what `libcrc32c`, on which connection tracking depends, looks for when it is loaded.
+const WHERE_THERE: [&str; 6] = ["dummy", "crc32c_generic", "nf_conntrack", "nf_nat", "ip_vs", "ip_vs_rr"];
+
 /// What goes in.
 pub(crate) struct Content<'a> {
     /// The program, run as `/program`.
@@ -124,6 +128,11 @@ fn put_modules(from: &Path, to: &Path) -> Result<Vec<String>> {
     let mut loader = Loader { files, builtin: builtin_names(&builtin), to, order: Vec::new() };
     for module in MODULES {
         loader.put(module)?;
+    }
+    for module in WHERE_THERE {
+        if loader.files.contains_key(module) {
+            loader.put(module)?;
+        }
     }
     Ok(loader.order)
 }

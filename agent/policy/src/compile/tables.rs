@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    ACTION_AUDIT, CLASS_NONE, CLASS_VIRTUAL, PORT_RANGE_END, PeerRowKey, PeerRowWord, PeerWord, PortRange,
-    ROW_WORDS, RULESET_AUDIT, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
+    ACTION_AUDIT, CLASS_CLAIMED, CLASS_NONE, CLASS_VIRTUAL, PORT_RANGE_END, PeerRowKey, PeerRowWord,
+    PeerWord, PortRange, ROW_WORDS, RULESET_AUDIT, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
 };
 
 use super::built::{Built, set_bit, to_u32};
@@ -135,6 +135,7 @@ impl Compiler {
         self.within(Table::Prefixes, desired.prefixes.len())?;
         for (address, owned, numbers) in matcher.addresses(directory) {
             let flag = match owned {
+                Owned::Pod if directory.services.contains(&address) => CLASS_CLAIMED,
                 Owned::Pod => 0,
                 Owned::Service => CLASS_VIRTUAL,
             };

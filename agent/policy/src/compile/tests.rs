@@ -367,3 +367,29 @@ fn peer_rows_are_shared_by_what_rulesets_really_take() {
     assert!(node.ingress("good/a") > RULESET_CLOSED);
     assert!(node.held().iter().all(|(pod, ..)| pod.starts_with("evil/")), "{:?}", node.held());
 }
+
+#[test]
+fn t21_a_pods_address_that_a_service_claims_may_be_translated() {
+    let mut node = Node::new(Sizes::default());
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "evil", "name": "claims"},
+        "spec": {"clusterIPs": ["10.96.0.9"], "externalIPs": ["10.0.0.1"]},
+    });
+    let to_a = json!([{"from": [{"podSelector": {"matchLabels": {"app": "a"}}}]}]);
+    let mut manifests = vec![
+        namespace("good"),
+        namespace("evil"),
+        pod("good", "a", 1),
+        pod("good", "b", 2),
+        policy("good", "b", &to_a),
+    ];
+    let claimed = |node: &Node| {
+        let word = node.fitted.desired.peers.get(&crate::desired::wire_addr("10.0.0.1".parse().unwrap()));
+        word.unwrap().class & CLASS_CLAIMED != 0
+    };
+    node.apply(&manifests).unwrap();
+    assert!(!claimed(&node));
+    manifests.push(service);
+    node.apply(&manifests).unwrap();
+    assert!(claimed(&node));
+}

@@ -1,6 +1,5 @@
-//! Namespaces, Nodes and Services.
+//! Namespaces and Nodes.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde_json::Value;
@@ -9,8 +8,8 @@ use super::cidr::address;
 use super::labels::labels;
 use super::mode::{mode, source_binding};
 use super::report::{Path, Report, quoted};
-use super::value::{Object, entry, field, list, object, text, wrong_type};
-use crate::model::{Labels, LabelsRead, Namespace, Node, Service};
+use super::value::{Object, entry, list, object, text};
+use crate::model::{Labels, LabelsRead, Namespace, Node};
 
 /// The label that every Namespace carries, with its own name (S15).
 pub const METADATA_NAME: &str = "kubernetes.io/metadata.name";
@@ -64,57 +63,6 @@ pub fn node(value: &Value, report: &mut Report) -> Node {
         }
     }
     Node { labels, addresses }
-}
-
-/// Reads a Service's virtual addresses, `None` if it has none (headless, `ExternalName`).
-#[must_use]
-pub fn service(value: &Value, report: &mut Report) -> Option<Service> {
-    let empty = Object::new();
-    let fields = value.as_object().unwrap_or(&empty);
-    let mut addresses = BTreeSet::new();
-
-    let spec = object(fields, "spec", Path::ROOT, report, "it counts as empty").is().unwrap_or(&empty);
-    let path = Path::ROOT.field("spec");
-    if let Some(value) = field(spec, "clusterIP") {
-        addresses.extend(service_address(value, path.field("clusterIP"), report));
-    }
-    for name in ["clusterIPs", "externalIPs"] {
-        let entries = list(spec, name, path, report, "they are left out").is().unwrap_or_default();
-        let path = path.field(name);
-        for (index, value) in entries.iter().enumerate() {
-            addresses.extend(service_address(value, path.index(index), report));
-        }
-    }
-
-    let status = object(fields, "status", Path::ROOT, report, "it counts as empty").is().unwrap_or(&empty);
-    let path = Path::ROOT.field("status");
-    let balancer = object(status, "loadBalancer", path, report, LEFT_OUT).is().unwrap_or(&empty);
-    let path = path.field("loadBalancer");
-    let entries = list(balancer, "ingress", path, report, LEFT_OUT).is().unwrap_or_default();
-    let path = path.field("ingress");
-    for (index, value) in entries.iter().enumerate() {
-        let path = path.index(index);
-        let Some(fields) = entry(value, path, report, LEFT_OUT) else { continue };
-        if let Some(value) = field(fields, "ip") {
-            addresses.extend(service_address(value, path.field("ip"), report));
-        }
-    }
-    (!addresses.is_empty()).then_some(Service { addresses })
-}
-
-fn service_address(value: &Value, path: Path<'_>, report: &mut Report) -> Option<IpAddr> {
-    let Value::String(text) = value else {
-        wrong_type(value, "a string", path, report, LEFT_OUT);
-        return None;
-    };
-    if text.is_empty() || text == "None" {
-        return None;
-    }
-    let read = address(text);
-    if read.is_none() {
-        report.error(path, format_args!("{} is no address and is left out; mend it", quoted(text)));
-    }
-    read
 }
 
 fn metadata_labels(value: &Value, report: &mut Report, else_what: &str) -> (Labels, LabelsRead) {

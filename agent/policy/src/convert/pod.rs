@@ -11,9 +11,14 @@ use super::labels::labels;
 use super::ports::{port_number, protocol};
 use super::report::{Path, Report, quoted};
 use super::value::{Object, Read, entry, field, list, object, text, what_is, wrong_type};
-use crate::model::{Labels, LabelsRead, ObjectKey, Phase, Pod, PodNetwork};
+use crate::model::{
+    AddressesFrom, HostPort, Labels, LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Protocol,
+};
 
+/// On the mirror of a static pod: the UID that its node gave it (`ConfigHashAnnotationKey` of the kubelet).
+const STATIC_UID: &str = "/metadata/annotations/kubernetes.io~1config.hash";
 const NO_PORT: &str = "the port is left out";
+const NO_HOST_PORT: &str = "the host port is left out";
 /// What follows from labels that cannot be read.
 const CLOSED: &str = "the pod is isolated both ways and no selector matches it";
 
@@ -28,6 +33,7 @@ pub fn pod(value: &Value, key: &ObjectKey, report: &mut Report) -> Pod {
     if let Some(uid) = value.pointer("/metadata/uid").and_then(Value::as_str).filter(|uid| !uid.is_empty()) {
         uid.clone_into(&mut pod.uid);
     }
+    pod.static_uid = value.pointer(STATIC_UID).and_then(Value::as_str).map(str::to_owned);
     pod.addresses = addresses(status, Path::ROOT.field("status"), report);
     pod.phase = read_phase(fields);
     pod.start_time = start_time(status, Path::ROOT.field("status"), report);
@@ -50,6 +56,8 @@ pub(crate) fn from_template(template: &Object, key: &ObjectKey, path: Path<'_>, 
         labels,
         labels_read,
         addresses: Vec::new(),
+        addresses_from: AddressesFrom::Status,
+        static_uid: None,
         node: text(spec, "nodeName", spec_path, report, "the pod counts as unscheduled")
             .is()
             .map(str::to_owned),
@@ -58,8 +66,13 @@ pub(crate) fn from_template(template: &Object, key: &ObjectKey, path: Path<'_>, 
         start_time: None,
         named_ports: BTreeMap::new(),
         container_ports: BTreeSet::new(),
+        host_ports: Box::default(),
     };
-    container_ports(spec, spec_path, &mut pod, report);
+    let mut host_ports = BTreeSet::new();
+    container_ports(spec, spec_path, &mut pod, &mut host_ports, report);
+    if pod.has_own_network() {
+        pod.host_ports = host_ports.into_iter().collect();
+    }
     pod
 }
 
@@ -143,7 +156,13 @@ fn start_time(status: &Object, path: Path<'_>, report: &mut Report) -> Option<i6
 }
 
 /// The ports of containers, then of restartable init containers, for of duplicates the first counts (S25).
-fn container_ports(spec: &Object, path: Path<'_>, pod: &mut Pod, report: &mut Report) {
+fn container_ports(
+    spec: &Object,
+    path: Path<'_>,
+    pod: &mut Pod,
+    host_ports: &mut BTreeSet<HostPort>,
+    report: &mut Report,
+) {
     for (name, which) in [("containers", Which::Every), ("initContainers", Which::Restartable)] {
         let containers = list(spec, name, path, report, "its ports are left out").is().unwrap_or_default();
         let path = path.field(name);
@@ -153,7 +172,7 @@ fn container_ports(spec: &Object, path: Path<'_>, pod: &mut Pod, report: &mut Re
                 continue;
             };
             if which.takes(container) {
-                ports_of(container, path, pod, report);
+                ports_of(container, path, pod, host_ports, report);
             }
         }
     }
@@ -174,7 +193,13 @@ impl Which {
     }
 }
 
-fn ports_of(container: &Object, path: Path<'_>, pod: &mut Pod, report: &mut Report) {
+fn ports_of(
+    container: &Object,
+    path: Path<'_>,
+    pod: &mut Pod,
+    host_ports: &mut BTreeSet<HostPort>,
+    report: &mut Report,
+) {
     let ports = list(container, "ports", path, report, "its ports are left out").is().unwrap_or_default();
     let path = path.field("ports");
     for (index, value) in ports.iter().enumerate() {
@@ -190,10 +215,43 @@ fn ports_of(container: &Object, path: Path<'_>, pod: &mut Pod, report: &mut Repo
             continue;
         };
         pod.container_ports.insert((protocol, number));
+        host_ports.extend(host_port(fields, (protocol, number), path, report));
         if let Some(name) = text(fields, "name", path, report, "the port has no name").is()
             && !name.is_empty()
         {
             pod.named_ports.entry((name.to_owned(), protocol)).or_insert(number);
         }
     }
+}
+
+/// The node's port that leads to this one, if any does.
+fn host_port(
+    fields: &Object,
+    (protocol, container_port): (Protocol, u16),
+    path: Path<'_>,
+    report: &mut Report,
+) -> Option<HostPort> {
+    let value = field(fields, "hostPort").filter(|value| value.as_u64() != Some(0))?;
+    let Some(host_port) = port_number(value) else {
+        report.warning(
+            path.field("hostPort"),
+            format_args!("{value} is no port: {NO_HOST_PORT}; write a whole number from 1 to 65535"),
+        );
+        return None;
+    };
+    let text = match text(fields, "hostIP", path, report, NO_HOST_PORT) {
+        Read::Absent | Read::Is("") => {
+            return Some(HostPort { protocol, host_port, host_ip: None, container_port });
+        }
+        Read::WrongType => return None,
+        Read::Is(text) => text,
+    };
+    let host_ip = address(text);
+    if host_ip.is_none() {
+        report.error(
+            path.field("hostIP"),
+            format_args!("{} is no address: {NO_HOST_PORT}; mend it", quoted(text)),
+        );
+    }
+    Some(HostPort { protocol, host_port, host_ip: Some(host_ip?), container_port })
 }

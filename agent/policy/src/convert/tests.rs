@@ -11,6 +11,8 @@ mod pods;
 mod policies;
 mod ports;
 mod selectors;
+mod services;
+mod slices;
 
 use serde_json::{Value, json};
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 
 use super::{Options, used_addresses};
 use crate::convert::{Path, Report};
-use crate::model::{Cluster, ObjectKey, Problem};
+use crate::model::{AddressesFrom, Cluster, ObjectKey, Problem};
 
 /// Gives every live pod with a network of its own but no address one of each family in the options.
 pub(super) fn assign(cluster: &mut Cluster, options: &Options, problems: &mut Vec<Problem>) {
@@ -22,6 +22,7 @@ pub(super) fn assign(cluster: &mut Cluster, options: &Options, problems: &mut Ve
         }
         pod.addresses.extend(v4.take(key));
         pod.addresses.extend(v6.take(key));
+        pod.addresses_from = AddressesFrom::MadeUp;
         if pod.addresses.is_empty() {
             without = without.saturating_add(1);
         }

@@ -16,6 +16,9 @@ const DEFAULT_NAMESPACE: &str = "default";
 /// taken for ours with a mistake in it, and closes.
 const FOREIGN_POLICY_GROUPS: [&str; 3] = ["projectcalico.org", "crd.projectcalico.org", "crd.antrea.io"];
 
+/// The group of EndpointSlice.
+const SLICE_GROUP: &str = "discovery.k8s.io";
+
 /// What the version that is understood of NetworkPolicy is called.
 const NETWORK_POLICY_VERSION: &str = "networking.k8s.io/v1";
 
@@ -36,6 +39,7 @@ pub(super) enum Kind {
     Node,
     Pod,
     Service,
+    EndpointSlice,
     NetworkPolicy,
     Workload(Workload),
 }
@@ -81,13 +85,14 @@ impl Workload {
 }
 
 impl Kind {
-    const ALL: [Self; 11] = {
+    const ALL: [Self; 12] = {
         let [a, b, c, d, e, f] = Workload::ALL;
         [
             Self::Namespace,
             Self::Node,
             Self::Pod,
             Self::Service,
+            Self::EndpointSlice,
             Self::NetworkPolicy,
             Self::Workload(a),
             Self::Workload(b),
@@ -107,6 +112,7 @@ impl Kind {
             "Node" if core => Some(Self::Node),
             "Pod" if core => Some(Self::Pod),
             "Service" if core => Some(Self::Service),
+            "EndpointSlice" if group.is_none_or(|group| group == SLICE_GROUP) => Some(Self::EndpointSlice),
             "NetworkPolicy" if group.is_none_or(|group| !FOREIGN_POLICY_GROUPS.contains(&group)) => {
                 Some(Self::NetworkPolicy)
             }
@@ -122,6 +128,7 @@ impl Kind {
             Self::Node => "Node",
             Self::Pod => "Pod",
             Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
             Self::Workload(workload) => workload.name(),
         }
@@ -130,7 +137,7 @@ impl Kind {
     fn is_namespaced(self) -> bool {
         match self {
             Self::Namespace | Self::Node => false,
-            Self::Pod | Self::Service | Self::NetworkPolicy | Self::Workload(_) => true,
+            Self::Pod | Self::Service | Self::EndpointSlice | Self::NetworkPolicy | Self::Workload(_) => true,
         }
     }
 
@@ -139,7 +146,7 @@ impl Kind {
     fn counts_without_name(self) -> bool {
         match self {
             Self::Pod | Self::NetworkPolicy | Self::Workload(_) => true,
-            Self::Namespace | Self::Node | Self::Service => false,
+            Self::Namespace | Self::Node | Self::Service | Self::EndpointSlice => false,
         }
     }
 }
@@ -385,7 +392,7 @@ impl<'a> Collector<'a, '_> {
     }
 
     fn unknown_kind(&mut self, kind: &str, api_version: Option<&str>, group: Option<&str>, at: At<'_>) {
-        if matches!((kind, group), ("EndpointSlice", Some("discovery.k8s.io")) | ("Endpoints", Some(""))) {
+        if (kind, group) == ("Endpoints", Some("")) {
             return;
         }
         let full = api_version.map_or_else(|| kind.to_owned(), |version| format!("{kind} of {version}"));

@@ -145,7 +145,9 @@ mod tests {
     fn matrix(order: &[&str], rows: &[&str]) -> Matrix {
         let text = |all: &[&str]| all.iter().map(|&one| one.to_owned()).collect();
         let (order, rows) = (text(order), text(rows));
-        Matrix { protocol: "TCP".to_owned(), port: Some(80), family: Family::Ipv4, order, rows }
+        let (services, service_rows) = (Vec::new(), Vec::new());
+        let protocol = "TCP".to_owned();
+        Matrix { protocol, port: Some(80), family: Family::Ipv4, order, rows, services, service_rows }
     }
 
     #[test]

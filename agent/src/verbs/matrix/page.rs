@@ -31,6 +31,8 @@ struct Data<'a> {
     family: &'static str,
     ports: Vec<String>,
     rows: Vec<&'a [String]>,
+    services: Vec<String>,
+    service_rows: &'a [String],
     explanations: &'a Explanations,
     bound: usize,
 }
@@ -55,11 +57,14 @@ pub fn html(page: &Page) -> std::io::Result<String> {
         Some(port) => format!("{}/{port}", matrix.protocol),
         None => matrix.protocol.clone(),
     };
+    let printed = |names: &[String]| names.iter().map(|name| printable(name)).collect();
     let data = Data {
-        order: first.map(|m| m.order.iter().map(|name| printable(name)).collect()).unwrap_or_default(),
+        order: first.map(|matrix| printed(&matrix.order)).unwrap_or_default(),
         family: first.map_or("", |matrix| matrix.family.name()),
         ports: page.matrices.iter().map(title).collect(),
         rows: page.matrices.iter().map(|matrix| matrix.rows.as_slice()).collect(),
+        services: first.map(|matrix| printed(&matrix.services)).unwrap_or_default(),
+        service_rows: first.map_or(&[], |matrix| matrix.service_rows.as_slice()),
         explanations: &page.explanations,
         bound: MAX_EXPLAINED,
     };

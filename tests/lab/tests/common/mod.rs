@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use portcullis_lab::netns::Netns;
-use portcullis_policy::model::{Cluster, LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Protocol};
+use portcullis_policy::model::{
+    AddressesFrom, Cluster, LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Protocol,
+};
 
 /// False, with a word, where the test cannot run; in CI that is a failure.
 pub(crate) fn is_root(test: &str) -> bool {
@@ -25,12 +27,15 @@ pub(crate) fn pod(addresses: &[&str]) -> Pod {
         labels: BTreeMap::new(),
         labels_read: LabelsRead::Whole,
         addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        addresses_from: AddressesFrom::Status,
+        static_uid: None,
         node: None,
         network: PodNetwork::Own,
         phase: Phase::Live,
         start_time: None,
         named_ports: BTreeMap::new(),
         container_ports: BTreeSet::from(ports),
+        host_ports: Box::default(),
     }
 }
 

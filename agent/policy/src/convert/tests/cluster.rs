@@ -1,9 +1,9 @@
-//! Namespaces (S15, T13), Nodes and Services.
+//! Namespaces (S15, T13) and Nodes.
 
 use serde_json::json;
 
 use super::{assert_error, assert_fine, assert_problem};
-use crate::convert::{METADATA_NAME, Report, namespace, node, service};
+use crate::convert::{METADATA_NAME, Report, namespace, node};
 use crate::model::Severity;
 
 #[test]
@@ -54,37 +54,4 @@ fn a_node_has_the_addresses_that_are_addresses() {
     let problems = report.into_problems();
     assert_error(&problems, "status.addresses[5]", "must be a mapping");
     assert_eq!(problems.len(), 1);
-}
-
-#[test]
-fn a_service_has_every_virtual_address() {
-    let mut report = Report::new("Service ns/s", None);
-    let service = service(
-        &json!({"spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1", "fd00::1"],
-            "externalIPs": ["192.0.2.1", "x", 5], "loadBalancerIP": "192.0.2.9"},
-            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.2"}, {"hostname": "h"}, "x"]}}}),
-        &mut report,
-    );
-    let addresses = service.expect("it has addresses").addresses;
-    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
-    assert_eq!(addresses, ["10.96.0.1", "192.0.2.1", "192.0.2.2", "fd00::1"]);
-    let problems = report.into_problems();
-    assert_error(&problems, "spec.externalIPs[1]", "no address");
-    assert_error(&problems, "spec.externalIPs[2]", "must be a string");
-    assert_error(&problems, "status.loadBalancer.ingress[2]", "must be a mapping");
-    assert_eq!(problems.len(), 3);
-}
-
-#[test]
-fn a_headless_service_has_none() {
-    for object in [
-        json!({}),
-        json!("x"),
-        json!({"spec": {"clusterIP": "None", "clusterIPs": ["None"]}}),
-        json!({"spec": {"clusterIP": "", "type": "ExternalName"}}),
-    ] {
-        let mut report = Report::new("Service ns/s", None);
-        assert_eq!(service(&object, &mut report), None);
-        assert_fine(&report.into_problems());
-    }
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{assert_error, assert_fine, assert_problem};
 use crate::convert::{Report, pod};
-use crate::model::{LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Problem, Protocol, Severity};
+use crate::model::{HostPort, LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Problem, Protocol, Severity};
 
 fn read(object: &Value) -> (Pod, Vec<Problem>) {
     let mut report = Report::new("Pod ns/p", None);
@@ -190,4 +190,39 @@ fn labels_that_cannot_be_read_close_the_pod() {
     }
     let (pod, _) = read(&json!({"metadata": {"labels": null}}));
     assert_eq!(pod.labels_read, LabelsRead::Whole);
+}
+
+#[test]
+fn host_ports_are_those_that_somebody_translates() {
+    let object = |host_network: bool| {
+        json!({"spec": {"hostNetwork": host_network,
+            "initContainers": [{"ports": [{"containerPort": 1, "hostPort": 1}]},
+                {"restartPolicy": "Always", "ports": [{"containerPort": 9, "hostPort": 9009, "hostIP": "::"}]}],
+            "containers": [{"ports": [
+                {"containerPort": 80, "hostPort": 8080}, {"containerPort": 81, "hostPort": 0},
+                {"containerPort": 53, "hostPort": 53, "protocol": "UDP", "hostIP": "127.0.0.1"},
+                {"containerPort": 82, "hostPort": 70000}, {"containerPort": 83, "hostPort": 83, "hostIP": "x"},
+                {"containerPort": 84, "hostPort": 84, "hostIP": ""}]}]}})
+    };
+    let (pod, problems) = read(&object(false));
+    let port = |protocol, host_port, host_ip: Option<&str>, container_port| HostPort {
+        protocol,
+        host_port,
+        host_ip: host_ip.map(ip),
+        container_port,
+    };
+    assert_eq!(
+        *pod.host_ports,
+        [
+            port(Protocol::Tcp, 84, None, 84),
+            port(Protocol::Tcp, 8080, None, 80),
+            port(Protocol::Tcp, 9009, Some("::"), 9),
+            port(Protocol::Udp, 53, Some("127.0.0.1"), 53),
+        ]
+    );
+    assert_problem(&problems, Severity::Warning, "spec.containers[0].ports[3].hostPort", "left out");
+    assert_error(&problems, "spec.containers[0].ports[4].hostIP", "no address");
+    assert_eq!(problems.len(), 2);
+    let (pod, _) = read(&object(true));
+    assert!(pod.host_ports.is_empty(), "nobody translates for who shares the node's network");
 }

@@ -1,14 +1,12 @@
 //! Given a directory, when a flow is explained, then its lines and its JSON name the rules and the change.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use portcullis_policy::frame::Traffic;
 use serde_json::{Value, json};
 
 use super::super::explain;
-use super::table;
 use crate::output::Colour;
 use crate::scratch::Scratch;
-use crate::verbs::ask::{ExplainRequest, TrafficText};
+use crate::verbs::ask::ExplainRequest;
 use crate::verbs::offline::offline;
 
 const MANIFESTS: &str = r#"
@@ -36,12 +34,12 @@ fn explained(traffic: &str) -> (String, Value) {
     let request = ExplainRequest {
         from: "a/web".to_owned(),
         to: "a/db".to_owned(),
-        traffic: TrafficText(traffic.parse::<Traffic>().unwrap()),
+        sent: Some(traffic.parse().unwrap()),
         family: None,
         namespace: None,
     };
     let result = explain(&world, None, &request).unwrap().result;
-    (table(&result, Colour::Plain), serde_json::to_value(&result).unwrap())
+    (result.table("a/web", Colour::Plain), serde_json::to_value(&result).unwrap())
 }
 
 #[test]

@@ -47,6 +47,7 @@ fn request(ports: &[&str]) -> MatrixRequest {
         family: None,
         judge: Judge::Userspace,
         namespaces: Vec::new(),
+        services: Vec::new(),
     }
 }
 
@@ -86,12 +87,11 @@ fn every_cell_says_what_explain_says() {
                 let asked = ExplainRequest {
                     from: (*from).to_owned(),
                     to: (*to).to_owned(),
-                    traffic: TrafficText(traffic.parse().unwrap()),
+                    sent: Some(traffic.parse().unwrap()),
                     family: None,
                     namespace: None,
                 };
-                let told =
-                    explain::table(&explain::explain(&world, None, &asked).unwrap().result, Colour::Plain);
+                let told = explain::explain(&world, None, &asked).unwrap().result.table(from, Colour::Plain);
                 for (side, subject, peer) in [("egress", row, column), ("ingress", column, row)] {
                     for line in note(&data, side, port, subject, peer) {
                         assert!(told.contains(&line), "{from} -> {to} {traffic}: {line:?} is not in\n{told}");
@@ -163,4 +163,19 @@ fn fewer_namespaces_need_fewer_explanations() {
     let enough = (8 - 2) + (12 - 2);
     assert!(explained(&filler, &ports, &[], enough).left_out.is_empty());
     assert_eq!(explained(&filler, &ports, &[], enough - 1).left_out, ["TCP/80"]);
+}
+
+#[test]
+fn a_page_has_the_services_that_were_asked_for() {
+    let world = world(
+        "- {apiVersion: v1, kind: Service, metadata: {name: db, namespace: a}, spec: {selector: {app: db}, ports: [{port: 81}]}}",
+    );
+    let asked = MatrixRequest { services: vec!["svc/a/db:81".to_owned()], ..request(&["TCP/80"]) };
+    let page = page(&world, None, &asked).unwrap().result;
+    let data = data_of(&html(&page).unwrap());
+    assert_eq!(data["services"], serde_json::json!(["svc/a/db:81"]));
+    let rows: Vec<&str> =
+        data["service_rows"].as_array().unwrap().iter().map(|row| row.as_str().unwrap()).collect();
+    assert_eq!(rows, page.matrices[0].service_rows);
+    assert!(rows.contains(&"X"), "nobody but itself is let in at 81: {rows:?}");
 }
