@@ -627,7 +627,9 @@ impl Reconciler {
             trouble(format!("{op}: {error}"));
         }
         if let Some(root) = &self.services
-            && let Err(error) = root.bring(load::deliver_here(&mut self.ebpf)?)
+            && let Err(error) = load::of_cgroup(&mut self.ebpf, load::DELIVER_HERE)
+                .map_err(Into::into)
+                .and_then(|program| root.bring(Direction::Ingress, program))
         {
             delivers = false;
             trouble(format!("{error}: virtual addresses of Services are denied"));

@@ -69,6 +69,8 @@ pub const MAX_DEVICES: u32 = 4096;
 pub const EVENT_WAKE_BYTES: u32 = 1 << 14;
 /// Nodes' addresses at which ports are translated.
 pub const MAX_NODE_ADDRS: u32 = 16_384;
+/// Cgroups of pods of this node.
+pub const MAX_CGROUPS: u32 = 4096;
 /// Words of `node_ports`: a bit for each port of TCP, UDP and SCTP.
 pub const NODE_PORT_WORDS: u32 = 3 * (65_536 / 64);
 /// Milliseconds after which whoever reads events looks by itself.
@@ -158,6 +160,8 @@ wire! {
         pub addr_count: u32,
         /// A hash of the pod's UID and name: another pod never inherits this one's flows.
         pub pod: u64,
+        /// The cgroup of a pod in the node's network; 0 of all others.
+        pub cgroup: u64,
         /// The pod's MAC address in the first six, with [`ENDPOINT_MAC`].
         pub mac: [u8; 8],
         /// The pod's addresses.
@@ -186,6 +190,53 @@ pub const ENDPOINT_UNBOUND: u32 = 2;
 pub const ENDPOINT_MAC: u32 = 4;
 /// It is not clear whose interface this is: neighbour discovery passes, so that it can become clear, nothing else.
 pub const ENDPOINT_QUARANTINED: u32 = 8;
+
+/// The node, or a pod in its network: each of the node's addresses is its own, and its flows are those of its sockets.
+pub const ENDPOINT_HOST: u32 = 16;
+
+wire! {
+    /// `cgroups`: a cgroup's number to whose sockets are in it and below it.
+    pub struct CgroupWord {
+        /// The endpoint, or [`CGROUP_ELSEWHERE`].
+        pub slot: u32,
+        /// [`cgroup_tag`] of the key.
+        pub tag: u32,
+    }
+}
+
+/// A pod with a network of its own: its sockets are judged at its interface.
+pub const CGROUP_ELSEWHERE: u32 = NO_ENDPOINT - 1;
+
+/// The tag of an entry of `cgroups`.
+#[inline(always)]
+#[must_use]
+#[allow(clippy::cast_possible_truncation)]
+pub const fn cgroup_tag(cgroup: u64) -> u32 {
+    mix64(cgroup) as u32
+}
+
+wire! {
+    /// `host_state`, one entry: how the node's own sockets are judged.
+    pub struct HostState {
+        /// The cgroup below which the pods' are; 0: there is none.
+        pub pods: u64,
+        /// Or of the `HOST_` flags.
+        pub flags: u32,
+        /// The node's endpoint.
+        pub node: u32,
+        /// The cookie of the node's network namespace, where the programs can ask for a socket's.
+        pub network: u64,
+    }
+}
+
+/// The host firewall is on.
+pub const HOST_ON: u32 = 1;
+/// What a pod sends and gets of which nothing is known yet passes.
+pub const HOST_UNKNOWN_OPEN: u32 = 2;
+/// Levels below the pods' cgroup at which a pod's may lie: at once, or below that of its QoS class.
+pub const CGROUP_LEVELS: u32 = 2;
+/// Levels below the machine's root at which the pods' cgroup is looked for: a node may itself be a container.
+pub const CGROUP_DEPTH: u32 = 12;
 
 wire! {
     /// `peers` and `prefixes`: address to class.

@@ -4,6 +4,7 @@
 #![no_main]
 
 mod globals;
+mod host;
 mod mark;
 mod report;
 mod skb;
@@ -14,7 +15,7 @@ use aya_ebpf::programs::{SkBuffContext, TcContext};
 use portcullis_common::event::{Action, Direction, Outcome, Reason};
 use portcullis_common::judge::{At, Delivery, News, Origin, Verdict, Work, delivered, judge};
 use portcullis_common::packet::{Link, Packet, parse};
-use portcullis_common::wire::{COUNTER_NONE, LINK_IP, NO_ENDPOINT};
+use portcullis_common::wire::{CGROUP_ELSEWHERE, COUNTER_NONE, LINK_IP, NO_ENDPOINT};
 
 use mark::Sent;
 use skb::{Skb, Source};
@@ -46,14 +47,14 @@ pub fn pod_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn deliver_out(ctx: TcContext) -> i32 {
     let packet = ctx.skb.skb;
+    // SAFETY: the context is valid for the whole program.
+    let link = tables::link_of(unsafe { (*packet).ifindex });
     let Some(sent) = mark::read(packet) else {
-        return PASS;
+        return leaves(ctx, link);
     };
     let Some(scratch) = tables::scratch() else {
         return DROP;
     };
-    // SAFETY: the context is valid for the whole program.
-    let link = tables::link_of(unsafe { (*packet).ifindex });
     // Beyond here it is nobody's: a tunnel's outer packet has the mark of the inner.
     mark::clear(packet);
     let skb = &Skb::new(ctx, &mut scratch.head);
@@ -73,6 +74,59 @@ pub fn deliver_here(ctx: SkBuffContext) -> i32 {
     };
     let skb = &Skb::new(TcContext::new(packet), &mut scratch.head);
     if deliver(skb, &mut scratch.work, Link::Ip, sent) == PASS { CGROUP_PASS } else { CGROUP_DROP }
+}
+
+/// The same where the host firewall is on: what the node's own sockets get is judged by the policies of the pod in whose cgroup the
+/// socket was made, or of the node.
+#[cgroup_skb]
+#[allow(clippy::needless_pass_by_value)]
+pub fn host_in(ctx: SkBuffContext) -> i32 {
+    let packet = ctx.skb.skb;
+    let waits = mark::read(packet);
+    let state = tables::host_state().filter(|state| host::is_of_node(&ctx, state));
+    let slot = state.map_or(CGROUP_ELSEWHERE, |state| host::whose(packet, state));
+    if slot == CGROUP_ELSEWHERE && waits.is_none() {
+        return CGROUP_PASS;
+    }
+    let Some(scratch) = tables::scratch() else {
+        return CGROUP_DROP;
+    };
+    let work = &mut scratch.work;
+    let skb = &Skb::new(TcContext::new(packet), &mut scratch.head);
+    work.packet = Packet::OTHER;
+    parse(skb, Link::Ip, &mut work.packet);
+    let from = host::sender(packet);
+    if let Some(waits) = waits
+        && from != slot
+    {
+        let Packet { shape, protocol, src_port, dst_port, .. } = work.packet;
+        if !passes(skb, work, waits) {
+            return CGROUP_DROP;
+        }
+        work.packet = Packet { shape, protocol, src_port, dst_port, ..work.packet };
+    }
+    let Some(state) = state else {
+        return CGROUP_PASS;
+    };
+    let goes_on = match slot {
+        CGROUP_ELSEWHERE => true,
+        NO_ENDPOINT => host::unknown(skb, Direction::Ingress, state),
+        _ => {
+            let origin = scratch.origin.forget(host::origin(from, slot, state));
+            host::got(skb, work, At { slot, direction: Direction::Ingress, origin })
+        }
+    };
+    if goes_on { CGROUP_PASS } else { CGROUP_DROP }
+}
+
+/// What the node's own sockets send, as it leaves: `cgroup_skb` egress of the node's root.
+#[cgroup_skb]
+#[allow(clippy::needless_pass_by_value)]
+pub fn host_out(ctx: SkBuffContext) -> i32 {
+    let Some(state) = tables::host_state() else {
+        return CGROUP_PASS;
+    };
+    if !host::is_of_node(&ctx, state) || host::sent(ctx, state) { CGROUP_PASS } else { CGROUP_DROP }
 }
 
 /// Lets everything pass. Never attached: what a packet through any program costs, for the benchmark.
@@ -111,6 +165,14 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         parse(skb, link, &mut work.packet);
     }
     let mut origin = scratch.origin.forget(origin);
+    if let (Direction::Ingress, Origin::OwnNode, false) = (direction, origin, skb::is_probe())
+        && let Some(state) = tables::host_state()
+        && host::is_answer(&work.packet)
+        && mark::sender(packet).is_none()
+        && host::answered(skb, work, state.node) == 0
+    {
+        return DROP;
+    }
     if let (Direction::Ingress, false) = (direction, skb::is_probe())
         && let Some(sent) = mark::read(packet)
     {
@@ -131,6 +193,35 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         mark::write(packet, slot, verdict.delivery);
     }
     code(&verdict)
+}
+
+/// Judges what leaves by another device than a pod's and waits for nothing, where the host firewall is on.
+#[inline(always)]
+fn leaves(ctx: TcContext, link: Link) -> i32 {
+    let packet = ctx.skb.skb;
+    let Some(state) = tables::host_state() else {
+        return PASS;
+    };
+    let node = state.node;
+    let is_unheard = host::is_unheard(packet);
+    // What is forwarded is not the node's. A tunnel's outer packet looks as if it were, and has the mark of the inner.
+    mark::say(packet, node, false);
+    if !is_unheard {
+        return PASS;
+    }
+    let Some(scratch) = tables::scratch() else {
+        return DROP;
+    };
+    let skb = &Skb::new(ctx, &mut scratch.head);
+    let work = &mut scratch.work;
+    work.packet = Packet::OTHER;
+    parse(skb, link, &mut work.packet);
+    let passes = if host::is_answer(&work.packet) {
+        host::answered(skb, work, node)
+    } else {
+        host::unheard(skb, work, node)
+    };
+    if passes == PASSES { PASS } else { DROP }
 }
 
 /// Parses what is delivered, and judges it.
@@ -161,7 +252,13 @@ fn left(skb: &Skb<'_>, work: &mut Work, slot: u32, opens: u32) -> u32 {
     }
     let verdict = Verdict { news: News::Event, ..verdict };
     report::report_via(skb, slot, Direction::Egress, &work.packet, &verdict, via);
-    u32::from(code(&verdict) == PASS)
+    u32::from(goes_on(&verdict))
+}
+
+/// True if the packet passes.
+#[inline(always)]
+fn goes_on(verdict: &Verdict) -> bool {
+    code(verdict) == PASS
 }
 
 #[inline(always)]

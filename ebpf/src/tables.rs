@@ -15,12 +15,12 @@ use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{At, Environment, Flows, Origin, Packed, Work};
 use portcullis_common::packet::Link;
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, DEFAULT_MARK_SHIFT, EPOCH_ANY, EVENT_RING_BYTES, EVENT_WAKE_BYTES,
+    BANKS, CgroupWord, CounterKey, CpuState, DEFAULT_MARK_SHIFT, EPOCH_ANY, EVENT_RING_BYTES, EVENT_WAKE_BYTES,
     EndpointConfig, EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount,
-    FlowEntry, FlowKey, FlowRoom, IFACE_CELLS, IfaceWord, LINK_IP, MAX_COUNTERS, MAX_DEVICES, MAX_ENDPOINTS,
+    FlowEntry, FlowKey, FlowRoom, HOST_ON, HostState, IFACE_CELLS, IfaceWord, LINK_IP, MAX_CGROUPS, MAX_COUNTERS, MAX_DEVICES, MAX_ENDPOINTS,
     MAX_NODE_ADDRS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES,
     MAX_RULESETS, MODE_AUDIT, NODE_PORT_WORDS, NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PeerWord,
-    PortRange, Row, Rule, Ruleset, SERVICES_DELIVERED, Stats, node_port,
+    PortRange, Row, Rule, Ruleset, SERVICES_DELIVERED, Stats, cgroup_tag, node_port,
 };
 
 use crate::globals;
@@ -42,6 +42,13 @@ static DEVICES: HashMap<u32, u32, { MAX_DEVICES as usize }> = HashMap::new();
 static NODE_ADDRS: HashMap<Addr, NodeAddrWord, { MAX_NODE_ADDRS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "node_ports")]
 static NODE_PORTS: Array<u64, { NODE_PORT_WORDS as usize }> = Array::new();
+/// Addresses of all nodes, between which the kernel's tunnels go on.
+#[btf_map(name = "nodes")]
+static NODES: HashMap<Addr, NodeAddrWord, { MAX_NODE_ADDRS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "cgroups")]
+static CGROUPS: HashMap<u64, CgroupWord, { MAX_CGROUPS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "host_state")]
+static HOST_STATE: Array<HostState, 1> = Array::new();
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: Array<EndpointWord, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map(name = "endpoint_cfg")]
@@ -183,6 +190,34 @@ pub fn slot_of(ifindex: u32) -> Option<u32> {
         }
     }
     None
+}
+
+/// How the node's own sockets are judged; none where they are not.
+#[inline(always)]
+pub fn host_state() -> Option<&'static HostState> {
+    HOST_STATE.get(0).filter(|state| state.flags & HOST_ON != 0)
+}
+
+/// Whose sockets are below a cgroup.
+#[inline(always)]
+pub fn slot_of_cgroup(cgroup: u64) -> Option<u32> {
+    let tag = cgroup_tag(cgroup);
+    for _ in 0..2 {
+        if let Some(word) = CGROUPS.get_ptr(cgroup) {
+            let (slot, found) = split(load_word(word.cast()));
+            if found == tag {
+                return Some(slot);
+            }
+        }
+    }
+    None
+}
+
+/// True for an address of a node, this one or another.
+#[inline(always)]
+pub fn is_node(addr: &Addr) -> bool {
+    let tag = addr.hash();
+    NODES.get_ptr(addr).is_some_and(|word| split(load_word(word.cast())).0 == tag)
 }
 
 /// How packets of a device start that is no pod's.

@@ -17,7 +17,7 @@ use crate::wire::{
 /// ports, which a later fragment has from its datagram's first.
 #[inline(always)]
 pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
-    let mut judge = ByTuple { env, word: work.word, at };
+    let mut judge = ByTuple { env, word: work.word, at, is_host: work.is_host };
     work.slot = at.slot;
     match work.packet.shape {
         Shape::IcmpError => return judge.related(work),
@@ -101,16 +101,21 @@ pub fn ahead<E: Environment>(env: &E, work: &Work, verdict: Packed) -> Packed {
         && env.delivers()
         && env.is_node_port(&key.remote, key.protocol, key.remote_port);
     if leads_on {
-        Packed(Packed::new(Verdict::allow(Reason::Service)).0 | Packed::WAITS | Packed::AGAIN)
+        WAITS
     } else {
         verdict
     }
 }
 
+/// It is judged where it ends, and nowhere before.
+const WAITS: Packed = Packed(Packed::new(Verdict::allow(Reason::Service)).0 | Packed::WAITS | Packed::AGAIN);
+
 pub(super) struct ByTuple<'a, E> {
     pub(super) env: &'a E,
     pub(super) word: EndpointWord,
     pub(super) at: At,
+    /// The endpoint is the node, or a pod in its network.
+    pub(super) is_host: bool,
 }
 
 /// What a look at the flow table says.
@@ -134,8 +139,16 @@ impl<E: Environment> ByTuple<'_, E> {
     fn of_tuple(&self, work: &mut Work) -> Packed {
         let packet = &work.packet;
         let own = work.own;
+        let ends = &work.ends;
         let (remote, local_port, remote_port) = match self.at.direction {
             Direction::Ingress => (&packet.src, packet.dst_port, packet.src_port),
+            // As answers will come to the socket.
+            Direction::Egress if self.is_host && ends.remote_port != 0 => {
+                (&ends.remote, ends.local_port, ends.remote_port)
+            }
+            Direction::Egress if self.is_host && ends.local_port != 0 => {
+                (&packet.dst, ends.local_port, packet.dst_port)
+            }
             Direction::Egress => (&packet.dst, packet.src_port, packet.dst_port),
         };
         if own == NOT_OWN {
@@ -241,7 +254,7 @@ impl<E: Environment> ByTuple<'_, E> {
                 return Packed(Packed::NO_FLOW);
             }
         } else if held_stamp != stamped(stamp, flags, work.any) {
-            let again = self.judged_again(work, opener);
+            let again = self.judged_again(work, opener, flags);
             if again.drops() {
                 // The flow is over; what can open one may open its own, which may be the other direction's.
                 if opening {
@@ -259,7 +272,7 @@ impl<E: Environment> ByTuple<'_, E> {
                     return none;
                 }
             } else {
-                flags = (flags & !FLOW_DELIVERED) | delivered(again);
+                flags = (flags & !FLOW_DELIVERED) | self.delivered(again, work, flags);
                 self.env.renew(flow, stamped(stamp, flags, work.any), tag | flags);
                 stage.doubt = 0;
                 // Told once: the flow goes on.
@@ -283,8 +296,32 @@ impl<E: Environment> ByTuple<'_, E> {
     const fn goes_again(&self, flags: u32) -> u64 {
         match self.at.direction {
             // The mark has no room for other slots: what opened such a flow was denied, or did not leave the pod's own interface.
-            Direction::Egress if flags & FLOW_DELIVERED != 0 && self.at.slot <= MARK_SLOT => Packed::AGAIN,
+            Direction::Egress
+                if flags & FLOW_DELIVERED != 0 && self.at.slot <= MARK_SLOT && (!self.is_host || self.loops()) =>
+            {
+                Packed::AGAIN
+            }
             Direction::Egress | Direction::Ingress => 0,
+        }
+    }
+
+    /// True for what a pod in the node's network sends by the loopback device: where it ends may be the pod itself.
+    #[inline(always)]
+    const fn loops(&self) -> bool {
+        matches!((self.at.direction, self.at.origin), (Direction::Egress, Origin::Hairpin))
+    }
+
+    /// The flag of a flow whose backend its key does not tell.
+    #[inline(always)]
+    fn delivered(&self, verdict: Packed, work: &Work, held: u32) -> u32 {
+        match self.at.direction {
+            Direction::Egress if self.is_host => {
+                let (key, packet) = (&work.key, &work.packet);
+                let is_translated = !key.remote.same(&packet.dst) || key.remote_port != packet.dst_port;
+                delivered(verdict) | if is_translated { FLOW_DELIVERED } else { 0 }
+            }
+            Direction::Ingress if self.is_host => held & FLOW_DELIVERED,
+            Direction::Ingress | Direction::Egress => delivered(verdict),
         }
     }
 
@@ -306,12 +343,17 @@ impl<E: Environment> ByTuple<'_, E> {
                 work.entry.tag |= FLOW_OPENED_INGRESS;
                 self.classified(&work.packet, &key.remote)
             }
+            (Direction::Egress, Origin::OwnNode) if self.is_host => {
+                work.entry.tag |= FLOW_OWN_NODE;
+                Packed::new(Verdict::allow(Reason::OwnNode))
+            }
+            (Direction::Egress, _) if self.is_host => self.out_of_host(&work.packet),
             (Direction::Egress, _) => self.env.ahead(work, self.classified(&work.packet, &key.remote)),
         };
         if verdict.drops() || held.0 & Packed::MAY_OPEN == 0 {
             return verdict;
         }
-        let flags = delivered(verdict);
+        let flags = self.delivered(verdict, work, 0);
         work.entry.tag |= flags;
         work.entry.stamp = stamped(work.entry.stamp, flags, work.any);
         work.entry.counter = verdict.counter();
@@ -326,11 +368,29 @@ impl<E: Environment> ByTuple<'_, E> {
         self.decided(self.at.direction, remote, packet.protocol, packet.dst_port)
     }
 
+    /// What the policies say of what a socket of the node's network sends, after translation.
+    #[inline(always)]
+    fn out_of_host(&self, packet: &Packet) -> Packed {
+        if self.loops() && u32::from(self.word.egress) > RULESET_CLOSED {
+            if self.at.slot > MARK_SLOT {
+                return Packed::new(Verdict::deny(Reason::ServiceNotResolved));
+            }
+            return WAITS;
+        }
+        self.classified(packet, &packet.dst)
+    }
+
     /// What the policies say now of the work's flow, which an older state of them allowed.
     #[inline(always)]
-    fn judged_again(&self, work: &Work, opener: Direction) -> Packed {
+    fn judged_again(&self, work: &Work, opener: Direction, flags: u32) -> Packed {
         let key = &work.key;
         match opener {
+            Direction::Egress if self.is_host => match self.at.direction {
+                Direction::Egress => self.out_of_host(&work.packet),
+                // Which backend it is the next packet of the opener tells.
+                Direction::Ingress if flags & FLOW_DELIVERED != 0 => WAITS,
+                Direction::Ingress => self.decided(opener, &key.remote, key.protocol, key.remote_port),
+            },
             Direction::Ingress => self.decided(opener, &key.remote, key.protocol, key.local_port),
             Direction::Egress => {
                 self.env.ahead(work, self.decided(opener, &key.remote, key.protocol, key.remote_port))
@@ -347,6 +407,12 @@ impl<E: Environment> ByTuple<'_, E> {
         };
         let verdict = self.env.decide(remote, self.word.ruleset(direction), protocol, port);
         match direction {
+            // Nobody translates it any more.
+            Direction::Egress if self.is_host && verdict.0 & Packed::WAITS != 0 => {
+                let denied = Packed::new(Verdict::deny(Reason::ServiceNotResolved));
+                Packed(denied.0 | verdict.0 & Packed::AUDITED)
+            }
+            Direction::Egress if self.is_host => Packed(verdict.0 & !Packed::AGAIN),
             // The mark has no room for this endpoint: what may be translated cannot be judged again.
             Direction::Egress if verdict.0 & Packed::AGAIN != 0 && self.at.slot > MARK_SLOT => {
                 let denied = Packed::new(Verdict::deny(Reason::ServiceNotResolved));
@@ -374,7 +440,7 @@ impl<E: Environment> ByTuple<'_, E> {
                 let stamp = stamped(self.stamp(&key.remote), flags, self.env.epoch(EPOCH_ANY));
                 let current = flags & FLOW_OWN_NODE != 0
                     || held == stamp
-                    || !self.judged_again(work, opener(flags)).drops();
+                    || !self.judged_again(work, opener(flags), flags).drops();
                 if live && current {
                     Packed(Packed::new(Verdict::allow(Reason::RelatedError)).0 | self.goes_again(flags))
                 } else {

@@ -1,0 +1,254 @@
+//! The node's own network: whose a socket is, and what its ends are. A packet of a socket is judged at the root of the
+//! cgroups; what has no socket (answers of the kernel, what processes write to devices past it) where it leaves.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
+use aya_ebpf::programs::SkBuffContext;
+use portcullis_common::addr::Addr;
+use portcullis_common::event::{Action, Direction, Reason};
+use portcullis_common::judge::{
+    At, Delivery, Environment as _, News, Origin, SocketEnds, Verdict, Work, judge,
+};
+use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, Shape, TCP, UDP, parse};
+use portcullis_common::wire::{
+    CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, COUNTER_NONE, HOST_UNKNOWN_OPEN, HostState, NO_ENDPOINT,
+};
+
+use crate::mark;
+use crate::report;
+use crate::skb::Skb;
+use crate::tables::{self, Maps};
+
+/// Set where programs of cgroups can ask for a socket's network namespace: Linux 6.15.
+#[unsafe(no_mangle)]
+static NETWORKS: u32 = 0;
+
+/// The loopback device, the first of every network namespace (`LOOPBACK_IFINDEX` of include/net/flow.h).
+const LOOPBACK: u32 = 1;
+/// `AF_INET` and `AF_INET6` of include/linux/socket.h.
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+/// TCP's flag that ends a connection at once (RFC 9293 section 3.1).
+const RST: u8 = 4;
+
+/// True if the packet's socket is in the node's network namespace. Where that cannot be asked it may be another's: of a pod,
+/// whose cgroup tells, or of what else has a network of its own.
+#[inline(always)]
+pub fn is_of_node(ctx: &SkBuffContext, state: &HostState) -> bool {
+    // SAFETY: a static of this object; volatile because the loader sets it before the kernel freezes it.
+    let can_ask = unsafe { core::ptr::read_volatile(&raw const NETWORKS) != 0 };
+    // SAFETY: the context is valid for the whole program.
+    !can_ask || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == state.network
+}
+
+/// The endpoint of the packet's socket, [`CGROUP_ELSEWHERE`], or [`NO_ENDPOINT`]: of a pod of which nothing is known yet.
+#[inline(always)]
+pub fn whose(skb: *mut __sk_buff, state: &HostState) -> u32 {
+    // SAFETY: the context is valid for the whole program.
+    let above = |level: u32| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) };
+    let Some(pods_level) = (1..CGROUP_DEPTH).find(|level| above(*level) == state.pods) else {
+        return state.node;
+    };
+    if state.pods == 0 {
+        return state.node;
+    }
+    for level in 0..CGROUP_LEVELS {
+        let cgroup = above(pods_level.wrapping_add(CGROUP_LEVELS - level));
+        if cgroup != 0
+            && let Some(slot) = tables::slot_of_cgroup(cgroup)
+        {
+            return slot;
+        }
+    }
+    NO_ENDPOINT
+}
+
+/// What the packet's socket says of its ends.
+#[inline(always)]
+fn ends(skb: *mut __sk_buff, protocol: u8) -> SocketEnds {
+    let mut ends = SocketEnds::NONE;
+    if protocol != TCP && protocol != UDP {
+        return ends;
+    }
+    // One read to the verifier, two operations to Rust, which takes the union for one of its own.
+    #[allow(clippy::multiple_unsafe_ops_per_block)]
+    // SAFETY: the context is valid for the whole program.
+    let socket = unsafe { (*skb).__bindgen_anon_2.sk };
+    if socket.is_null() {
+        return ends;
+    }
+    // SAFETY: a socket that is not null.
+    let socket = unsafe { bpf_sk_fullsock(socket) };
+    if socket.is_null() {
+        return ends;
+    }
+    // SAFETY: a whole socket, as is everything below; each field is read by a load of its own.
+    let port = unsafe { (&raw const (*socket).src_port).read_volatile() };
+    ends.local_port = port as u16;
+    // As a word: before Linux 5.18 the field is one, and since then such a load means the port still.
+    // SAFETY: as above.
+    let remote = unsafe { (&raw const (*socket).dst_port).cast::<u32>().read_volatile() };
+    ends.remote_port = u16::from_be(remote as u16);
+    // SAFETY: as above.
+    match unsafe { (&raw const (*socket).family).read_volatile() } {
+        AF_INET => {
+            // SAFETY: as above.
+            let to = unsafe { (&raw const (*socket).dst_ip4).read_volatile() };
+            ends.remote = Addr::v4(to.to_ne_bytes());
+        }
+        AF_INET6 => {
+            // SAFETY: as above.
+            let a = unsafe { (&raw const (*socket).dst_ip6[0]).read_volatile() };
+            // SAFETY: as above.
+            let b = unsafe { (&raw const (*socket).dst_ip6[1]).read_volatile() };
+            // SAFETY: as above.
+            let c = unsafe { (&raw const (*socket).dst_ip6[2]).read_volatile() };
+            // SAFETY: as above.
+            let d = unsafe { (&raw const (*socket).dst_ip6[3]).read_volatile() };
+            let half = |high: u32, low: u32| u64::from(high) | (u64::from(low) << 32);
+            ends.remote = Addr::from_halves(half(a, b), half(c, d));
+        }
+        _ => ends.remote_port = 0,
+    }
+    ends
+}
+
+/// Judges what a socket of the node's network sends, and says in its mark who that was.
+#[inline(always)]
+pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
+    let packet = ctx.skb.skb;
+    let slot = whose(packet, state);
+    if slot == CGROUP_ELSEWHERE {
+        return true;
+    }
+    let Some(scratch) = tables::scratch() else {
+        return false;
+    };
+    let work = &mut scratch.work;
+    let skb = &Skb::new(aya_ebpf::programs::TcContext::new(packet), &mut scratch.head);
+    if slot == NO_ENDPOINT {
+        return unknown(skb, Direction::Egress, state);
+    }
+    work.packet = Packet::OTHER;
+    parse(skb, Link::Ip, &mut work.packet);
+    work.ends = ends(packet, work.packet.protocol);
+    // SAFETY: the context is valid for the whole program.
+    let loops = unsafe { (*packet).ifindex } == LOOPBACK;
+    let origin = match loops {
+        true if slot == state.node => Origin::OwnNode,
+        true => Origin::Hairpin,
+        false => Origin::Forwarded,
+    };
+    let origin = scratch.origin.forget(origin);
+    let verdict = judge(&Maps, skb, work, At { slot, direction: Direction::Egress, origin });
+    report::report(skb, slot, Direction::Egress, &work.packet, &verdict);
+    match verdict.delivery {
+        Delivery::Again | Delivery::Waits if loops => mark::write(packet, slot, verdict.delivery),
+        Delivery::Done | Delivery::Again | Delivery::Waits => mark::say(packet, slot, loops),
+    }
+    crate::goes_on(&verdict)
+}
+
+/// Judges what a socket of the node's network gets. `from`: the endpoint that sent it, by the loopback device.
+#[inline(always)]
+pub fn got(skb: &Skb<'_>, work: &mut Work, at: At) -> bool {
+    let verdict = judge(&Maps, skb, work, at);
+    report::report(skb, at.slot, Direction::Ingress, &work.packet, &verdict);
+    crate::goes_on(&verdict)
+}
+
+/// Where a packet that a socket gets came from.
+#[inline(always)]
+pub fn origin(from: u32, slot: u32, state: &HostState) -> Origin {
+    if from == NO_ENDPOINT {
+        Origin::Forwarded
+    } else if from == slot {
+        Origin::OwnInterface
+    } else if from == state.node {
+        Origin::OwnNode
+    } else {
+        Origin::Forwarded
+    }
+}
+
+/// Who sent this by the loopback device.
+#[inline(always)]
+pub fn sender(skb: *mut __sk_buff) -> u32 {
+    // SAFETY: the context is valid for the whole program.
+    if unsafe { (*skb).ingress_ifindex } != LOOPBACK {
+        return NO_ENDPOINT;
+    }
+    mark::sender(skb).unwrap_or(NO_ENDPOINT)
+}
+
+/// What comes of a packet of a pod of which nothing is known yet.
+#[inline(always)]
+pub fn unknown(skb: &Skb<'_>, direction: Direction, state: &HostState) -> bool {
+    if state.flags & HOST_UNKNOWN_OPEN != 0 {
+        return true;
+    }
+    let verdict = Verdict {
+        action: Action::Deny,
+        audited: tables::is_audit(),
+        reason: Reason::UnknownEndpoint,
+        counter: COUNTER_NONE,
+        news: News::Event,
+        delivery: Delivery::Done,
+    };
+    report::report(skb, NO_ENDPOINT, direction, &Packet::OTHER, &verdict);
+    crate::goes_on(&verdict)
+}
+
+/// True if no program has judged this and one should: it comes from the node, and from no socket of its own.
+#[inline(always)]
+pub fn is_unheard(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the context is valid for the whole program.
+    let came_from = unsafe { (*skb).ingress_ifindex };
+    came_from == 0 && mark::sender(skb).is_none()
+}
+
+/// Judges what leaves the node by a device and comes from none of its sockets.
+#[inline(never)]
+pub fn unheard(skb: &Skb<'_>, work: &mut Work, node: u32) -> u32 {
+    let (shape, protocol) = (work.packet.shape, work.packet.protocol);
+    if matches!(shape, Shape::Arp | Shape::Other) {
+        return 1;
+    }
+    // The outer packets of tunnels between nodes, which the kernel sends by itself.
+    if !matches!(protocol, TCP | ICMP | ICMPV6) && tables::is_node(&work.packet.dst) {
+        return 1;
+    }
+    work.ends = SocketEnds::NONE;
+    let at = At { slot: node, direction: Direction::Egress, origin: Origin::Forwarded };
+    let verdict = judge(&Maps, skb, work, at);
+    report::report(skb, node, Direction::Egress, &work.packet, &verdict);
+    u32::from(crate::goes_on(&verdict))
+}
+
+/// True for what the kernel answers by itself: an echo, or that nobody listens.
+#[inline(always)]
+pub fn is_answer(packet: &Packet) -> bool {
+    match (packet.shape, packet.protocol) {
+        (Shape::Ongoing, ICMP | ICMPV6) => true,
+        (Shape::Ongoing | Shape::Stray, TCP) => packet.tcp_flags & RST != 0,
+        _ => false,
+    }
+}
+
+/// Judges an answer of the kernel as what it answers: by what the node's policies say of who gets it.
+#[inline(never)]
+pub fn answered(skb: &Skb<'_>, work: &mut Work, node: u32) -> u32 {
+    let Some(word) = Maps.endpoint(node) else {
+        return 0;
+    };
+    let Packet { dst, protocol, src_port, .. } = work.packet;
+    let port = if protocol == TCP { src_port } else { 0 };
+    let mut verdict = Maps.decide(&dst, word.ingress, protocol, port).verdict();
+    if let Action::Allow = verdict.action {
+        return 1;
+    }
+    verdict.audited = verdict.audited || tables::is_audit();
+    report::report(skb, node, Direction::Egress, &work.packet, &verdict);
+    u32::from(crate::goes_on(&verdict))
+}
