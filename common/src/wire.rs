@@ -190,6 +190,8 @@ pub const ENDPOINT_UNBOUND: u32 = 2;
 pub const ENDPOINT_MAC: u32 = 4;
 /// It is not clear whose interface this is: neighbour discovery passes, so that it can become clear, nothing else.
 pub const ENDPOINT_QUARANTINED: u32 = 8;
+/// The node, or a pod in its network: any of the node's addresses is its own.
+pub const ENDPOINT_HOST: u32 = 16;
 
 /// The node, or a pod in its network: each of the node's addresses is its own, and its flows are those of its sockets.
 pub const ENDPOINT_HOST: u32 = 16;
@@ -365,7 +367,7 @@ wire! {
         pub counter: u32,
         /// [`ACTION_ALLOW`], [`ACTION_DENY`], [`ACTION_PASS`] or [`ACTION_AUDIT`].
         pub action: u8,
-        /// [`KIND_RULE`], [`KIND_ISOLATION`], [`KIND_INVALID`] or [`KIND_OWN_NODE`].
+        /// [`KIND_RULE`], [`KIND_ISOLATION`], [`KIND_INVALID`], [`KIND_OWN_NODE`] or [`KIND_FAILSAFE`].
         pub kind: u8,
         /// 0 Admin, 1 NetworkPolicy, 2 Baseline; only 1 is used now.
         pub tier: u8,
@@ -390,6 +392,8 @@ pub const KIND_ISOLATION: u8 = 1;
 pub const KIND_INVALID: u8 = 2;
 /// The agent lets pods reach their own node.
 pub const KIND_OWN_NODE: u8 = 3;
+/// A port that always stays open, of the node or of a pod in its network.
+pub const KIND_FAILSAFE: u8 = 4;
 
 wire! {
     /// `rule_stats` and `verdicts`, a value for each CPU. Of a flow, a rule counts the packet that opened it, and
@@ -585,7 +589,7 @@ pub struct CounterKey {
     pub namespace: [u8; NAMESPACE_BYTES],
     /// The policy's name.
     pub name: [u8; NAME_BYTES],
-    /// [`POLICY_NETWORK`], [`POLICY_NO_NAMESPACE`] or [`POLICY_OWN_NODE`].
+    /// One of the `POLICY_` numbers.
     pub policy_kind: u16,
     /// 0 ingress, 1 egress.
     pub direction: u16,
@@ -599,6 +603,12 @@ pub const POLICY_NETWORK: u16 = 0;
 pub const POLICY_NO_NAMESPACE: u16 = 1;
 /// No policy: the agent lets pods reach their own node.
 pub const POLICY_OWN_NODE: u16 = 2;
+/// A HostPolicy, which has no namespace.
+pub const POLICY_HOST: u16 = 3;
+/// No policy: ports that always stay open.
+pub const POLICY_FAILSAFE: u16 = 4;
+/// No policy: of a host, what no policy could be applied to.
+pub const POLICY_CLOSED: u16 = 5;
 /// Rule index of a policy's isolation.
 pub const RULE_ISOLATION: u32 = u32::MAX;
 

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portcullis_common::event::Direction;
 
+use crate::compile::ruleset::selectors;
 use crate::model::{
     Cluster, DirectionSpec, IpBlock, IsolationCause, NamespaceScope, NetworkPolicy, ObjectKey, Operator,
     Peer, Peers, PortSpec, Ports, Protocol, Rule, Selector, Severity, Subject,
@@ -132,7 +133,7 @@ pub fn selected<'a>(
 pub fn findings(cluster: &Cluster) -> Vec<Finding> {
     let directory = Directory::new(cluster);
     let mut dns = Dns { cluster, directory: &directory, known: BTreeMap::new() };
-    let mut matching = Matching { directory: &directory, known: BTreeMap::new() };
+    let mut matching = Matching { cluster, directory: &directory, known: BTreeMap::new() };
     let mut found = Vec::new();
     let mut last: Option<(&str, Shadows)> = None;
     for (key, policy) in &cluster.policies {
@@ -188,6 +189,7 @@ fn spec(policy: &NetworkPolicy, direction: Direction) -> &DirectionSpec {
 
 /// Which peers match a live pod, remembered: rules repeat each other's peers.
 struct Matching<'a> {
+    cluster: &'a Cluster,
     directory: &'a Directory<'a>,
     known: BTreeMap<Peer, bool>,
 }
@@ -199,6 +201,7 @@ impl Matching<'_> {
         }
         let matches = match peer {
             Peer::Block(block) => !is_empty(block),
+            Peer::Nodes(nodes) => !self.cluster.node_peers(nodes).is_empty(),
             Peer::Pods { namespaces, pods } => {
                 let selector =
                     PeerSelector { base: Base::Pods(namespaces.clone(), pods.clone()), named: None };
@@ -220,7 +223,7 @@ impl Matching<'_> {
         match peers {
             Peers::Any => self.peers().any(|facts| declares(&facts)),
             Peers::Only(list) => {
-                let bases: Vec<PeerSelector> = list.iter().map(selector).collect();
+                let bases: Vec<PeerSelector> = selectors(self.cluster, list, None).into_iter().collect();
                 self.peers().filter(declares).any(|facts| {
                     facts
                         .pod
@@ -231,14 +234,6 @@ impl Matching<'_> {
             }
         }
     }
-}
-
-fn selector(peer: &Peer) -> PeerSelector {
-    let base = match peer {
-        Peer::Pods { namespaces, pods } => Base::Pods(namespaces.clone(), pods.clone()),
-        Peer::Block(block) => Base::Block(block.clone()),
-    };
-    PeerSelector { base, named: None }
 }
 
 /// Selectors of pods ask for no address.
@@ -301,6 +296,7 @@ impl OfPolicy<'_> {
                     let remedy = match peer {
                         Peer::Pods { .. } => "mend its labels, or ignore this if such pods are yet to come",
                         Peer::Block(_) => "mend cidr or except",
+                        Peer::Nodes(_) => "mend its labels, or ignore this if such nodes are yet to come",
                     };
                     let message = format!("the peer {} matches nothing; {remedy}", describe(peer));
                     self.warn(&format!("{path}.{side}"), FindingKind::PeerMatchesNothing, &message);
@@ -477,6 +473,7 @@ pub fn describe(peer: &Peer) -> String {
             let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
             format!("ipBlock {} except {}", block.net, except.join(", "))
         }
+        Peer::Nodes(nodes) => format!("nodes {}", requirements(nodes)),
         Peer::Pods { namespaces, pods } => {
             let scope = match namespaces {
                 NamespaceScope::Named(name) => format!("namespace {name}"),

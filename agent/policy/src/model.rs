@@ -2,12 +2,16 @@
 //! selector, port or address cannot be held. Where a manifest holds one, [`crate::convert`] leaves it out,
 //! closes what depended on it and says so in a [`Problem`]. This module must not know Kubernetes' own types.
 
+mod host;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+pub use host::{
+    Failsafe, Host, HostNetworkPods, HostPolicy, HostSubject, LOOPBACK_V4, LOOPBACK_V6, PolicyRef, PortSpan,
+};
 use ipnet::IpNet;
 pub use service::{
     EndpointSlice, Families, Readiness, Service, ServiceKind, ServicePort, SliceEndpoint, SliceMaker,
@@ -31,11 +35,23 @@ impl ObjectKey {
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
+
+    /// What stands for a node where a pod's key would: nothing namespaced has an empty namespace.
+    pub fn of_node(name: impl Into<String>) -> Self {
+        Self { namespace: String::new(), name: name.into() }
+    }
+
+    /// True for a node's.
+    #[must_use]
+    pub fn is_node(&self) -> bool {
+        self.namespace.is_empty()
+    }
 }
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        let namespace = if self.is_node() { "node" } else { &self.namespace };
+        write!(f, "{namespace}/{}", self.name)
     }
 }
 
@@ -50,6 +66,10 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Node>,
     /// NetworkPolicies.
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
+    /// HostPolicies by name. Without [`Cluster::host`] they change nothing.
+    pub host_policies: BTreeMap<String, HostPolicy>,
+    /// What the host firewall of the agent's node is told; `None`: it is off.
+    pub host: Option<Host>,
     /// Services, with a virtual address or without.
     pub services: BTreeMap<ObjectKey, Service>,
     /// EndpointSlices of Services. No verdict depends on them: they tell whom a Service leads to.
@@ -390,6 +410,9 @@ pub enum Peer {
     },
     /// Addresses, pod addresses included (S16).
     Block(IpBlock),
+    /// Every address of the nodes that the selector matches; with the agent's own node loopback too (H4). Only of
+    /// a HostPolicy.
+    Nodes(Selector),
 }
 
 /// The namespaces that a pod peer looks in.

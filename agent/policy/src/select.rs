@@ -52,11 +52,46 @@ pub struct PodFacts<'a> {
     pub pod: &'a Pod,
 }
 
+/// Whom policies select.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// A pod with a network of its own: NetworkPolicies do.
+    Pod(PodFacts<'a>),
+    /// A pod in this node's network: HostPolicies do, and NetworkPolicies where the agent was told so (H6).
+    HostPod(PodFacts<'a>),
+    /// This node, by name: HostPolicies do.
+    Node(&'a str),
+}
+
+impl<'a> Subject<'a> {
+    /// What is known of it as a pod.
+    #[must_use]
+    pub const fn facts(&self) -> Option<&PodFacts<'a>> {
+        match self {
+            Self::Pod(facts) | Self::HostPod(facts) => Some(facts),
+            Self::Node(_) => None,
+        }
+    }
+
+    /// True for what the host firewall judges.
+    #[must_use]
+    pub const fn is_host(&self) -> bool {
+        match self {
+            Self::Pod(_) => false,
+            Self::HostPod(_) | Self::Node(_) => true,
+        }
+    }
+}
+
 /// Pods and addresses at one moment.
 #[derive(Debug)]
 pub struct Directory<'a> {
     /// Live pods with a network of their own.
     pub pods: BTreeMap<&'a ObjectKey, PodFacts<'a>>,
+    /// Where the host firewall is on, its node by name, and ...
+    pub node: Option<&'a str>,
+    /// ... the live hostNetwork pods of that node, those included that name no node. They are nobody's peers (H5).
+    pub hosts: BTreeMap<&'a ObjectKey, PodFacts<'a>>,
     /// Who owns an address (S50).
     pub owners: BTreeMap<IpAddr, &'a ObjectKey>,
     /// Numbers that a named port stands for anywhere.
@@ -86,9 +121,11 @@ impl<'a> Directory<'a> {
             for ((name, protocol), number) in &pod.named_ports {
                 named.entry((name, *protocol)).or_default().insert(*number);
             }
-            let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
-            pods.insert(key, PodFacts { namespace: &key.namespace, namespace_labels, pod });
+            pods.insert(key, facts(cluster, key, pod));
         }
+        let node = cluster.host.as_ref().map(|host| host.node.as_str());
+        let hosts = cluster.pods.iter().filter(|(_, pod)| node.is_some_and(|node| is_host_of(pod, node)));
+        let hosts = hosts.map(|(key, pod)| (key, facts(cluster, key, pod))).collect();
         let mut services: BTreeSet<IpAddr> =
             cluster.services.values().flat_map(|service| service.addresses.iter().copied()).collect();
         // A load balancer on the nodes themselves: what is sent to a node may as well be meant for it.
@@ -100,7 +137,7 @@ impl<'a> Directory<'a> {
         let is_unbound = |namespace: &Namespace| namespace.source_binding == Some(SourceBinding::Off);
         let unbound = cluster.namespaces.iter().filter(|(_, namespace)| is_unbound(namespace));
         let unbound = unbound.map(|(name, _)| name.as_str()).collect();
-        Self { pods, owners, named, services, virtual_addresses, unbound }
+        Self { pods, node, hosts, owners, named, services, virtual_addresses, unbound }
     }
 
     /// Whether a pod sends from its own addresses only.
@@ -109,11 +146,37 @@ impl<'a> Directory<'a> {
         if self.unbound.contains(pod.namespace.as_str()) { SourceBinding::Off } else { SourceBinding::On }
     }
 
+    /// Who is behind a key, whom policies can select; `None`: nobody.
+    #[must_use]
+    pub fn subject(&self, key: &ObjectKey) -> Option<Subject<'a>> {
+        if key.is_node() {
+            return self.node.filter(|node| *node == key.name).map(Subject::Node);
+        }
+        let pod = self.pods.get(key).copied().map(Subject::Pod);
+        pod.or_else(|| self.hosts.get(key).copied().map(Subject::HostPod))
+    }
+
     /// The pod that owns an address.
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<&PodFacts<'a>> {
         self.owners.get(&address).and_then(|key| self.pods.get(*key))
     }
+}
+
+fn facts<'a>(cluster: &'a Cluster, key: &'a ObjectKey, pod: &'a Pod) -> PodFacts<'a> {
+    let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
+    PodFacts { namespace: &key.namespace, namespace_labels, pod }
+}
+
+/// A live hostNetwork pod of this node.
+fn is_host_of(pod: &Pod, node: &str) -> bool {
+    pod.is_live() && !pod.has_own_network() && is_local(pod, node)
+}
+
+/// True for a pod of this node, and for one that names none.
+#[must_use]
+pub fn is_local(pod: &Pod, node: &str) -> bool {
+    pod.node.as_ref().is_none_or(|name| name == node)
 }
 
 /// Of two pods that show one address the greater owns it: later start, then greater UID (S50).

@@ -10,8 +10,8 @@ use portcullis_common::event::Direction;
 use crate::compile::ruleset::{Isolating, isolating};
 use crate::frame::Traffic;
 use crate::model::{
-    Cluster, IpBlock, IsolationCause, Labels, NamespaceScope, ObjectKey, Operator, Peer, Peers, Pod,
-    PortMatch, PortSpec, Ports, Requirement, Rule, Selector,
+    Cluster, IpBlock, IsolationCause, LOOPBACK_V4, LOOPBACK_V6, Labels, NamespaceScope, Node, ObjectKey,
+    Operator, Peer, Peers, Pod, PortMatch, PortSpec, Ports, Requirement, Rule, Selector,
 };
 use crate::select::{Directory, PodFacts, block_holds};
 
@@ -100,6 +100,8 @@ pub enum Compared {
     Pod,
     /// Name or labels of the pod's namespace.
     Namespace,
+    /// Labels of the node whose address it is.
+    Node,
     /// The address.
     Address,
 }
@@ -111,6 +113,7 @@ impl Compared {
         match self {
             Self::Pod => "pod",
             Self::Namespace => "namespace",
+            Self::Node => "node",
             Self::Address => "address",
         }
     }
@@ -139,6 +142,8 @@ impl Miss {
             (Compared::Pod, None) => format!("wants pods with {wants}, and this one has no such label"),
             (Compared::Namespace, Some(has)) => format!("wants {wants}, and the pod is of {has}"),
             (Compared::Namespace, None) => format!("wants {wants}, and the pod's has no such label"),
+            (Compared::Node, Some(has)) => format!("wants {wants}, and it is {has}"),
+            (Compared::Node, None) => format!("wants {wants}, and it has no such label"),
             (Compared::Address, Some(has)) => format!("wants {wants}, and {has}"),
             (Compared::Address, None) => format!("wants {wants}, and the address is outside of it"),
         }
@@ -239,6 +244,7 @@ impl<'a> Sight<'a> {
     fn peer_miss(&self, peer: &Peer) -> Option<Miss> {
         match peer {
             Peer::Block(block) => block_miss(block, self.remote),
+            Peer::Nodes(nodes) => self.node_miss(nodes),
             Peer::Pods { namespaces, pods } => {
                 let Some((_, facts)) = self.peer() else {
                     let has = Some("the other end is no pod".to_owned());
@@ -248,6 +254,25 @@ impl<'a> Sight<'a> {
                     .or_else(|| selector_miss(Compared::Pod, pods, &facts.pod.labels))
             }
         }
+    }
+
+    /// Without names of nodes: rules say the same of nodes that are alike.
+    fn node_miss(&self, nodes: &Selector) -> Option<Miss> {
+        if self.cluster.node_peers(nodes).iter().any(|net| net.contains(&self.remote)) {
+            return None;
+        }
+        let own = self.cluster.host.as_ref().and_then(|host| self.cluster.nodes.get(&host.node));
+        let is_loopback = [LOOPBACK_V4, LOOPBACK_V6].iter().any(|net| net.contains(&self.remote));
+        let shows = |node: &&Node| node.addresses.contains(&self.remote);
+        let Some(node) = self.cluster.nodes.values().find(shows).or(own.filter(|_| is_loopback)) else {
+            let has = Some("the other end is no node".to_owned());
+            return Some(Miss::new(Compared::Address, "a node", has));
+        };
+        selector_miss(Compared::Node, nodes, &node.labels).map(|miss| Miss {
+            wants: format!("a node with {}", miss.wants),
+            has: miss.has.map(|has| format!("one with {has}")),
+            of: Compared::Node,
+        })
     }
 
     /// Whose named ports count (S25).

@@ -92,6 +92,7 @@ fn peer(peer: &Peer, namespace: &str) -> Value {
                 json!({"ipBlock": {"cidr": cidr, "except": except}})
             }
         }
+        Peer::Nodes(nodes) => json!({"nodes": {"nodeSelector": selector(nodes)}}),
         Peer::Pods { namespaces, pods } => match namespaces {
             NamespaceScope::Named(name) if name == namespace => json!({"podSelector": selector(pods)}),
             NamespaceScope::Named(name) => json!({

@@ -123,7 +123,7 @@ pub fn rules_of(
         for (index, rule) in (0u32..).zip(policy.rules) {
             let source = RuleSource::NetworkPolicy(policy.name.clone(), index);
             let name = CounterName { source, direction };
-            contents.extend(expand(rule, directory, facts, &name));
+            contents.extend(expand(cluster, rule, directory, facts, &name));
         }
     }
     if let Direction::Egress = direction {
@@ -174,6 +174,7 @@ pub fn closing(source: RuleSource, direction: Direction, kind: u8) -> RuleConten
 /// A rule becomes one content for its numbers, and on egress one more for each number that a named port
 /// stands for. A rule that matches nothing becomes none.
 fn expand(
+    cluster: &Cluster,
     rule: &PolicyRule,
     directory: &Directory<'_>,
     facts: &PodFacts<'_>,
@@ -189,7 +190,7 @@ fn expand(
     };
     let entries = match &rule.ports {
         Ports::Any => {
-            return peer_set(&rule.peers, None)
+            return peer_set(cluster, &rule.peers, None)
                 .map(|peers| content(peers, vec![(0, LAST_POSITION)]))
                 .into_iter()
                 .collect();
@@ -212,7 +213,7 @@ fn expand(
                     for number in directory.named.get(&(wanted.as_str(), *protocol)).into_iter().flatten() {
                         let named = NamedPort { name: wanted.clone(), protocol: *protocol, number: *number };
                         contents.extend(
-                            peer_set(&rule.peers, Some(&named))
+                            peer_set(cluster, &rule.peers, Some(&named))
                                 .map(|peers| content(peers, vec![range(*protocol, *number, *number)])),
                         );
                     }
@@ -221,7 +222,7 @@ fn expand(
         }
     }
     if !numbers.is_empty()
-        && let Some(peers) = peer_set(&rule.peers, None)
+        && let Some(peers) = peer_set(cluster, &rule.peers, None)
     {
         contents.insert(0, content(peers, merged(numbers)));
     }
@@ -245,22 +246,45 @@ fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     out
 }
 
-/// The peers of a rule; `None` where no peer was readable: nobody.
-fn peer_set(peers: &Peers, named: Option<&NamedPort>) -> Option<PeerSet> {
-    let select = |base| PeerSelector { base, named: named.cloned() };
+/// The peers of a rule; `None` where none of them can match: nobody.
+fn peer_set(cluster: &Cluster, peers: &Peers, named: Option<&NamedPort>) -> Option<PeerSet> {
     match peers {
         Peers::Any => Some(match named {
             None => PeerSet::Anyone,
-            Some(_) => PeerSet::Selected(BTreeSet::from([select(Base::AnyPod)])),
+            Some(port) => {
+                let any_pod = PeerSelector { base: Base::AnyPod, named: Some(port.clone()) };
+                PeerSet::Selected(BTreeSet::from([any_pod]))
+            }
         }),
-        Peers::Only(list) if list.is_empty() => None,
-        Peers::Only(list) => Some(PeerSet::Selected(
-            list.iter()
-                .map(|peer| match peer {
-                    Peer::Pods { namespaces, pods } => select(Base::Pods(namespaces.clone(), pods.clone())),
-                    Peer::Block(block) => select(Base::Block(block.clone())),
-                })
-                .collect(),
-        )),
+        Peers::Only(list) => {
+            let selectors = selectors(cluster, list, named);
+            (!selectors.is_empty()).then_some(PeerSet::Selected(selectors))
+        }
     }
+}
+
+/// What peers are asked by. Nodes end here: they are their addresses, each a block of its own.
+pub(crate) fn selectors(
+    cluster: &Cluster,
+    peers: &[Peer],
+    named: Option<&NamedPort>,
+) -> BTreeSet<PeerSelector> {
+    let mut selectors = BTreeSet::new();
+    let mut select = |base| selectors.insert(PeerSelector { base, named: named.cloned() });
+    for peer in peers {
+        match peer {
+            Peer::Pods { namespaces, pods } => {
+                select(Base::Pods(namespaces.clone(), pods.clone()));
+            }
+            Peer::Block(block) => {
+                select(Base::Block(block.clone()));
+            }
+            Peer::Nodes(nodes) => {
+                for net in cluster.node_peers(nodes) {
+                    select(Base::Block(IpBlock { net, except: Vec::new() }));
+                }
+            }
+        }
+    }
+    selectors
 }

@@ -197,7 +197,7 @@ impl<'a> Advisor<'a> {
             Peers::Any => true,
             Peers::Only(peers) => peers.iter().all(|peer| match peer {
                 Peer::Pods { pods, .. } => same(pods),
-                Peer::Block(_) => true,
+                Peer::Block(_) | Peer::Nodes(_) => true,
             }),
         };
         // By place, not by value: an equal rule elsewhere would open elsewhere too.
@@ -311,7 +311,7 @@ impl<'a> Advisor<'a> {
                 };
                 let owned = self.directory.owners.iter().filter(|(address, _)| holds(address));
                 let pods: BTreeSet<&ObjectKey> = owned.map(|(_, pod)| *pod).collect();
-                let outside = peers.iter().any(|peer| matches!(peer, Peer::Block(_)));
+                let outside = peers.iter().any(|peer| matches!(peer, Peer::Block(_) | Peer::Nodes(_)));
                 pods.len() + usize::from(outside)
             }
         })

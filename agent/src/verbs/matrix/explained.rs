@@ -327,7 +327,7 @@ fn blocks(cluster: &Cluster) -> Vec<&IpBlock> {
                 let Peers::Only(peers) = &rule.peers else { continue };
                 all.extend(peers.iter().filter_map(|peer| match peer {
                     Peer::Block(block) => Some(block),
-                    Peer::Pods { .. } => None,
+                    Peer::Pods { .. } | Peer::Nodes(_) => None,
                 }));
             }
         }

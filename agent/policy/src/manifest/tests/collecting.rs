@@ -94,10 +94,10 @@ fn endpoints_pass_silently_and_our_own_later_kinds_are_named() {
     let loaded = load_yaml(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}\n---\n\
          apiVersion: v1\nkind: Endpoints\nmetadata: {name: a}\n---\n\
-         apiVersion: portcullis.dev/v1alpha1\nkind: HostPolicy\nmetadata: {name: a}\n",
+         apiVersion: portcullis.dev/v1alpha1\nkind: Gate\nmetadata: {name: a}\n",
     );
     assert_eq!(loaded.problems.len(), 1);
-    let object = "HostPolicy of portcullis.dev/v1alpha1";
+    let object = "Gate of portcullis.dev/v1alpha1";
     assert_problem(&loaded, Severity::Warning, object, "not supported by this version");
 }
 
