@@ -236,6 +236,8 @@ struct AgentArgs {
     /// /sys/fs/cgroup, or unified below it]
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_CGROUP_ROOT")]
     cgroup_root: Option<PathBuf>,
+    #[command(flatten)]
+    host: HostArgs,
     /// The bits of the packet mark that say who sent a packet that may be translated: 12 in one piece, which nobody else on
     /// the node writes
     #[arg(long, value_name = "MASK", env = "PORTCULLIS_MARK_MASK", default_value_t)]
@@ -618,9 +620,11 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
             OwnNodeEgress::Allow => daemon::OwnNodeEgress::Allow,
         },
         services: match args.services {
-            Services::Follow => daemon::Services::Follow(args.cgroup_root),
+            Services::Follow => daemon::Services::Follow,
             Services::Deny => daemon::Services::Deny,
         },
+        cgroup_root: args.cgroup_root,
+        host: args.host.options()?,
         mark_mask: args.mark_mask,
         unbound_namespaces: args.unbound_namespaces.into_iter().collect(),
         flows_per_endpoint: args.flows_per_endpoint,

@@ -93,6 +93,10 @@ pub struct Options {
     pub own_node_egress: OwnNodeEgress,
     /// What pods may send to virtual addresses.
     pub services: Services,
+    /// The root of the node's cgroups; else it is looked for.
+    pub cgroup_root: Option<PathBuf>,
+    /// How the node's own sockets are judged; none: by nobody.
+    pub host: Option<HostOptions>,
     /// Which bits of the packet mark are ours.
     pub mark_mask: MarkMask,
     /// Namespaces whose pods may send from any address, unless the Namespace itself says otherwise.
@@ -123,8 +127,8 @@ pub enum OwnNodeEgress {
 /// What pods whose egress is isolated may send to the virtual addresses of Services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Services {
-    /// What policies say of the backend that is chosen; the root of the node's cgroups, else it is looked for.
-    Follow(Option<PathBuf>),
+    /// What policies say of the backend that is chosen.
+    Follow,
     /// Nothing.
     Deny,
 }
@@ -134,30 +138,45 @@ impl Services {
     fn marks(&self, mask: MarkMask) -> Option<watch::Receiver<Vec<Problem>>> {
         match self {
             Self::Deny => None,
-            Self::Follow(_) => Some(marks::follow(mask)),
+            Self::Follow => Some(marks::follow(mask)),
         }
     }
+}
 
-    /// Where what ends at the node's own sockets is judged.
-    fn root(&self, pins: &Pins) -> anyhow::Result<Option<cgroup::Root>> {
-        let dir = match self {
-            Self::Deny => return Ok(None),
-            Self::Follow(None) => Path::new(cgroup::MOUNT),
-            Self::Follow(Some(dir)) => {
-                anyhow::ensure!(dir.is_dir(), "--cgroup-root {}: no such directory", dir.display());
-                dir
-            }
+/// The root of the node's cgroups; none where there is none.
+fn cgroup_root(options: &Options, pins: &Pins) -> anyhow::Result<Option<cgroup::Root>> {
+    let dir = match &options.cgroup_root {
+        None => Path::new(cgroup::MOUNT),
+        Some(dir) => {
+            anyhow::ensure!(dir.is_dir(), "--cgroup-root {}: no such directory", dir.display());
+            dir
+        }
+    };
+    Ok(cgroup::below(dir).map(|root| cgroup::Root::new(&root, &pins.links())))
+}
+
+/// Lets the reconciler judge what ends at the node's own sockets, as far as it was asked for.
+fn judge_sockets(options: &Options, pins: &Pins, reconciler: &mut Reconciler) -> anyhow::Result<()> {
+    let root = cgroup_root(options, pins)?;
+    let mount = "mount it (mount -t cgroup2 none DIR) and say --cgroup-root DIR";
+    if let Some(host) = &options.host {
+        let Some(root) = root.clone() else {
+            anyhow::bail!("--host-firewall: no cgroup2 is mounted: {mount}");
         };
-        let Some(root) = cgroup::below(dir) else {
-            tracing::warn!(
-                "no cgroup2 is mounted at {}: virtual addresses of Services are denied where egress is isolated; mount it \
-                 (mount -t cgroup2 none DIR) and say --cgroup-root DIR",
-                dir.display()
-            );
-            return Ok(None);
-        };
-        Ok(Some(cgroup::Root::new(&root, &pins.links())))
+        reconciler.guard_host(Some(HostSide::new(root, host.unknown)));
     }
+    let services = match options.services {
+        Services::Deny => None,
+        Services::Follow => {
+            if root.is_none() {
+                tracing::warn!(
+                    "no cgroup2 is mounted: virtual addresses of Services are denied where egress is isolated; {mount}"
+                );
+            }
+            root
+        }
+    };
+    reconciler.follow_services(services, options.mark_mask)
 }
 
 /// What is in force, for those who ask.
@@ -418,7 +437,7 @@ impl Opening {
 fn reconciler(options: &Options, pins: &Pins, hook: Hook) -> anyhow::Result<Reconciler> {
     let mut reconciler =
         Reconciler::open(pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
-    reconciler.follow_services(options.services.root(pins)?, options.mark_mask)?;
+    judge_sockets(options, pins, &mut reconciler)?;
     Ok(reconciler)
 }
 
@@ -483,6 +502,8 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node: options.node_name.clone(),
         unbound: options.unbound_namespaces,
         own_node_egress: options.own_node_egress,
+        firewall: options.host.map(|host| Firewall::open(host, &options.run_dir)).transpose()?,
+        effective: None,
         ready,
         applied: 0,
         lost,
@@ -535,6 +556,15 @@ enum Wake {
     Network,
 }
 
+/// What no source says and verdicts depend on.
+#[derive(Debug, PartialEq, Eq)]
+struct Around {
+    own_node: BTreeSet<IpAddr>,
+    host: Option<Host>,
+    /// HostPolicies that were rolled back.
+    left_out: BTreeSet<String>,
+}
+
 struct Agent {
     reconciler: Reconciler,
     source: Source,
@@ -542,6 +572,9 @@ struct Agent {
     node: Option<String>,
     unbound: BTreeSet<String>,
     own_node_egress: OwnNodeEgress,
+    firewall: Option<Firewall>,
+    /// What is enforced instead of what the source says, and what it was made from.
+    effective: Option<(Arc<Cluster>, Around, Arc<Cluster>)>,
     ready: PathBuf,
     applied: u64,
     lost: u64,
@@ -830,22 +863,36 @@ impl Agent {
         self.tell_losses();
     }
 
-    /// Follows the addresses of the node.
-    fn follow_own_node(&mut self) -> anyhow::Result<Arc<Cluster>> {
+    /// What the source says, with what it does not know: the node's addresses, and how the node's own sockets are judged.
+    fn effective(&mut self) -> anyhow::Result<Arc<Cluster>> {
         let own_node = match self.own_node_egress {
             OwnNodeEgress::Policy => BTreeSet::new(),
             OwnNodeEgress::Allow => attach::foreign::node_addresses()?,
         };
-        let cluster = self.cluster.get_or_insert_default();
-        if cluster.own_node != own_node {
-            *cluster = Arc::new(Cluster { own_node, ..Cluster::clone(cluster) });
+        let said = Arc::clone(self.cluster.get_or_insert_default());
+        let (host, left_out) = match &mut self.firewall {
+            None => (None, BTreeSet::new()),
+            Some(firewall) => firewall.look(&said),
+        };
+        let around = Around { own_node, host, left_out };
+        if let Some((of, held, effective)) = &self.effective
+            && Arc::ptr_eq(of, &said)
+            && *held == around
+        {
+            return Ok(Arc::clone(effective));
         }
-        Ok(Arc::clone(cluster))
+        let mut effective = Cluster::clone(&said);
+        effective.own_node.clone_from(&around.own_node);
+        effective.host.clone_from(&around.host);
+        effective.host_policies.retain(|name, _| !around.left_out.contains(name));
+        let effective = Arc::new(effective);
+        self.effective = Some((said, around, Arc::clone(&effective)));
+        Ok(effective)
     }
 
     fn reconcile(&mut self) -> anyhow::Result<()> {
         let began = monotonic();
-        let cluster = self.follow_own_node()?;
+        let cluster = self.effective()?;
         let cluster = self.holds.over(&cluster, &mut self.reconciler);
         let outcome = self.reconciler.reconcile(&cluster)?;
         let seen = began.saturating_sub(self.noticed.map_or(0, nanoseconds_since));

@@ -12,6 +12,7 @@ pub mod daemon;
 mod gap;
 pub mod health;
 mod holds;
+pub mod host_side;
 pub mod http;
 pub mod listen;
 pub mod log;

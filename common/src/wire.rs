@@ -193,9 +193,6 @@ pub const ENDPOINT_QUARANTINED: u32 = 8;
 /// The node, or a pod in its network: any of the node's addresses is its own.
 pub const ENDPOINT_HOST: u32 = 16;
 
-/// The node, or a pod in its network: each of the node's addresses is its own, and its flows are those of its sockets.
-pub const ENDPOINT_HOST: u32 = 16;
-
 wire! {
     /// `cgroups`: a cgroup's number to whose sockets are in it and below it.
     pub struct CgroupWord {
@@ -226,6 +223,10 @@ wire! {
         pub flags: u32,
         /// The node's endpoint.
         pub node: u32,
+        /// The endpoint of pods of which nothing is known yet, or [`CGROUP_ELSEWHERE`] where they pass.
+        pub unknown: u32,
+        /// Not used; 0.
+        pub reserved: u32,
         /// The cookie of the node's network namespace, where the programs can ask for a socket's.
         pub network: u64,
     }
@@ -233,8 +234,6 @@ wire! {
 
 /// The host firewall is on.
 pub const HOST_ON: u32 = 1;
-/// What a pod sends and gets of which nothing is known yet passes.
-pub const HOST_UNKNOWN_OPEN: u32 = 2;
 /// Levels below the pods' cgroup at which a pod's may lie: at once, or below that of its QoS class.
 pub const CGROUP_LEVELS: u32 = 2;
 /// Levels below the machine's root at which the pods' cgroup is looked for: a node may itself be a container.

@@ -6,13 +6,11 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::SkBuffContext;
 use portcullis_common::addr::Addr;
-use portcullis_common::event::{Action, Direction, Reason};
-use portcullis_common::judge::{
-    At, Delivery, Environment as _, News, Origin, SocketEnds, Verdict, Work, judge,
-};
+use portcullis_common::event::{Action, Direction};
+use portcullis_common::judge::{At, Delivery, Environment as _, Origin, SocketEnds, Work, judge};
 use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, Shape, TCP, UDP, parse};
 use portcullis_common::wire::{
-    CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, COUNTER_NONE, HOST_UNKNOWN_OPEN, HostState, NO_ENDPOINT,
+    CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT,
 };
 
 use crate::mark;
@@ -42,7 +40,7 @@ pub fn is_of_node(ctx: &SkBuffContext, state: &HostState) -> bool {
     !can_ask || unsafe { bpf_get_netns_cookie(ctx.as_ptr()) } == state.network
 }
 
-/// The endpoint of the packet's socket, [`CGROUP_ELSEWHERE`], or [`NO_ENDPOINT`]: of a pod of which nothing is known yet.
+/// The endpoint of the packet's socket, or [`CGROUP_ELSEWHERE`].
 #[inline(always)]
 pub fn whose(skb: *mut __sk_buff, state: &HostState) -> u32 {
     // SAFETY: the context is valid for the whole program.
@@ -61,7 +59,7 @@ pub fn whose(skb: *mut __sk_buff, state: &HostState) -> u32 {
             return slot;
         }
     }
-    NO_ENDPOINT
+    state.unknown
 }
 
 /// What the packet's socket says of its ends.
@@ -127,9 +125,6 @@ pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
     };
     let work = &mut scratch.work;
     let skb = &Skb::new(aya_ebpf::programs::TcContext::new(packet), &mut scratch.head);
-    if slot == NO_ENDPOINT {
-        return unknown(skb, Direction::Egress, state);
-    }
     work.packet = Packet::OTHER;
     parse(skb, Link::Ip, &mut work.packet);
     work.ends = ends(packet, work.packet.protocol);
@@ -150,7 +145,7 @@ pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
     crate::goes_on(&verdict)
 }
 
-/// Judges what a socket of the node's network gets. `from`: the endpoint that sent it, by the loopback device.
+/// Judges what a socket of the node's network gets.
 #[inline(always)]
 pub fn got(skb: &Skb<'_>, work: &mut Work, at: At) -> bool {
     let verdict = judge(&Maps, skb, work, at);
@@ -180,24 +175,6 @@ pub fn sender(skb: *mut __sk_buff) -> u32 {
         return NO_ENDPOINT;
     }
     mark::sender(skb).unwrap_or(NO_ENDPOINT)
-}
-
-/// What comes of a packet of a pod of which nothing is known yet.
-#[inline(always)]
-pub fn unknown(skb: &Skb<'_>, direction: Direction, state: &HostState) -> bool {
-    if state.flags & HOST_UNKNOWN_OPEN != 0 {
-        return true;
-    }
-    let verdict = Verdict {
-        action: Action::Deny,
-        audited: tables::is_audit(),
-        reason: Reason::UnknownEndpoint,
-        counter: COUNTER_NONE,
-        news: News::Event,
-        delivery: Delivery::Done,
-    };
-    report::report(skb, NO_ENDPOINT, direction, &Packet::OTHER, &verdict);
-    crate::goes_on(&verdict)
 }
 
 /// True if no program has judged this and one should: it comes from the node, and from no socket of its own.

@@ -108,15 +108,12 @@ pub fn host_in(ctx: SkBuffContext) -> i32 {
     let Some(state) = state else {
         return CGROUP_PASS;
     };
-    let goes_on = match slot {
-        CGROUP_ELSEWHERE => true,
-        NO_ENDPOINT => host::unknown(skb, Direction::Ingress, state),
-        _ => {
-            let origin = scratch.origin.forget(host::origin(from, slot, state));
-            host::got(skb, work, At { slot, direction: Direction::Ingress, origin })
-        }
-    };
-    if goes_on { CGROUP_PASS } else { CGROUP_DROP }
+    if slot == CGROUP_ELSEWHERE {
+        return CGROUP_PASS;
+    }
+    let origin = scratch.origin.forget(host::origin(from, slot, state));
+    let at = At { slot, direction: Direction::Ingress, origin };
+    if host::got(skb, work, at) { CGROUP_PASS } else { CGROUP_DROP }
 }
 
 /// What the node's own sockets send, as it leaves: `cgroup_skb` egress of the node's root.

@@ -41,15 +41,30 @@ impl ObjectKey {
         Self { namespace: String::new(), name: name.into() }
     }
 
+    /// What stands for pods of which nothing is known yet, in the node's network: no node is without a name.
+    #[must_use]
+    pub fn of_unknown() -> Self {
+        Self { namespace: String::new(), name: String::new() }
+    }
+
+    /// True for that.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.namespace.is_empty() && self.name.is_empty()
+    }
+
     /// True for a node's.
     #[must_use]
     pub fn is_node(&self) -> bool {
-        self.namespace.is_empty()
+        self.namespace.is_empty() && !self.name.is_empty()
     }
 }
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_unknown() {
+            return f.write_str("unknown pods");
+        }
         let namespace = if self.is_node() { "node" } else { &self.namespace };
         write!(f, "{namespace}/{}", self.name)
     }

@@ -17,6 +17,7 @@ pub mod foreign;
 pub mod neighbours;
 mod netlink;
 pub mod plan;
+pub mod pods;
 pub mod rules;
 mod tcx;
 pub mod trial;

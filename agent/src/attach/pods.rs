@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn layouts_of_both_drivers_are_read() {
-        let dir = crate::scratch::Scratch::new("cgroups").unwrap();
+        let dir = crate::scratch::Scratch::new();
         let make = |path: &str| fs::create_dir_all(dir.path().join(path)).unwrap();
         make("system.slice/kubelet.service");
         assert_eq!(PodCgroups::look(dir.path()).unwrap(), PodCgroups::default());

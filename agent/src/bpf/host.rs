@@ -1,15 +1,17 @@
 //! How the node's own sockets are judged: `host_state`, `cgroups` and `nodes`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::os::fd::AsRawFd as _;
 
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData};
-use portcullis_common::wire::{CgroupWord, HostState, MAX_CGROUPS, MAX_NODE_ADDRS, NodeAddrWord, cgroup_tag};
+use portcullis_common::wire::{CgroupWord, HostState, MAX_NODE_ADDRS, NodeAddrWord, cgroup_tag};
 use portcullis_policy::desired::wire_addr;
 
 use super::kernel::{gone, put, take};
-use super::load::BpfError;
+use super::load::{self, BpfError};
 use super::wire::Wire;
 
 /// The three maps.
@@ -72,5 +74,26 @@ impl Host {
     }
 }
 
-/// Cgroups that one node can have told apart.
-pub const CGROUPS: usize = MAX_CGROUPS as usize;
+/// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h (Linux 5.14).
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// The cookie of this thread's network namespace; 0 where the programs cannot ask for a socket's.
+pub(crate) fn network_cookie() -> io::Result<u64> {
+    if !load::tells_networks() {
+        return Ok(0);
+    }
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes into `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}

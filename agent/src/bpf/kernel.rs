@@ -375,6 +375,11 @@ impl Kernel {
         }
     }
 
+    /// Of what is below this cgroup nothing is known from here on.
+    pub fn forget_cgroup(&mut self, cgroup: u64) -> Result<(), BpfError> {
+        self.host.forget(cgroup)
+    }
+
     /// The slots that cgroups lead to.
     pub fn found_cgroups(&self) -> BTreeMap<u64, u32> {
         self.host.found()

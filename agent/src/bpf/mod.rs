@@ -5,7 +5,7 @@ pub mod counters;
 pub mod events;
 pub mod figures;
 pub mod flows;
-mod host;
+pub(crate) mod host;
 mod inner;
 pub mod kernel;
 pub mod load;
