@@ -41,6 +41,12 @@ impl ObjectKey {
         Self { namespace: String::new(), name: name.into() }
     }
 
+    /// The pod or the node as problems call it.
+    #[must_use]
+    pub fn object(&self) -> String {
+        if self.is_node() { format!("Node {}", self.name) } else { format!("Pod {self}") }
+    }
+
     /// True for a node's.
     #[must_use]
     pub fn is_node(&self) -> bool {

@@ -28,6 +28,25 @@ pub enum Base {
     Pods(NamespaceScope, Selector),
     /// Addresses.
     Block(IpBlock),
+    /// Addresses of nodes, or of a node's pods: what one of these holds. In one selector, so that they share a class.
+    Blocks(BTreeSet<IpBlock>),
+}
+
+impl Base {
+    /// These addresses, each by itself.
+    pub(crate) fn of_nets(nets: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::Blocks(nets.into_iter().map(|net| IpBlock { net, except: Vec::new() }).collect())
+    }
+
+    /// The blocks that it is made of; none where it is of pods.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &IpBlock> {
+        let (one, several) = match self {
+            Self::Block(block) => (Some(block), None),
+            Self::Blocks(blocks) => (None, Some(blocks)),
+            Self::AnyPod | Self::Pods(..) => (None, None),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
 }
 
 /// A containerPort's name and protocol, and the number that it stands for.
@@ -199,17 +218,18 @@ impl PeerSelector {
                     owner.is_some_and(|facts| in_scope(namespaces, facts) && selected(pods, facts.pod))
                 }
                 Base::Block(block) => block_holds(block, address),
+                Base::Blocks(blocks) => blocks.iter().any(|block| block_holds(block, address)),
             }
     }
 
-    /// True if the selector matches this pod whatever its addresses; never for a block.
+    /// True if the selector matches this pod whatever its addresses; never for blocks.
     #[must_use]
     pub fn matches_pod(&self, facts: &PodFacts<'_>) -> bool {
         self.named.as_ref().is_none_or(|port| declares(facts.pod, port))
             && match &self.base {
                 Base::AnyPod => true,
                 Base::Pods(namespaces, pods) => in_scope(namespaces, facts) && selected(pods, facts.pod),
-                Base::Block(_) => false,
+                Base::Block(_) | Base::Blocks(_) => false,
             }
     }
 }
