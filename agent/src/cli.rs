@@ -13,6 +13,7 @@ use portcullis_policy::frame::Traffic;
 use portcullis_policy::model;
 use portcullis_policy::sizes::TableSize;
 
+use crate::firewall::HostArgs;
 use crate::attach::HookChoice;
 use crate::cni::install::SettingsArgs;
 use crate::config;
@@ -603,6 +604,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         Choice::Kube { .. } if args.node.node_name.is_none() => return Err(Failure::Nameless),
         Choice::Kube { .. } => {}
     }
+    let host = args.host.options(args.node.node_name.as_deref())?;
     args.log.init();
     let regard = if args.force { Regard::Force } else { Regard::Refuse };
     preflight::admit(args.hook, &args.bpffs.bpffs, regard).map_err(Failure::Agent)?;
@@ -624,7 +626,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
             Services::Deny => daemon::Services::Deny,
         },
         cgroup_root: args.cgroup_root,
-        host: args.host.options()?,
+        host,
         mark_mask: args.mark_mask,
         unbound_namespaces: args.unbound_namespaces.into_iter().collect(),
         flows_per_endpoint: args.flows_per_endpoint,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
 use portcullis_policy::findings::{Finding, findings};
 use portcullis_policy::manifest::{self, Loaded};
-use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity, SourceBinding};
+use portcullis_policy::model::{Cluster, Host, Mode, ObjectKey, Pod, Problem, Severity, SourceBinding};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,8 +36,10 @@ use crate::bpf::probe::Asker;
 use crate::clock::monotonic;
 use crate::cni::conflist::Settings;
 use crate::cni::follow::{Following, follow};
+use crate::firewall::{Firewall, HostOptions};
 use crate::health::{Health, Wanting};
 use crate::holds::{Changed, Holds, TOLD};
+use crate::host_side::HostSide;
 use crate::http::{self, Page, Pages};
 use crate::listen::{HealthPages, ListenArgs};
 use crate::mark::MarkMask;
@@ -415,6 +418,23 @@ enum Opening {
 }
 
 impl Opening {
+    /// Where the API server is, as far as its name can be resolved now.
+    fn servers(&self) -> Vec<SocketAddr> {
+        let Self::Server(config) = self else {
+            return Vec::new();
+        };
+        let url = &config.cluster_url;
+        let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
+        let name = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        match (name, port).to_socket_addrs() {
+            Ok(found) => found.collect(),
+            Err(error) => {
+                tracing::warn!("{name}: {error}: its address is not known to be the API server's");
+                Vec::new()
+            }
+        }
+    }
+
     /// Starts to follow it.
     fn source(self, options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<Source> {
         match self {
@@ -467,6 +487,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let refused = RefusedFlows::new(reconciler.flows_refused()?);
     let mut events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
+    let servers = opening.servers();
     let source = opening.source(&options, &mut reconciler)?;
     let (in_force, awaited) = watch::channel(InForce::default());
     let (look, mut looks) = mpsc::channel(1);
@@ -504,6 +525,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own_node_egress: options.own_node_egress,
         firewall: options.host.map(|host| Firewall::open(host, &options.run_dir)).transpose()?,
         effective: None,
+        servers,
         ready,
         applied: 0,
         lost,
@@ -575,6 +597,8 @@ struct Agent {
     firewall: Option<Firewall>,
     /// What is enforced instead of what the source says, and what it was made from.
     effective: Option<(Arc<Cluster>, Around, Arc<Cluster>)>,
+    /// Where the source's API server is.
+    servers: Vec<SocketAddr>,
     ready: PathBuf,
     applied: u64,
     lost: u64,
@@ -872,7 +896,7 @@ impl Agent {
         let said = Arc::clone(self.cluster.get_or_insert_default());
         let (host, left_out) = match &mut self.firewall {
             None => (None, BTreeSet::new()),
-            Some(firewall) => firewall.look(&said),
+            Some(firewall) => firewall.look(&said, &self.servers),
         };
         let around = Around { own_node, host, left_out };
         if let Some((of, held, effective)) = &self.effective
@@ -899,6 +923,7 @@ impl Agent {
         let ended = self.holds.reconciled(&cluster, &outcome, seen);
         let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
+        self.problems.outcome.extend(self.firewall.iter().flat_map(Firewall::problems));
         let changed = self.pending || self.shared.snapshot().local != outcome.local;
         self.shared.health.wanting(Wanting {
             missing: missing(&cluster, self.node.as_deref(), &outcome.local),

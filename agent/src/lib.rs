@@ -9,6 +9,7 @@ pub mod clock;
 pub mod cni;
 pub mod config;
 pub mod daemon;
+pub mod firewall;
 mod gap;
 pub mod health;
 mod holds;
@@ -27,6 +28,7 @@ pub mod preflight;
 pub mod reconcile;
 mod refused;
 pub mod report;
+pub mod rollback;
 #[cfg(test)]
 mod scratch;
 pub mod source;

@@ -53,6 +53,14 @@ impl ObjectKey {
         self.namespace.is_empty() && self.name.is_empty()
     }
 
+    /// The pod or the node as problems call it.
+    #[must_use]
+    pub fn object(&self) -> String {
+        if self.is_unknown() {
+            "Pods that are not known yet".to_owned()
+        } else if self.is_node() { format!("Node {}", self.name) } else { format!("Pod {self}") }
+    }
+
     /// True for a node's.
     #[must_use]
     pub fn is_node(&self) -> bool {

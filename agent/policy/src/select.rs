@@ -28,6 +28,25 @@ pub enum Base {
     Pods(NamespaceScope, Selector),
     /// Addresses.
     Block(IpBlock),
+    /// Addresses of nodes, or of a node's pods: what one of these holds. In one selector, so that they share a class.
+    Blocks(BTreeSet<IpBlock>),
+}
+
+impl Base {
+    /// These addresses, each by itself.
+    pub(crate) fn of_nets(nets: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::Blocks(nets.into_iter().map(|net| IpBlock { net, except: Vec::new() }).collect())
+    }
+
+    /// The blocks that it is made of; none where it is of pods.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &IpBlock> {
+        let (one, several) = match self {
+            Self::Block(block) => (Some(block), None),
+            Self::Blocks(blocks) => (None, Some(blocks)),
+            Self::AnyPod | Self::Pods(..) => (None, None),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
 }
 
 /// A containerPort's name and protocol, and the number that it stands for.
@@ -61,6 +80,8 @@ pub enum Subject<'a> {
     HostPod(PodFacts<'a>),
     /// This node, by name: HostPolicies do.
     Node(&'a str),
+    /// Pods in this node's network of which nothing is known yet: closed but for what always passes.
+    Unknown,
 }
 
 impl<'a> Subject<'a> {
@@ -69,7 +90,7 @@ impl<'a> Subject<'a> {
     pub const fn facts(&self) -> Option<&PodFacts<'a>> {
         match self {
             Self::Pod(facts) | Self::HostPod(facts) => Some(facts),
-            Self::Node(_) => None,
+            Self::Node(_) | Self::Unknown => None,
         }
     }
 
@@ -78,7 +99,7 @@ impl<'a> Subject<'a> {
     pub const fn is_host(&self) -> bool {
         match self {
             Self::Pod(_) => false,
-            Self::HostPod(_) | Self::Node(_) => true,
+            Self::HostPod(_) | Self::Node(_) | Self::Unknown => true,
         }
     }
 }
@@ -149,6 +170,9 @@ impl<'a> Directory<'a> {
     /// Who is behind a key, whom policies can select; `None`: nobody.
     #[must_use]
     pub fn subject(&self, key: &ObjectKey) -> Option<Subject<'a>> {
+        if key.is_unknown() {
+            return self.node.map(|_| Subject::Unknown);
+        }
         if key.is_node() {
             return self.node.filter(|node| *node == key.name).map(Subject::Node);
         }
@@ -199,17 +223,18 @@ impl PeerSelector {
                     owner.is_some_and(|facts| in_scope(namespaces, facts) && selected(pods, facts.pod))
                 }
                 Base::Block(block) => block_holds(block, address),
+                Base::Blocks(blocks) => blocks.iter().any(|block| block_holds(block, address)),
             }
     }
 
-    /// True if the selector matches this pod whatever its addresses; never for a block.
+    /// True if the selector matches this pod whatever its addresses; never for blocks.
     #[must_use]
     pub fn matches_pod(&self, facts: &PodFacts<'_>) -> bool {
         self.named.as_ref().is_none_or(|port| declares(facts.pod, port))
             && match &self.base {
                 Base::AnyPod => true,
                 Base::Pods(namespaces, pods) => in_scope(namespaces, facts) && selected(pods, facts.pod),
-                Base::Block(_) => false,
+                Base::Block(_) | Base::Blocks(_) => false,
             }
     }
 }

@@ -22,6 +22,7 @@ pub use advisor::{Advisor, Proposal, is_named_by_address};
 
 use crate::answer::{Answers, DirectionAnswer, Party};
 use crate::change::{Change, Edit, apply_edits};
+use crate::desired::{CounterName, RuleSource};
 use crate::frame::Traffic;
 use crate::model::{Cluster, IpBlock, ObjectKey, Peer, Peers, Problem, Rule};
 use crate::select::Directory;
@@ -58,12 +59,12 @@ pub fn change(
     let judged: Vec<Side<'_>> = sides
         .into_iter()
         .filter_map(|(direction, answer, subject, remote)| {
-            let Party::Pod(subject, _) = subject else { return None };
-            Some(Side { direction, answer: answer?, subject, remote: remote.address() })
+            let (answer, subject) = (answer?, answers.subject(subject)?);
+            Some(Side { direction, answer, subject, remote: remote.address() })
         })
         .collect();
     if judged.is_empty() {
-        return nothing("no policy judges this, for neither end is a pod");
+        return nothing("no policy judges this, for neither end is a pod, or a host whose firewall is on");
     }
     let proposed = match becomes {
         Action::Allow => to_allow(answers, &judged, traffic, problems),
@@ -87,6 +88,7 @@ fn names_pod(edits: &[Edit], directory: &Directory<'_>, remote: IpAddr) -> bool 
             Edit::AppendRule { .. }
             | Edit::CreateNamespace(_)
             | Edit::CreatePolicy(..)
+            | Edit::CreateHostPolicy(..)
             | Edit::ReplaceSpec { .. }
             | Edit::RemoveRule { .. }
             | Edit::WriteTypes(_)
@@ -98,16 +100,18 @@ fn names_pod(edits: &[Edit], directory: &Directory<'_>, remote: IpAddr) -> bool 
 struct Side<'a> {
     direction: Direction,
     answer: &'a DirectionAnswer,
-    subject: &'a ObjectKey,
+    subject: ObjectKey,
     remote: IpAddr,
 }
 
-impl<'a> Side<'a> {
-    fn sight<'b>(&self, cluster: &'b Cluster, directory: &'b Directory<'b>, traffic: Traffic) -> Sight<'b>
-    where
-        'a: 'b,
-    {
-        let Self { direction, subject, remote, .. } = *self;
+impl Side<'_> {
+    fn sight<'b>(
+        &'b self,
+        cluster: &'b Cluster,
+        directory: &'b Directory<'b>,
+        traffic: Traffic,
+    ) -> Sight<'b> {
+        let Self { direction, ref subject, remote, .. } = *self;
         Sight { cluster, directory, subject, direction, remote, traffic }
     }
 }
@@ -121,19 +125,22 @@ fn to_allow(
     let denying: Vec<&Side<'_>> = judged.iter().filter(|side| side.answer.action == Action::Deny).collect();
     for side in &denying {
         match (side.answer.reason, &side.answer.decided_by) {
-            (Reason::Isolated | Reason::InvalidClosed, Some(_)) => {}
-            (Reason::ServiceNotResolved, _) => return Err(VIRTUAL),
-            (Reason::InvalidClosed, None)
-                if answers.directory().pods.get(side.subject).is_some_and(|f| !f.pod.has_known_labels()) =>
+            (Reason::InvalidClosed, None | Some(CounterName { source: RuleSource::Closed, .. }))
+                if answers
+                    .directory()
+                    .subject(&side.subject)
+                    .is_some_and(|one| one.facts().is_some_and(|f| !f.pod.has_known_labels())) =>
             {
                 return Err("the pod's labels cannot be read, and it is closed: mend its metadata.labels");
             }
-            (Reason::InvalidClosed, None) => {
+            (Reason::InvalidClosed, None | Some(CounterName { source: RuleSource::Closed, .. })) => {
                 return Err(
                     "more rules apply than an endpoint can hold, and it is closed: select the pod with fewer \
                      policies",
                 );
             }
+            (Reason::Isolated | Reason::InvalidClosed, Some(_)) => {}
+            (Reason::ServiceNotResolved, _) => return Err(VIRTUAL),
             (_, _) => return Err("no change of policies allows this packet"),
         }
     }
@@ -142,7 +149,7 @@ fn to_allow(
     let mut edits = Vec::new();
     for side in &denying {
         let namespace = &side.subject.namespace;
-        if !cluster.namespaces.contains_key(namespace) {
+        if !side.subject.is_node() && !cluster.namespaces.contains_key(namespace) {
             let edit = Edit::CreateNamespace(namespace.clone());
             apply_edits(&mut cluster, std::slice::from_ref(&edit));
             edits.push(edit);
@@ -152,8 +159,9 @@ fn to_allow(
         let proposal = {
             let directory = Directory::new(&cluster);
             let sight = side.sight(&cluster, &directory, traffic);
-            let is_virtual =
-                side.direction == Direction::Egress && directory.virtual_addresses.contains(&side.remote);
+            let is_virtual = !sight.whom().is_some_and(|whom| whom.is_host())
+                && side.direction == Direction::Egress
+                && directory.virtual_addresses.contains(&side.remote);
             if is_virtual && matches!(sight.standing(), Standing::Isolated(_)) {
                 return Err(VIRTUAL);
             }
@@ -201,12 +209,16 @@ fn to_deny(
             Reason::OwnNode => {
                 why = match side.direction {
                     Direction::Ingress => "no policy can deny this: a pod's own node always reaches it",
+                    Direction::Egress if side.subject.is_node() => {
+                        "no policy can deny this: a node always reaches its own pods"
+                    }
                     Direction::Egress => {
                         "no policy can deny this: the agent runs with --own-node-egress=allow"
                     }
                 };
             }
             Reason::SelfTraffic => why = "no policy can deny this: a pod always reaches itself",
+            Reason::Failsafe => why = "no policy can deny this: the host firewall keeps this port open",
             // Packets that open nothing; `frame::opening` makes none of them.
             Reason::Isolated
             | Reason::InvalidClosed

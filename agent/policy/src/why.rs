@@ -11,9 +11,9 @@ use crate::compile::ruleset::{Isolating, isolating};
 use crate::frame::Traffic;
 use crate::model::{
     Cluster, IpBlock, IsolationCause, LOOPBACK_V4, LOOPBACK_V6, Labels, NamespaceScope, Node, ObjectKey,
-    Operator, Peer, Peers, Pod, PortMatch, PortSpec, Ports, Requirement, Rule, Selector,
+    Operator, Peer, Peers, Pod, PolicyRef, PortMatch, PortSpec, Ports, Requirement, Rule, Selector,
 };
-use crate::select::{Directory, PodFacts, block_holds};
+use crate::select::{Directory, PodFacts, Subject, block_holds};
 
 /// One direction of a flow, as the policies of its subject see it.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ pub struct Sight<'a> {
     pub cluster: &'a Cluster,
     /// Who owns which address, of the same objects.
     pub directory: &'a Directory<'a>,
-    /// The pod whose policies are asked.
+    /// The pod or node whose policies are asked.
     pub subject: &'a ObjectKey,
     /// Which way.
     pub direction: Direction,
@@ -47,7 +47,7 @@ pub enum Standing<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Its policy.
-    pub policy: ObjectKey,
+    pub policy: PolicyRef,
     /// Its index in `spec.ingress` or `spec.egress`.
     pub rule: u32,
     /// Why it does not match; `None`: it does.
@@ -151,10 +151,10 @@ impl Miss {
 }
 
 impl<'a> Sight<'a> {
-    /// The subject; `None` where it is no live pod with a network of its own.
+    /// The subject; `None` where policies select nobody by this key.
     #[must_use]
-    pub fn facts(&self) -> Option<&'a PodFacts<'a>> {
-        self.directory.pods.get(self.subject)
+    pub fn whom(&self) -> Option<Subject<'a>> {
+        self.directory.subject(self.subject)
     }
 
     /// The pod at the other end.
@@ -167,12 +167,11 @@ impl<'a> Sight<'a> {
     /// What the direction is before any rule is asked.
     #[must_use]
     pub fn standing(&self) -> Standing<'a> {
-        let Some(facts) = self.facts() else { return Standing::Open };
-        if facts.namespace_labels.is_none() {
+        let Some(subject) = self.whom() else { return Standing::Open };
+        if subject.facts().is_some_and(|facts| facts.namespace_labels.is_none()) {
             return Standing::Undeclared;
         }
-        let policies: Vec<Isolating<'a>> =
-            isolating(self.cluster, self.subject, &facts.pod.labels, self.direction);
+        let policies: Vec<Isolating<'a>> = isolating(self.cluster, self.subject, &subject, self.direction);
         if policies.is_empty() { Standing::Open } else { Standing::Isolated(policies) }
     }
 
@@ -185,7 +184,7 @@ impl<'a> Sight<'a> {
                 .iter()
                 .flat_map(|isolating| {
                     (0u32..).zip(isolating.rules).map(|(index, rule)| Finding {
-                        policy: isolating.name.clone(),
+                        policy: isolating.policy.clone(),
                         rule: index,
                         why: self.why_not(rule, isolating.cause),
                     })
@@ -278,10 +277,9 @@ impl<'a> Sight<'a> {
     /// Whose named ports count (S25).
     fn destination(&self) -> Option<&'a Pod> {
         match self.direction {
-            Direction::Ingress => self.facts(),
-            Direction::Egress => self.peer().map(|(_, facts)| facts),
+            Direction::Ingress => self.whom().and_then(|subject| subject.facts().map(|facts| facts.pod)),
+            Direction::Egress => self.peer().map(|(_, facts)| facts.pod),
         }
-        .map(|facts| facts.pod)
     }
 
     fn port_miss(&self, ports: &Ports) -> Option<PortMiss> {

@@ -28,6 +28,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use crate::firewall::HostError;
 use crate::api::Request;
 use crate::api::client::{self, ClientError};
 use crate::bpf::probe::Private;
@@ -58,6 +59,9 @@ pub enum Failure {
         "--source kube needs this node's name as the API server knows it: give --node-name, or PORTCULLIS_NODE_NAME"
     )]
     Nameless,
+    /// Flags of the host firewall.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
@@ -108,7 +112,7 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::UnknownVerb { .. } | Self::DiffPage | Self::Nameless => Exit::Usage,
+            Self::UnknownVerb { .. } | Self::DiffPage | Self::Nameless | Self::Host(_) => Exit::Usage,
             Self::Cni(_)
             | Self::Followed(_)
             | Self::Lint(_)
