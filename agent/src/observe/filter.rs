@@ -240,7 +240,7 @@ impl Filter {
                 shown
                     .policy
                     .as_ref()
-                    .is_some_and(|p| (&p.namespace, &p.name) == (&wanted.namespace, &wanted.name))
+                    .is_some_and(|p| (p.scope(), &*p.name) == (&*wanted.namespace, &*wanted.name))
             })
             && any(&self.reasons, |reason| *reason == shown.reason)
     }

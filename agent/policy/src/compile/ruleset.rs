@@ -117,7 +117,8 @@ fn selects(policy: &NetworkPolicy, labels: &crate::model::Labels) -> bool {
 }
 
 /// Whether a HostPolicy selects this host, or pod of it (H1, H3).
-pub(crate) fn selects_host(cluster: &Cluster, policy: &HostPolicy, subject: &Subject<'_>) -> bool {
+#[must_use]
+pub fn selects_host(cluster: &Cluster, policy: &HostPolicy, subject: &Subject<'_>) -> bool {
     match (&policy.subject, subject) {
         (_, Subject::Pod(_) | Subject::Unknown)
         | (HostSubject::Nodes(_), Subject::HostPod(_))
