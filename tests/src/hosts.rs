@@ -434,7 +434,7 @@ impl Servers {
                 let ready: Vec<bool> = {
                     let mut fds: Vec<PollFd<'_>> =
                         servers.iter().map(|one| PollFd::new(one.fd(), PollFlags::POLLIN)).collect();
-                    drop(poll(&mut fds, PollTimeout::from(20u8)));
+                    let _ = poll(&mut fds, PollTimeout::from(20u8));
                     fds.iter().map(|fd| fd.any().unwrap_or(false)).collect()
                 };
                 let mut new = Vec::new();
