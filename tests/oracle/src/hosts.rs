@@ -177,7 +177,10 @@ impl Hosts {
         let labels = field(pod, "metadata").and_then(|metadata| field(metadata, "labels"));
         let has_readable_labels = match labels {
             None => true,
-            Some(labels) => labels.as_object().is_some_and(|all| all.values().all(Value::is_string)),
+            // Numbers have a text; a list or a mapping says nothing.
+            Some(labels) => labels
+                .as_object()
+                .is_some_and(|all| all.values().all(|value| !value.is_array() && !value.is_object())),
         };
         self.pods.insert(key.clone(), HostPod { pod: live, has_readable_labels });
     }
@@ -340,9 +343,14 @@ impl World {
                 {
                     return Some(Why::OwnNode);
                 }
-                return self
-                    .judge(pod, direction, other.address(), traffic)
-                    .map(|found| Why::OfPod(found.reason));
+                // A host may show an address that is the pod's: what comes from there is not the pod's own.
+                let found =
+                    if direction == Direction::Ingress && matches!(other, End::Node(_) | End::HostPod(..)) {
+                        self.judge_by_policies(pod, direction, other.address(), traffic)
+                    } else {
+                        self.judge(pod, direction, other.address(), traffic)
+                    };
+                return found.map(|found| Why::OfPod(found.reason));
             }
             End::Node(_) => None,
             End::HostPod(pod, _) => Some(self.host_pod(firewall, pod)?),

@@ -114,10 +114,10 @@ impl Draft {
         let name = format!("h{number}");
         self.pods.push(format!("{namespace}/{name}"));
         let mut labels = self.pod_labels();
-        if self.rng.chance(40)
+        if self.rng.chance(60)
             && let Some(labels) = labels.as_object_mut()
         {
-            labels.insert("app".to_owned(), json!(5));
+            labels.insert("app".to_owned(), json!(["web"]));
         }
         let [a4, b4, a6, b6] = NODES;
         let (node, shown) = if self.rng.chance(800) { ("node-a", [a4, a6]) } else { ("node-b", [b4, b6]) };
