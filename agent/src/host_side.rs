@@ -6,7 +6,7 @@ use std::io;
 
 use portcullis_common::wire::{
     CGROUP_ELSEWHERE, ENDPOINT_HOST, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, HOST_ON, HostState,
-    LINK_IP,
+    LINK_ETHERNET,
 };
 use portcullis_policy::model::{Cluster, ObjectKey, Pod, Problem, Severity};
 use portcullis_policy::select::Directory;
@@ -111,5 +111,5 @@ impl HostSide {
 
 fn config(pod: u64, cgroup: u64) -> EndpointConfig {
     let flags = ENDPOINT_USED | ENDPOINT_UNBOUND | ENDPOINT_HOST;
-    EndpointConfig { flags, link: LINK_IP, pod, cgroup, ..EndpointConfig::default() }
+    EndpointConfig { flags, link: LINK_ETHERNET, pod, cgroup, ..EndpointConfig::default() }
 }
