@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 
 use portcullis_common::wire::{
     CGROUP_ELSEWHERE, ENDPOINT_HOST, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, HOST_ON, HostState,
@@ -41,6 +42,12 @@ impl HostSide {
     #[must_use]
     pub fn new(root: Root, unknown: UnknownPod) -> Self {
         Self { root, unknown, cgroups: PodCgroups::default() }
+    }
+
+    /// Where pods' cgroups appear, in order of their paths.
+    #[must_use]
+    pub fn directories(&self) -> &[PathBuf] {
+        &self.cgroups.directories
     }
 
     /// Looks at the cgroups anew. An error leaves what was seen last.
