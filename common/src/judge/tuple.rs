@@ -262,8 +262,9 @@ impl<E: Environment> ByTuple<'_, E> {
                 return Packed(Packed::NO_FLOW);
             }
             if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode | Origin::Hairpin) {
-                // The node's flow, from a device: judged as if there were none, and leaves none.
-                return Packed(Packed::NO_FLOW);
+                // The node's flow, from a device: judged as if there were none, and leaves none. Among the node's own sockets a
+                // tuple goes from one to the other.
+                return if self.is_host { none } else { Packed(Packed::NO_FLOW) };
             }
         } else if held_stamp != stamped(stamp, flags, work.any) {
             if again.0 & Packed::STALE != 0 {
