@@ -336,11 +336,13 @@ pub struct SocketEnds {
     pub remote_port: u16,
     /// Its own port.
     pub local_port: u16,
+    /// Its cookie, of UDP where it is not connected; else 0.
+    pub cookie: u64,
 }
 
 impl SocketEnds {
     /// Of no socket, or of one that is not connected.
-    pub const NONE: Self = Self { remote: Addr::UNSPECIFIED, remote_port: 0, local_port: 0 };
+    pub const NONE: Self = Self { remote: Addr::UNSPECIFIED, remote_port: 0, local_port: 0, cookie: 0 };
 }
 
 impl Work {
