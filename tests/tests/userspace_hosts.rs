@@ -4,17 +4,21 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use portcullis_common::event::{Action, Reason};
+use portcullis_common::event::{Action, Direction as Way, Reason};
 use portcullis_oracle::generate::{HostCluster, host_cluster};
 use portcullis_oracle::hosts::{End, Firewall, PolicyName, Why};
-use portcullis_oracle::{DirVerdict, Family, Protocol, Verdict, World};
-use portcullis_policy::answer::{Answers, DirectionAnswer, Party};
+use portcullis_oracle::{DirVerdict, Family, Protocol, Traffic, Verdict, World};
+use portcullis_policy::answer::{Answer, Answers, DirectionAnswer, Party};
+use portcullis_policy::change::apply;
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::model::{
     self, Cluster, Failsafe, Host, HostNetworkPods, ObjectKey, PolicyRef, PortSpan,
 };
+use portcullis_policy::turn;
+use portcullis_policy::why::Sight;
 use portcullis_tests::compare::{agrees, cluster_of, family_of, key_of, traffic_of};
+use portcullis_tests::edits::{self, Written};
 
 /// Clusters of the test; `PORTCULLIS_HOST_CLUSTERS` and `PORTCULLIS_SEED` ask for others.
 const CLUSTERS: u64 = 2_000;
@@ -43,15 +47,19 @@ fn random_host_policies_get_the_oracles_verdicts_and_attributions() {
         handles.into_iter().map(|handle| handle.join().unwrap()).collect()
     });
     let (mut compared, mut wrong, mut whys) = (0, Vec::new(), BTreeMap::<&str, u64>::new());
+    let (mut turned, mut rules) = (0, 0);
     for tally in tallies {
         compared += tally.compared;
+        turned += tally.turned;
+        rules += tally.rules;
         wrong.extend(tally.wrong);
         for (why, count) in tally.whys {
             *whys.entry(why).or_default() += count;
         }
     }
     println!(
-        "{clusters} clusters from seed {seed}, {compared} answers, {} wrong, {:.1} s; {whys:?}",
+        "{clusters} clusters from seed {seed}, {compared} answers, {} wrong, {turned} turned, {rules} rules explained, \
+         {:.1} s; {whys:?}",
         wrong.len(),
         started.elapsed().as_secs_f64()
     );
@@ -66,6 +74,9 @@ fn random_host_policies_get_the_oracles_verdicts_and_attributions() {
 #[derive(Default)]
 struct Tally {
     compared: u64,
+    asked: u64,
+    turned: u64,
+    rules: u64,
     wrong: Vec<String>,
     whys: BTreeMap<&'static str, u64>,
 }
@@ -85,17 +96,30 @@ fn compare(case: &HostCluster, tally: &mut Tally) {
     }
     for family in [Family::Ipv4, Family::Ipv6] {
         let ends = ends(case, &world, &answers, family, tally);
-        let mut turn = 0usize;
+        let mut place = 0usize;
         for (from, ours_from) in &ends {
             for (to, ours_to) in &ends {
                 if matches!((from, to), (End::Address(_), End::Address(_))) {
                     continue;
                 }
                 // Each pair with some of the traffics, each traffic with many pairs.
-                for traffic in case.traffics.iter().cycle().skip(turn % case.traffics.len()).take(3) {
-                    turn += 1;
+                for traffic in case.traffics.iter().cycle().skip(place % case.traffics.len()).take(3) {
+                    place += 1;
                     let ours = answers.answer(ours_from, ours_to, traffic_of(*traffic));
                     let (egress, ingress) = world.host_flow(&case.firewall, from, to, *traffic);
+                    tally.asked += 1;
+                    if tally.asked.is_multiple_of(TURNED) {
+                        let flow = Flow {
+                            case,
+                            answers: &answers,
+                            from,
+                            to,
+                            ours: [ours_from, ours_to],
+                            sent: *traffic,
+                        };
+                        flow.explained(&ours, tally);
+                        flow.turned(ours.action(), tally);
+                    }
                     for (way, ours, theirs) in
                         [("egress", &ours.egress, &egress), ("ingress", &ours.ingress, &ingress)]
                     {
@@ -116,6 +140,90 @@ fn compare(case: &HostCluster, tally: &mut Tally) {
                 }
             }
         }
+    }
+}
+
+/// Every so many flows each rule is explained and the verdict turned: that compiles anew.
+const TURNED: u64 = 97;
+
+/// A flow in both words.
+struct Flow<'a> {
+    case: &'a HostCluster,
+    answers: &'a Answers<'a>,
+    from: &'a End,
+    to: &'a End,
+    ours: [&'a Party; 2],
+    sent: Traffic,
+}
+
+impl Flow<'_> {
+    fn name(&self) -> String {
+        format!("seed {}: {:?} -> {:?} {}", self.case.seed, self.from, self.to, self.sent)
+    }
+
+    /// What is said of each rule is so: the first that matches decided.
+    fn explained(&self, answer: &Answer, tally: &mut Tally) {
+        let [from, to] = self.ours;
+        let sides = [(Way::Egress, &answer.egress, from, to), (Way::Ingress, &answer.ingress, to, from)];
+        for (direction, judged, subject, remote) in sides {
+            let (Some(judged), Some(subject)) = (judged, self.answers.subject(subject)) else { continue };
+            let sight = Sight {
+                cluster: self.answers.cluster(),
+                directory: self.answers.directory(),
+                subject: &subject,
+                direction,
+                remote: remote.address(),
+                traffic: traffic_of(self.sent),
+            };
+            let findings = sight.findings();
+            tally.rules += findings.len() as u64;
+            let first = findings.iter().find(|finding| finding.why.is_none());
+            let first = first.map(|finding| RuleSource::rule(&finding.policy, finding.rule));
+            let source = judged.decided_by.as_ref().map(|name| name.source.clone());
+            let fits = match judged.reason {
+                Reason::Rule => first == source,
+                Reason::Failsafe => first.is_none(),
+                Reason::Isolated | Reason::InvalidClosed => {
+                    first.is_none() || source == Some(RuleSource::Closed)
+                }
+                Reason::NotIsolated => findings.is_empty(),
+                _ => true,
+            };
+            if !fits {
+                tally.wrong.push(format!("{} {direction:?}: {judged:?} but {findings:#?}", self.name()));
+            }
+        }
+    }
+
+    /// What is proposed turns the verdict, in our eyes and, done to the manifests, in the oracle's.
+    fn turned(&self, before: Action, tally: &mut Tally) {
+        let [from, to] = self.ours;
+        let traffic = traffic_of(self.sent);
+        let change = turn::change(self.answers, from, to, traffic, &[]);
+        if change.edits.is_empty() {
+            if change.text.is_none() {
+                tally.wrong.push(format!("{}: no edit and no reason", self.name()));
+            }
+            return;
+        }
+        let after = apply(self.answers.cluster(), &change);
+        let (desired, _) = Compiler::new(0).compile(&after, &after.subjects()).expect("tables have room");
+        let ours = Answers::new(&after, &desired).answer(from, to, traffic).action();
+        let mut manifests = self.case.manifests.clone();
+        for edit in &change.edits {
+            edits::edit(&mut manifests, &Written::from(edit));
+        }
+        let (egress, ingress) =
+            World::new(&manifests).host_flow(&self.case.firewall, self.from, self.to, self.sent);
+        let denied = [egress, ingress].iter().flatten().any(|why| why.verdict() == Verdict::Deny);
+        let theirs = if denied { Action::Deny } else { Action::Allow };
+        if ours == before || theirs == before {
+            tally.wrong.push(format!(
+                "{}: {before:?}, ours {ours:?}, oracle {theirs:?} after {change:#?}",
+                self.name()
+            ));
+        }
+        tally.turned += 1;
     }
 }
 

@@ -95,7 +95,7 @@ impl<'a> Advisor<'a> {
     pub fn closing(&self, sight: &Sight<'_>) -> Proposal {
         match sight.standing() {
             Standing::Isolated(policies) => self.without_rules(sight, &policies),
-            Standing::Open | Standing::Undeclared => self.isolation(sight),
+            Standing::Open | Standing::Unknown | Standing::Undeclared => self.isolation(sight),
         }
     }
 
