@@ -1,12 +1,13 @@
 //! HostPolicies: the compiler and the shared classification in userspace, against the oracle.
 #![allow(missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use portcullis_common::event::{Action, Direction as Way, Reason};
 use portcullis_oracle::generate::{HostCluster, host_cluster};
 use portcullis_oracle::hosts::{End, Firewall, PolicyName, Why};
+use portcullis_oracle::rng::SplitMix64;
 use portcullis_oracle::{DirVerdict, Family, Protocol, Traffic, Verdict, World};
 use portcullis_policy::answer::{Answer, Answers, DirectionAnswer, Party};
 use portcullis_policy::change::apply;
@@ -354,5 +355,102 @@ fn without_the_host_firewall_host_policies_change_nothing() {
             Compiler::new(0).compile(cluster, &subjects).expect("tables have room").0
         };
         assert_eq!(tables(&cluster), tables(&without), "seed {seed}");
+    }
+}
+
+/// Changes of everything that hosts are compiled from: what takes the short way says what compiling anew does.
+#[test]
+fn changes_take_the_short_way_only_where_no_hosts_rules_differ() {
+    let (mut followed, mut whole, mut wrong) = (0u64, 0u64, Vec::new());
+    for seed in 1..=number("PORTCULLIS_HOST_CHANGES", 400) {
+        let (case, other) = (host_cluster(seed), host_cluster(seed + 1_000_000));
+        let mut rng = SplitMix64::new(seed);
+        let mut before = cluster_of(&case.manifests);
+        before.host = Some(host_of(&case.firewall));
+        let donor = cluster_of(&other.manifests);
+        let subjects: BTreeSet<ObjectKey> = before.subjects().into_iter().collect();
+        // Pods that are on other nodes, or that no agent has found yet, have no tables.
+        let subjects: BTreeSet<ObjectKey> =
+            subjects.into_iter().filter(|key| key.is_node() || rng.below(2) == 0).collect();
+        let mut compiler = Compiler::new(0);
+        let (mut tables, _) = compiler.compile(&before, &subjects).expect("tables have room");
+        for step in 0..8 {
+            let mut after = before.clone();
+            change(&mut after, &donor, &mut rng);
+            if compiler.follow(&before, &after, &subjects, &mut tables).is_some() {
+                followed += 1;
+            } else {
+                whole += 1;
+                tables = compiler.compile(&after, &subjects).expect("tables have room").0;
+            }
+            before = after;
+            let anew = Compiler::new(0).compile(&before, &subjects).expect("tables have room").0;
+            let (ours, theirs) = (Answers::new(&before, &tables), Answers::new(&before, &anew));
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let pods =
+                    ours.order(family_of(family)).into_iter().map(|(key, address)| Party::Pod(key, address));
+                let others = case.externals.iter().map(|address| ours.party_at(*address));
+                let others = others.filter(|party| Family::of(party.address()) == family);
+                let ends: Vec<Party> =
+                    ours.hosts(family_of(family)).into_iter().chain(pods).chain(others).collect();
+                for (from, to) in ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to))) {
+                    let traffic = traffic_of(*rng.pick(&case.traffics));
+                    let (egress, ingress) = ours.questions(from, to, traffic);
+                    for question in [egress, ingress].into_iter().flatten() {
+                        if !subjects.contains(&question.pod) {
+                            continue;
+                        }
+                        let (short, long) = (ours.direction(&question), theirs.direction(&question));
+                        if short != long {
+                            let flow = format!("seed {seed} step {step}: {from:?} -> {to:?} {traffic}");
+                            wrong.push(format!("{flow}: {short:?} but anew {long:?}"));
+                        }
+                    }
+                }
+            }
+        }
+        if wrong.len() > 10 {
+            break;
+        }
+    }
+    println!("{followed} changes followed, {whole} compiled, {} wrong", wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong[..wrong.len().min(10)].join("\n"));
+    assert!(followed > 100 && whole > 100, "{followed} and {whole} tell nothing");
+}
+
+/// One change, mostly of pods.
+fn change(cluster: &mut Cluster, donor: &Cluster, rng: &mut SplitMix64) {
+    let pods: Vec<ObjectKey> = cluster.pods.keys().cloned().collect();
+    let (one, other) = (rng.pick(&pods).clone(), rng.pick(&pods).clone());
+    match rng.below(12) {
+        0..5 => {
+            let labels = cluster.pods[&other].labels.clone();
+            cluster.pods.get_mut(&one).expect("it is there").labels = labels;
+        }
+        5 | 6 => {
+            let pod = cluster.pods.get_mut(&one).expect("it is there");
+            pod.phase = if pod.is_live() { model::Phase::Finished } else { model::Phase::Live };
+        }
+        7 => drop(cluster.pods.remove(&one)),
+        8 => {
+            let (Some(namespace), Some(from)) =
+                (cluster.namespaces.get_mut(&one.namespace), donor.namespaces.values().next())
+            else {
+                return;
+            };
+            let name = namespace.labels.remove("kubernetes.io/metadata.name");
+            namespace.labels = from.labels.clone();
+            namespace.labels.extend(name.map(|name| ("kubernetes.io/metadata.name".to_owned(), name)));
+        }
+        9 => {
+            if let Some(node) = cluster.nodes.values_mut().nth(rng.below(2)) {
+                node.labels = donor.nodes.values().next().map(|node| node.labels.clone()).unwrap_or_default();
+            }
+        }
+        10 => cluster.host_policies.clone_from(&donor.host_policies),
+        _ => {
+            let node = cluster.pods[&other].node.clone();
+            cluster.pods.get_mut(&one).expect("it is there").node = node;
+        }
     }
 }
