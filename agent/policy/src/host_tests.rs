@@ -8,7 +8,7 @@
     reason = "tests"
 )]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_common::event::{Action, Reason};
 use portcullis_common::wire::RULESET_CLOSED;
@@ -70,8 +70,8 @@ fn closed_both_ways(subject: Value) -> Value {
     host_policy("p", json!({"subject": subject, "policyTypes": ["Ingress", "Egress"]}))
 }
 
-fn isolation() -> Option<RuleSource> {
-    Some(RuleSource::HostIsolation("p".to_owned()))
+fn isolation() -> RuleSource {
+    RuleSource::HostIsolation("p".to_owned())
 }
 
 const OPEN: (Reason, Option<RuleSource>) = (Reason::NotIsolated, None);
@@ -79,11 +79,17 @@ const OPEN: (Reason, Option<RuleSource>) = (Reason::NotIsolated, None);
 #[test]
 fn h1_nodes_select_the_node_and_pods_select_hostnetwork_pods_and_neither_a_pod_of_its_own_network() {
     let nodes = with(&[closed_both_ways(json!({"nodes": {}}))]);
-    assert_eq!(said(ask(&nodes, "192.0.2.1", "node", "TCP/80").ingress), (Reason::Isolated, isolation()));
+    assert_eq!(
+        said(ask(&nodes, "192.0.2.1", "node", "TCP/80").ingress),
+        (Reason::Isolated, Some(isolation()))
+    );
     assert_eq!(said(ask(&nodes, "192.0.2.1", "a/proxy", "TCP/80").ingress), OPEN);
     assert_eq!(said(ask(&nodes, "192.0.2.1", "a/here", "TCP/80").ingress), OPEN);
     let pods = with(&[closed_both_ways(json!({"pods": {"podSelector": {"matchLabels": {"app": "proxy"}}}}))]);
-    assert_eq!(said(ask(&pods, "a/proxy", "192.0.2.1", "TCP/80").egress), (Reason::Isolated, isolation()));
+    assert_eq!(
+        said(ask(&pods, "a/proxy", "192.0.2.1", "TCP/80").egress),
+        (Reason::Isolated, Some(isolation()))
+    );
     for other in ["node", "a/other", "a/here"] {
         assert_eq!(said(ask(&pods, other, "192.0.2.1", "TCP/80").egress), OPEN, "{other}");
     }
@@ -119,7 +125,10 @@ fn h2_named_ports_are_the_hostnetwork_pods_and_no_nodes() {
         with(&[to_nodes(all.clone()), host_policy("q", json!({"subject": {"pods": {}}, "ingress": rule}))]);
     let by_rule = (Reason::Rule, Some(RuleSource::HostPolicy("q".to_owned(), 0)));
     assert_eq!(said(ask(&cluster, "192.0.2.1", "a/proxy", "TCP/8080").ingress), by_rule);
-    assert_eq!(said(ask(&cluster, "192.0.2.1", "node", "TCP/8080").ingress), (Reason::Isolated, isolation()));
+    assert_eq!(
+        said(ask(&cluster, "192.0.2.1", "node", "TCP/8080").ingress),
+        (Reason::Isolated, Some(isolation()))
+    );
 }
 
 #[test]
@@ -127,7 +136,7 @@ fn h3_an_unreadable_subject_isolates_the_node_and_its_hostnetwork_pods_and_allow
     let cluster = with(&[host_policy("p", json!({"ingress": [{}]}))]);
     for host in ["node", "a/proxy", "a/other"] {
         let answer = ask(&cluster, "192.0.2.1", host, "TCP/80");
-        assert_eq!(said(answer.ingress), (Reason::InvalidClosed, isolation()), "{host}");
+        assert_eq!(said(answer.ingress), (Reason::InvalidClosed, Some(isolation())), "{host}");
         assert_eq!(said(ask(&cluster, host, "192.0.2.1", "TCP/80").egress), OPEN, "{host}");
         assert_eq!(said(ask(&cluster, "192.0.2.1", host, "TCP/22").ingress).0, Reason::Failsafe, "{host}");
     }
@@ -190,14 +199,14 @@ fn h6_networkpolicies_select_hostnetwork_pods_where_they_are_told_to() {
     let second = (Reason::Rule, Some(RuleSource::NetworkPolicy(ObjectKey::new("a", "np"), 0)));
     assert_eq!(
         said(ask(&cluster, "192.0.2.1", "a/proxy", "TCP/81").ingress),
-        (Reason::Isolated, isolation())
+        (Reason::Isolated, Some(isolation()))
     );
     cluster.host.as_mut().unwrap().selects = HostNetworkPods::NetworkPolicy;
     assert_eq!(said(ask(&cluster, "192.0.2.1", "a/proxy", "TCP/80").ingress), first);
     assert_eq!(said(ask(&cluster, "192.0.2.1", "a/proxy", "TCP/81").ingress), second);
     assert_eq!(
         said(ask(&cluster, "192.0.2.1", "a/other", "TCP/81").ingress),
-        (Reason::Isolated, isolation())
+        (Reason::Isolated, Some(isolation()))
     );
     let denied = ask(&cluster, "192.0.2.1", "a/proxy", "TCP/82").ingress.unwrap();
     let both = [PolicyRef::Host("p".to_owned()), PolicyRef::Network(ObjectKey::new("a", "np"))];
@@ -287,11 +296,11 @@ fn h9_what_a_hostnetwork_pod_sends_to_a_pod_of_its_node_is_the_own_nodes_there()
 #[test]
 fn h10_what_only_audited_policies_isolate_passes() {
     let audit = host_policy("b", json!({"mode": "Audit", "subject": {"nodes": {}}}));
-    let denied = ask(&with(&[audit.clone()]), "192.0.2.1", "node", "TCP/80").ingress.unwrap();
+    let denied = ask(&with(std::slice::from_ref(&audit)), "192.0.2.1", "node", "TCP/80").ingress.unwrap();
     assert!(denied.audited && denied.action == Action::Deny, "{denied:?}");
     let both = with(&[audit, to_nodes(json!({}))]);
     let denied = ask(&both, "192.0.2.1", "node", "TCP/80").ingress.unwrap();
-    assert_eq!((denied.audited, denied.decided_by.map(|name| name.source)), (false, isolation()));
+    assert_eq!((denied.audited, denied.decided_by.map(|name| name.source)), (false, Some(isolation())));
 }
 
 #[test]
@@ -338,7 +347,10 @@ fn a_virtual_address_waits_for_no_backend() {
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"namespace": "a", "name": "s"},
         "spec": {"clusterIP": "10.96.0.1"}});
     let cluster = with(&[service, closed_both_ways(json!({"nodes": {}}))]);
-    assert_eq!(said(ask(&cluster, "node", "10.96.0.1", "TCP/80").egress), (Reason::Isolated, isolation()));
+    assert_eq!(
+        said(ask(&cluster, "node", "10.96.0.1", "TCP/80").egress),
+        (Reason::Isolated, Some(isolation()))
+    );
     assert_eq!(said(ask(&cluster, "node", "10.96.0.1", "UDP/53").egress).0, Reason::Failsafe);
 }
 
@@ -352,7 +364,7 @@ fn t17_a_host_without_room_keeps_what_always_passes() {
     let cluster = with(&[to_nodes(json!({"ingress": ports}))]);
     let mut compiler = Compiler::with_sizes(0, sizes("rules=60"));
     let node = ObjectKey::of_node("n");
-    let fitted = compiler.compile_what_fits(&cluster, &cluster.subjects(), &Default::default()).unwrap();
+    let fitted = compiler.compile_what_fits(&cluster, &cluster.subjects(), &BTreeMap::new()).unwrap();
     let held: Vec<_> = fitted.held.iter().map(|one| (one.pod.clone(), one.instead)).collect();
     assert_eq!(held, [(node.clone(), Instead::Closed)]);
     assert!(u32::from(fitted.desired.endpoints[&node].ingress) > RULESET_CLOSED);
@@ -379,9 +391,14 @@ fn t17_tenants_do_not_hold_the_hosts_rules_back() {
     }
     let cluster = with(&objects);
     let mut compiler = Compiler::with_sizes(0, sizes("rules=120"));
-    let fitted = compiler.compile_what_fits(&cluster, &cluster.subjects(), &Default::default()).unwrap();
+    let fitted = compiler.compile_what_fits(&cluster, &cluster.subjects(), &BTreeMap::new()).unwrap();
     assert!(!fitted.held.is_empty(), "it does not fill the table");
     assert!(fitted.held.iter().all(|one| one.pod.namespace.starts_with("tenant-")), "{:?}", fitted.held);
+}
+
+fn relabel(cluster: &mut Cluster, pod: &str) {
+    let labels = &mut cluster.pods.get_mut(&ObjectKey::new("a", pod)).unwrap().labels;
+    labels.insert("x".to_owned(), "y".to_owned());
 }
 
 #[test]
@@ -399,10 +416,6 @@ fn a_change_of_what_hosts_are_compiled_from_takes_the_whole_way() {
         let (mut tables, _) = compiler.compile(&before, &pods).unwrap();
         compiler.follow(&before, &after, &pods, &mut tables).is_some()
     };
-    fn relabel(cluster: &mut Cluster, pod: &str) {
-        let labels = &mut cluster.pods.get_mut(&ObjectKey::new("a", pod)).unwrap().labels;
-        labels.insert("x".to_owned(), "y".to_owned());
-    }
     assert!(follows(&|c| relabel(c, "there")), "another node's pod");
     assert!(!follows(&|c| relabel(c, "here")), "an own pod");
     assert!(!follows(&|c| c.host_policies.clear()));
