@@ -26,7 +26,7 @@ use crate::output::{self, Colour, Exit, Format};
 use crate::plugin;
 use crate::preflight::{self, Regard};
 use crate::source::Choice;
-use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, Sent, TrafficText};
+use crate::verbs::ask::{ExplainRequest, Family, Hosts, Judge, MatrixRequest, Sent, TrafficText};
 use crate::verbs::endpoints::{Scope, endpoints};
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::offline;
@@ -158,6 +158,15 @@ enum OwnNodeEgress {
     Policy,
     /// It passes
     Allow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum HostNetworkPods {
+    /// Nothing
+    Ignore,
+    /// The NetworkPolicies of their namespaces, as of other pods
+    #[allow(clippy::doc_markdown)] // the text of --help
+    NetworkPolicy,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -336,19 +345,32 @@ struct AskArgs {
     /// Address family [default: IPv4 where it is there]
     #[arg(long)]
     family: Option<Family>,
+    /// With --source: judge the node of --node-name and its hostNetwork pods too, as an agent with a host firewall does
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, requires_all = ["source", "node_name"])]
+    host_firewall: bool,
+    /// With --host-firewall: what selects hostNetwork pods beside HostPolicies
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, default_value = "ignore", requires = "host_firewall")]
+    host_network_pods: HostNetworkPods,
 }
 
 impl AskArgs {
     fn from(self) -> From {
         match self.source {
             None => From::Agent { run_dir: self.run_dir.run_dir },
-            Some(dir) => From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs },
+            Some(ref dir) => self.other(dir.clone()),
         }
     }
 
     /// Another directory, read as this one is.
     fn other(&self, dir: PathBuf) -> From {
-        From::Directory { dir, node: self.node.node_name.clone(), pod_cidrs: self.node.pod_cidrs.clone() }
+        let hosts = self.host_firewall.then(|| match self.host_network_pods {
+            HostNetworkPods::Ignore => model::HostNetworkPods::Ignore,
+            HostNetworkPods::NetworkPolicy => model::HostNetworkPods::NetworkPolicy,
+        });
+        let (node, pod_cidrs) = (self.node.node_name.clone(), self.node.pod_cidrs.clone());
+        From::Directory { dir, node, pod_cidrs, hosts }
     }
 }
 
@@ -408,6 +430,9 @@ struct MatrixArgs {
     /// times for several
     #[arg(long, value_name = "SERVICE", conflicts_with = "diff")]
     to: Vec<String>,
+    /// The node and the pods in its network as rows and columns too, where the host firewall is on
+    #[arg(long)]
+    hosts: bool,
     /// Show only what leaves or enters pods of this namespace, other cells stay blank; several times for several
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     namespaces: Vec<String>,
@@ -583,6 +608,7 @@ fn matrix(args: MatrixArgs, colour: Colour) -> Result<Exit, Failure> {
         judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
         namespaces: args.namespaces,
         services: args.to,
+        hosts: if args.hosts { Hosts::In } else { Hosts::Out },
     };
     let other = args.diff.map(|dir| args.ask.other(dir));
     let from = args.ask.from();

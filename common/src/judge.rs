@@ -162,7 +162,7 @@ pub struct Verdict {
 
 /// A [`Verdict`] in one register: what functions return that are their own in eBPF, where a value in memory
 /// would cost stack in every caller.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Packed(pub u64);
 
 impl Packed {
@@ -181,6 +181,10 @@ impl Packed {
     const AGAIN: u64 = 1 << 13;
     /// It is virtual: judged only there.
     const WAITS: u64 = 1 << 14;
+    /// No verdict: there is a flow, of these flags (in the place of the counter), that the policies have to be asked about anew.
+    const STALE: u64 = 1 << 15;
+    /// Nobody has asked.
+    const NOT_ASKED: Self = Self(Self::STALE);
 
     #[inline(always)]
     const fn new(verdict: Verdict) -> Self {
@@ -204,7 +208,8 @@ impl Packed {
 
     /// True if the packet does not go on.
     #[inline(always)]
-    const fn drops(self) -> bool {
+    #[must_use]
+    pub const fn drops(self) -> bool {
         self.0 & (Self::DENIED | Self::AUDITED) == Self::DENIED
     }
 
@@ -311,6 +316,8 @@ pub struct Work {
     /// The last packet here that is judged again where it is delivered: its endpoint and its flow.
     sent_by: u32,
     sent: FlowKey,
+    /// What the policies say now of the flow that the packet belongs to, where they were asked.
+    again: Packed,
     /// The endpoint is the node, or a pod in its network.
     is_host: bool,
     /// What the sender's socket says, where it is a socket of the node's network.
@@ -355,6 +362,7 @@ impl Work {
         any: 0,
         sent_by: NO_ENDPOINT,
         sent: Self::NO_KEY,
+        again: Packed::NOT_ASKED,
         is_host: false,
         ends: SocketEnds::NONE,
     };
@@ -803,9 +811,11 @@ const EMBEDDED_KEY: u32 = 1;
 
 mod delivered;
 mod fragments;
+mod leaving;
 mod tuple;
 
 pub use delivered::delivered;
+pub use leaving::{answering, leaving};
 pub use tuple::{ahead, by_tuple, decide};
 
 #[cfg(test)]

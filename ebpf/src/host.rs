@@ -6,8 +6,8 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::SkBuffContext;
 use portcullis_common::addr::Addr;
-use portcullis_common::event::{Action, Direction};
-use portcullis_common::judge::{At, Delivery, Environment as _, Origin, SocketEnds, Work, judge};
+use portcullis_common::event::Direction;
+use portcullis_common::judge::{At, Delivery, Origin, Packed, SocketEnds, Work, answering, judge, leaving};
 use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, Shape, TCP, UDP, parse};
 use portcullis_common::wire::{
     CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT,
@@ -62,24 +62,27 @@ pub fn whose(skb: *mut __sk_buff, state: &HostState) -> u32 {
     state.unknown
 }
 
-/// What the packet's socket says of its ends.
-#[inline(always)]
-fn ends(skb: *mut __sk_buff, protocol: u8) -> SocketEnds {
-    let mut ends = SocketEnds::NONE;
+/// Leaves in the work what the packet's socket says of its ends; returns nothing of meaning: a function of its own has to
+/// return a number.
+#[inline(never)]
+fn ends(skb: *mut __sk_buff, work: &mut Work) -> u32 {
+    let protocol = work.packet.protocol;
+    let ends = &mut work.ends;
+    *ends = SocketEnds::NONE;
     if protocol != TCP && protocol != UDP {
-        return ends;
+        return 0;
     }
     // One read to the verifier, two operations to Rust, which takes the union for one of its own.
     #[allow(clippy::multiple_unsafe_ops_per_block)]
     // SAFETY: the context is valid for the whole program.
     let socket = unsafe { (*skb).__bindgen_anon_2.sk };
     if socket.is_null() {
-        return ends;
+        return 0;
     }
     // SAFETY: a socket that is not null.
     let socket = unsafe { bpf_sk_fullsock(socket) };
     if socket.is_null() {
-        return ends;
+        return 0;
     }
     // SAFETY: a whole socket, as is everything below; each field is read by a load of its own.
     let port = unsafe { (&raw const (*socket).src_port).read_volatile() };
@@ -109,7 +112,7 @@ fn ends(skb: *mut __sk_buff, protocol: u8) -> SocketEnds {
         }
         _ => ends.remote_port = 0,
     }
-    ends
+    0
 }
 
 /// Judges what a socket of the node's network sends, and says in its mark who that was.
@@ -127,7 +130,7 @@ pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
     let skb = &Skb::new(aya_ebpf::programs::TcContext::new(packet), &mut scratch.head);
     work.packet = Packet::OTHER;
     parse(skb, Link::Ip, &mut work.packet);
-    work.ends = ends(packet, work.packet.protocol);
+    ends(packet, work);
     // SAFETY: the context is valid for the whole program.
     let loops = unsafe { (*packet).ifindex } == LOOPBACK;
     let origin = match loops {
@@ -185,20 +188,21 @@ pub fn is_unheard(skb: *mut __sk_buff) -> bool {
     came_from == 0 && mark::sender(skb).is_none()
 }
 
-/// Judges what leaves the node by a device and comes from none of its sockets.
+/// Judges what leaves the node by a device and comes from none of its sockets. The outer packets of tunnels between nodes, which
+/// the kernel sends by itself, pass.
 #[inline(never)]
 pub fn unheard(skb: &Skb<'_>, work: &mut Work, node: u32) -> u32 {
-    let (shape, protocol) = (work.packet.shape, work.packet.protocol);
-    if matches!(shape, Shape::Arp | Shape::Other) {
+    if !matches!(work.packet.protocol, TCP | ICMP | ICMPV6) && tables::is_node(&work.packet.dst) {
         return 1;
     }
-    // The outer packets of tunnels between nodes, which the kernel sends by itself.
-    if !matches!(protocol, TCP | ICMP | ICMPV6) && tables::is_node(&work.packet.dst) {
-        return 1;
-    }
-    work.ends = SocketEnds::NONE;
-    let at = At { slot: node, direction: Direction::Egress, origin: Origin::Forwarded };
-    let verdict = judge(&Maps, skb, work, at);
+    let verdict = leaving(&Maps, work, node);
+    told(skb, work, node, verdict)
+}
+
+/// Reports a verdict on what leaves without a socket; whether it goes on.
+#[inline(never)]
+fn told(skb: &Skb<'_>, work: &Work, node: u32, verdict: Packed) -> u32 {
+    let verdict = verdict.verdict();
     report::report(skb, node, Direction::Egress, &work.packet, &verdict);
     u32::from(crate::goes_on(&verdict))
 }
@@ -213,19 +217,10 @@ pub fn is_answer(packet: &Packet) -> bool {
     }
 }
 
-/// Judges an answer of the kernel as what it answers: by what the node's policies say of who gets it.
+/// Judges an answer of the kernel as what it answers.
 #[inline(never)]
-pub fn answered(skb: &Skb<'_>, work: &mut Work, node: u32) -> u32 {
-    let Some(word) = Maps.endpoint(node) else {
-        return 0;
-    };
-    let Packet { dst, protocol, src_port, .. } = work.packet;
-    let port = if protocol == TCP { src_port } else { 0 };
-    let mut verdict = Maps.decide(&dst, word.ingress, protocol, port).verdict();
-    if let Action::Allow = verdict.action {
-        return 1;
-    }
-    verdict.audited = verdict.audited || tables::is_audit();
-    report::report(skb, node, Direction::Egress, &work.packet, &verdict);
-    u32::from(crate::goes_on(&verdict))
+pub fn answered(skb: &Skb<'_>, work: &Work, node: u32) -> u32 {
+    let port = if work.packet.protocol == TCP { work.packet.src_port } else { 0 };
+    let verdict = answering(&Maps, work, node, port);
+    if verdict.drops() { told(skb, work, node, verdict) } else { 1 }
 }

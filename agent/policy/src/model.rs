@@ -102,6 +102,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Whom policies can select: every pod, and with the host firewall the node.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<ObjectKey> {
+        self.pods.keys().cloned().chain(self.host.as_ref().map(Host::key)).collect()
+    }
+
     /// The mode of a policy: its own, else its namespace's, else it is enforced.
     #[must_use]
     pub fn mode(&self, key: &ObjectKey, policy: &NetworkPolicy) -> Mode {

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use nix::unistd::geteuid;
+use portcullis_policy::model::HostNetworkPods;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -37,7 +38,7 @@ use crate::output::{self, Colour, Exit, Format};
 use crate::source::read::ReadError;
 use crate::world::{AskKernel, World};
 use ask::{AskError, ExplainRequest, Judge, MatrixRequest, Reply, Sent};
-use offline::{OfflineError, offline};
+use offline::{OfflineError, offline_on};
 
 /// Why a verb failed.
 #[derive(Debug, Error)]
@@ -141,6 +142,8 @@ pub enum From {
         node: Option<String>,
         /// Where pods without an address get one.
         pod_cidrs: Vec<IpNet>,
+        /// Where the node has a host firewall, what selects its hostNetwork pods beside HostPolicies.
+        hosts: Option<HostNetworkPods>,
     },
 }
 
@@ -170,8 +173,8 @@ pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit,
     let sender = request.from.clone();
     let Reply { result, notes } = match from {
         From::Agent { run_dir } => live(run_dir, &Request::Explain(request))?,
-        From::Directory { dir, node, pod_cidrs } => {
-            let world = read(dir, node.as_deref(), pod_cidrs)?;
+        From::Directory { dir, node, pod_cidrs, hosts } => {
+            let world = read(dir, node.as_deref(), pod_cidrs, *hosts)?;
             let kernel = match private(&world) {
                 Ok(kernel) => Some(kernel),
                 Err(why) => {
@@ -198,8 +201,8 @@ pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit,
 pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, Failure> {
     let Reply { result, notes } = match from {
         From::Agent { run_dir } => live(run_dir, &Request::Matrix(request))?,
-        From::Directory { dir, node, pod_cidrs } => {
-            let world = read(dir, node.as_deref(), pod_cidrs)?;
+        From::Directory { dir, node, pod_cidrs, hosts } => {
+            let world = read(dir, node.as_deref(), pod_cidrs, *hosts)?;
             let kernel = loaded(&world, request.judge)?;
             matrix::matrix(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
         }
@@ -213,8 +216,8 @@ pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, F
 pub fn page(from: &From, request: MatrixRequest) -> Result<Exit, Failure> {
     let Reply { result, notes } = match from {
         From::Agent { run_dir } => live(run_dir, &Request::Page(request))?,
-        From::Directory { dir, node, pod_cidrs } => {
-            let world = read(dir, node.as_deref(), pod_cidrs)?;
+        From::Directory { dir, node, pod_cidrs, hosts } => {
+            let world = read(dir, node.as_deref(), pod_cidrs, *hosts)?;
             let kernel = loaded(&world, request.judge)?;
             matrix::page::page(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
         }
@@ -237,8 +240,13 @@ fn live<T: DeserializeOwned>(run_dir: &Path, request: &Request) -> Result<Reply<
     Ok(client::ask(run_dir, request)?.answer()?)
 }
 
-fn read(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<World, Failure> {
-    let world = offline(dir, node, pod_cidrs)?;
+fn read(
+    dir: &Path,
+    node: Option<&str>,
+    pod_cidrs: &[IpNet],
+    hosts: Option<HostNetworkPods>,
+) -> Result<World, Failure> {
+    let world = offline_on(dir, node, pod_cidrs, hosts)?;
     output::problems(&world.problems);
     Ok(world)
 }

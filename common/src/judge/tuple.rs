@@ -20,7 +20,7 @@ pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
     let mut judge = ByTuple { env, word: work.word, at, is_host: work.is_host };
     work.slot = at.slot;
     match work.packet.shape {
-        Shape::IcmpError => return judge.related(work),
+        Shape::IcmpError => return judge.of_error(work),
         Shape::Later => {
             if let Some(reason) = judge.recalled(work).reason() {
                 return Packed::new(unreadable(env, judge.word.ruleset(at.direction), reason));
@@ -169,7 +169,14 @@ impl<E: Environment> ByTuple<'_, E> {
             local: own,
             kind: FLOW_KIND_FLOW,
         };
-        let held = self.existing(work);
+        work.again = Packed::NOT_ASKED;
+        let mut held = self.existing(work);
+        // Asked from here and not from where the flow is, for the stack.
+        if held.0 & Packed::STALE != 0 {
+            let flags = held.counter();
+            work.again = self.judged_again(work, opener(flags), flags);
+            held = self.existing(work);
+        }
         if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) }
     }
 
@@ -199,18 +206,23 @@ impl<E: Environment> ByTuple<'_, E> {
     }
 
     /// Goes on with a flow that is there; [`Packed::NO_FLOW`] if none is. Leaves in the work's entry what a
-    /// flow that this packet opens starts with.
+    /// flow that this packet opens starts with. [`Packed::STALE`] where the policies are to be asked first: then it is called
+    /// again, with what they say in the work.
     #[inline(never)]
     fn existing(&self, work: &mut Work) -> Packed {
         let packet = &work.packet;
         let key = &work.key;
-        let now = self.env.now();
-        // Before the tables are read: if they change meanwhile, the flow's stamp is already old.
-        let stamp = self.stamp(&key.remote);
-        work.any = self.env.epoch(EPOCH_ANY);
         let tag = key.tag();
-        work.entry =
-            FlowEntry { stamp, tag, seen: now, state: STATE_OPENING, counter: COUNTER_NONE, opened: now };
+        let again = work.again;
+        if again.0 & Packed::STALE != 0 {
+            let now = self.env.now();
+            // Before the tables are read: if they change meanwhile, the flow's stamp is already old.
+            let stamp = self.stamp(&key.remote);
+            work.any = self.env.epoch(EPOCH_ANY);
+            work.entry =
+                FlowEntry { stamp, tag, seen: now, state: STATE_OPENING, counter: COUNTER_NONE, opened: now };
+        }
+        let (now, stamp) = (work.entry.seen, work.entry.stamp);
         let opening = matches!(packet.shape, Shape::Opening);
         if let Shape::Stray = packet.shape {
             return Packed(Packed::NO_FLOW);
@@ -254,7 +266,9 @@ impl<E: Environment> ByTuple<'_, E> {
                 return Packed(Packed::NO_FLOW);
             }
         } else if held_stamp != stamped(stamp, flags, work.any) {
-            let again = self.judged_again(work, opener, flags);
+            if again.0 & Packed::STALE != 0 {
+                return Packed(Packed::STALE | (flags as u64) << 32);
+            }
             if again.drops() {
                 // The flow is over; what can open one may open its own, which may be the other direction's.
                 if opening {
@@ -425,10 +439,30 @@ impl<E: Environment> ByTuple<'_, E> {
 
     /// An ICMP error passes an isolated direction only with a live, allowed flow inside; it makes nothing. The work's key
     /// is that flow's.
+    #[inline(always)]
+    fn of_error(&self, work: &Work) -> Packed {
+        let mut found = self.related(work);
+        if found.0 & Packed::STALE != 0 {
+            let flags = found.counter();
+            let goes_on = !self.judged_again(work, opener(flags), flags).drops();
+            found = if goes_on { self.of_flow(flags) } else { Packed(Packed::NO_FLOW) };
+        }
+        if found.0 & Packed::NO_FLOW == 0 {
+            return found;
+        }
+        Packed::new(isolated(self.env, self.word.ruleset(self.at.direction), Reason::UnrelatedError))
+    }
+
+    /// The verdict on an error about a flow with these flags.
+    #[inline(always)]
+    const fn of_flow(&self, flags: u32) -> Packed {
+        Packed(Packed::new(Verdict::allow(Reason::RelatedError)).0 | self.goes_again(flags))
+    }
+
+    /// The flow that an error is about: [`Packed::NO_FLOW`] without a live one, [`Packed::STALE`] where the policies are to be
+    /// asked about it.
     #[inline(never)]
     fn related(&self, work: &Work) -> Packed {
-        let unrelated =
-            Packed::new(isolated(self.env, self.word.ruleset(self.at.direction), Reason::UnrelatedError));
         let key = &work.key;
         match self.held(key, key.tag()) {
             Held::Flow(flow, held, flags) => {
@@ -438,16 +472,15 @@ impl<E: Environment> ByTuple<'_, E> {
                 let live = !expired(key.protocol, stage.state, seen, now)
                     && (stage.doubt == 0 || !stage.is_over(now));
                 let stamp = stamped(self.stamp(&key.remote), flags, self.env.epoch(EPOCH_ANY));
-                let current = flags & FLOW_OWN_NODE != 0
-                    || held == stamp
-                    || !self.judged_again(work, opener(flags), flags).drops();
-                if live && current {
-                    Packed(Packed::new(Verdict::allow(Reason::RelatedError)).0 | self.goes_again(flags))
-                } else {
-                    unrelated
+                if !live {
+                    return Packed(Packed::NO_FLOW);
                 }
+                if flags & FLOW_OWN_NODE != 0 || held == stamp {
+                    return self.of_flow(flags);
+                }
+                Packed(Packed::STALE | (flags as u64) << 32)
             }
-            Held::None => unrelated,
+            Held::None => Packed(Packed::NO_FLOW),
             Held::Unreadable => Packed::UNREADABLE,
         }
     }

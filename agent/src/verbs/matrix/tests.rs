@@ -29,6 +29,7 @@ fn asked(namespaces: &[&str]) -> Result<Reply<Vec<Matrix>>, AskError> {
         judge: Judge::Userspace,
         namespaces: namespaces.iter().map(|&name| name.to_owned()).collect(),
         services: Vec::new(),
+        hosts: crate::verbs::ask::Hosts::Out,
     };
     matrix(&world(), None, &request)
 }
@@ -91,6 +92,7 @@ fn columns(services: &[&str], namespaces: &[&str]) -> Result<Vec<Matrix>, AskErr
         judge: Judge::Userspace,
         namespaces: owned(namespaces),
         services: owned(services),
+        hosts: crate::verbs::ask::Hosts::Out,
     };
     matrix(&self::services(), None, &request).map(|reply| reply.result)
 }
