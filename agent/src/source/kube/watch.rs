@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Tuning;
 use super::events::Notice;
-use super::object::{Kind, Raw, Seen};
+use super::object::{Kind, Raw};
 use super::store::Change;
 use crate::clock::monotonic;
 
