@@ -199,6 +199,7 @@ fn keeps(source: &KubeSource, stable: &BTreeSet<(Kind, Name)>) -> Result<(), Str
             Kind::Node => said.cluster.nodes.contains_key(&name.1),
             Kind::Pod => said.cluster.pods.contains_key(&key),
             Kind::NetworkPolicy => said.cluster.policies.contains_key(&key),
+            Kind::HostPolicy => said.cluster.host_policies.contains_key(&name.1),
         };
         if !there {
             return Err(format!("{} {key} was never touched and is lost", kind.name()));
