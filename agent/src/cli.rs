@@ -365,10 +365,11 @@ impl AskArgs {
 
     /// Another directory, read as this one is.
     fn other(&self, dir: PathBuf) -> From {
-        let hosts = self.host_firewall.then(|| match self.host_network_pods {
+        let selects = match self.host_network_pods {
             HostNetworkPods::Ignore => model::HostNetworkPods::Ignore,
             HostNetworkPods::NetworkPolicy => model::HostNetworkPods::NetworkPolicy,
-        });
+        };
+        let hosts = self.host_firewall.then_some(selects);
         let (node, pod_cidrs) = (self.node.node_name.clone(), self.node.pod_cidrs.clone());
         From::Directory { dir, node, pod_cidrs, hosts }
     }

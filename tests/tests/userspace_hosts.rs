@@ -1,20 +1,25 @@
 //! HostPolicies: the compiler and the shared classification in userspace, against the oracle.
 #![allow(missing_docs)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use portcullis_common::event::{Action, Reason};
+use portcullis_common::event::{Action, Direction as Way, Reason};
 use portcullis_oracle::generate::{HostCluster, host_cluster};
 use portcullis_oracle::hosts::{End, Firewall, PolicyName, Why};
-use portcullis_oracle::{DirVerdict, Family, Protocol, Verdict, World};
-use portcullis_policy::answer::{Answers, DirectionAnswer, Party};
+use portcullis_oracle::rng::SplitMix64;
+use portcullis_oracle::{DirVerdict, Family, Protocol, Traffic, Verdict, World};
+use portcullis_policy::answer::{Answer, Answers, DirectionAnswer, Party};
+use portcullis_policy::change::apply;
 use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::model::{
     self, Cluster, Failsafe, Host, HostNetworkPods, ObjectKey, PolicyRef, PortSpan,
 };
+use portcullis_policy::turn;
+use portcullis_policy::why::Sight;
 use portcullis_tests::compare::{agrees, cluster_of, family_of, key_of, traffic_of};
+use portcullis_tests::edits::{self, Written};
 
 /// Clusters of the test; `PORTCULLIS_HOST_CLUSTERS` and `PORTCULLIS_SEED` ask for others.
 const CLUSTERS: u64 = 2_000;
@@ -43,15 +48,19 @@ fn random_host_policies_get_the_oracles_verdicts_and_attributions() {
         handles.into_iter().map(|handle| handle.join().unwrap()).collect()
     });
     let (mut compared, mut wrong, mut whys) = (0, Vec::new(), BTreeMap::<&str, u64>::new());
+    let (mut turned, mut rules) = (0, 0);
     for tally in tallies {
         compared += tally.compared;
+        turned += tally.turned;
+        rules += tally.rules;
         wrong.extend(tally.wrong);
         for (why, count) in tally.whys {
             *whys.entry(why).or_default() += count;
         }
     }
     println!(
-        "{clusters} clusters from seed {seed}, {compared} answers, {} wrong, {:.1} s; {whys:?}",
+        "{clusters} clusters from seed {seed}, {compared} answers, {} wrong, {turned} turned, {rules} rules explained, \
+         {:.1} s; {whys:?}",
         wrong.len(),
         started.elapsed().as_secs_f64()
     );
@@ -66,6 +75,9 @@ fn random_host_policies_get_the_oracles_verdicts_and_attributions() {
 #[derive(Default)]
 struct Tally {
     compared: u64,
+    asked: u64,
+    turned: u64,
+    rules: u64,
     wrong: Vec<String>,
     whys: BTreeMap<&'static str, u64>,
 }
@@ -85,17 +97,30 @@ fn compare(case: &HostCluster, tally: &mut Tally) {
     }
     for family in [Family::Ipv4, Family::Ipv6] {
         let ends = ends(case, &world, &answers, family, tally);
-        let mut turn = 0usize;
+        let mut place = 0usize;
         for (from, ours_from) in &ends {
             for (to, ours_to) in &ends {
                 if matches!((from, to), (End::Address(_), End::Address(_))) {
                     continue;
                 }
                 // Each pair with some of the traffics, each traffic with many pairs.
-                for traffic in case.traffics.iter().cycle().skip(turn % case.traffics.len()).take(3) {
-                    turn += 1;
+                for traffic in case.traffics.iter().cycle().skip(place % case.traffics.len()).take(3) {
+                    place += 1;
                     let ours = answers.answer(ours_from, ours_to, traffic_of(*traffic));
                     let (egress, ingress) = world.host_flow(&case.firewall, from, to, *traffic);
+                    tally.asked += 1;
+                    if tally.asked.is_multiple_of(TURNED) {
+                        let flow = Flow {
+                            case,
+                            answers: &answers,
+                            from,
+                            to,
+                            ours: [ours_from, ours_to],
+                            sent: *traffic,
+                        };
+                        flow.explained(&ours, tally);
+                        flow.turned(ours.action(), tally);
+                    }
                     for (way, ours, theirs) in
                         [("egress", &ours.egress, &egress), ("ingress", &ours.ingress, &ingress)]
                     {
@@ -116,6 +141,90 @@ fn compare(case: &HostCluster, tally: &mut Tally) {
                 }
             }
         }
+    }
+}
+
+/// Every so many flows each rule is explained and the verdict turned: that compiles anew.
+const TURNED: u64 = 97;
+
+/// A flow in both words.
+struct Flow<'a> {
+    case: &'a HostCluster,
+    answers: &'a Answers<'a>,
+    from: &'a End,
+    to: &'a End,
+    ours: [&'a Party; 2],
+    sent: Traffic,
+}
+
+impl Flow<'_> {
+    fn name(&self) -> String {
+        format!("seed {}: {:?} -> {:?} {}", self.case.seed, self.from, self.to, self.sent)
+    }
+
+    /// What is said of each rule is so: the first that matches decided.
+    fn explained(&self, answer: &Answer, tally: &mut Tally) {
+        let [from, to] = self.ours;
+        let sides = [(Way::Egress, &answer.egress, from, to), (Way::Ingress, &answer.ingress, to, from)];
+        for (direction, judged, subject, remote) in sides {
+            let (Some(judged), Some(subject)) = (judged, self.answers.subject(subject)) else { continue };
+            let sight = Sight {
+                cluster: self.answers.cluster(),
+                directory: self.answers.directory(),
+                subject: &subject,
+                direction,
+                remote: remote.address(),
+                traffic: traffic_of(self.sent),
+            };
+            let findings = sight.findings();
+            tally.rules += findings.len() as u64;
+            let first = findings.iter().find(|finding| finding.why.is_none());
+            let first = first.map(|finding| RuleSource::rule(&finding.policy, finding.rule));
+            let source = judged.decided_by.as_ref().map(|name| name.source.clone());
+            let fits = match judged.reason {
+                Reason::Rule => first == source,
+                Reason::Failsafe => first.is_none(),
+                Reason::Isolated | Reason::InvalidClosed => {
+                    first.is_none() || source == Some(RuleSource::Closed)
+                }
+                Reason::NotIsolated => findings.is_empty(),
+                _ => true,
+            };
+            if !fits {
+                tally.wrong.push(format!("{} {direction:?}: {judged:?} but {findings:#?}", self.name()));
+            }
+        }
+    }
+
+    /// What is proposed turns the verdict, in our eyes and, done to the manifests, in the oracle's.
+    fn turned(&self, before: Action, tally: &mut Tally) {
+        let [from, to] = self.ours;
+        let traffic = traffic_of(self.sent);
+        let change = turn::change(self.answers, from, to, traffic, &[]);
+        if change.edits.is_empty() {
+            if change.text.is_none() {
+                tally.wrong.push(format!("{}: no edit and no reason", self.name()));
+            }
+            return;
+        }
+        let after = apply(self.answers.cluster(), &change);
+        let (desired, _) = Compiler::new(0).compile(&after, &after.subjects()).expect("tables have room");
+        let ours = Answers::new(&after, &desired).answer(from, to, traffic).action();
+        let mut manifests = self.case.manifests.clone();
+        for edit in &change.edits {
+            edits::edit(&mut manifests, &Written::from(edit));
+        }
+        let (egress, ingress) =
+            World::new(&manifests).host_flow(&self.case.firewall, self.from, self.to, self.sent);
+        let denied = [egress, ingress].iter().flatten().any(|why| why.verdict() == Verdict::Deny);
+        let theirs = if denied { Action::Deny } else { Action::Allow };
+        if ours == before || theirs == before {
+            tally.wrong.push(format!(
+                "{}: {before:?}, ours {ours:?}, oracle {theirs:?} after {change:#?}",
+                self.name()
+            ));
+        }
+        tally.turned += 1;
     }
 }
 
@@ -246,5 +355,102 @@ fn without_the_host_firewall_host_policies_change_nothing() {
             Compiler::new(0).compile(cluster, &subjects).expect("tables have room").0
         };
         assert_eq!(tables(&cluster), tables(&without), "seed {seed}");
+    }
+}
+
+/// Changes of everything that hosts are compiled from: what takes the short way says what compiling anew does.
+#[test]
+fn changes_take_the_short_way_only_where_no_hosts_rules_differ() {
+    let (mut followed, mut whole, mut wrong) = (0u64, 0u64, Vec::new());
+    for seed in 1..=number("PORTCULLIS_HOST_CHANGES", 400) {
+        let (case, other) = (host_cluster(seed), host_cluster(seed + 1_000_000));
+        let mut rng = SplitMix64::new(seed);
+        let mut before = cluster_of(&case.manifests);
+        before.host = Some(host_of(&case.firewall));
+        let donor = cluster_of(&other.manifests);
+        let subjects: BTreeSet<ObjectKey> = before.subjects().into_iter().collect();
+        // Pods that are on other nodes, or that no agent has found yet, have no tables.
+        let subjects: BTreeSet<ObjectKey> =
+            subjects.into_iter().filter(|key| key.is_node() || rng.below(2) == 0).collect();
+        let mut compiler = Compiler::new(0);
+        let (mut tables, _) = compiler.compile(&before, &subjects).expect("tables have room");
+        for step in 0..8 {
+            let mut after = before.clone();
+            change(&mut after, &donor, &mut rng);
+            if compiler.follow(&before, &after, &subjects, &mut tables).is_some() {
+                followed += 1;
+            } else {
+                whole += 1;
+                tables = compiler.compile(&after, &subjects).expect("tables have room").0;
+            }
+            before = after;
+            let anew = Compiler::new(0).compile(&before, &subjects).expect("tables have room").0;
+            let (ours, theirs) = (Answers::new(&before, &tables), Answers::new(&before, &anew));
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let pods =
+                    ours.order(family_of(family)).into_iter().map(|(key, address)| Party::Pod(key, address));
+                let others = case.externals.iter().map(|address| ours.party_at(*address));
+                let others = others.filter(|party| Family::of(party.address()) == family);
+                let ends: Vec<Party> =
+                    ours.hosts(family_of(family)).into_iter().chain(pods).chain(others).collect();
+                for (from, to) in ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to))) {
+                    let traffic = traffic_of(*rng.pick(&case.traffics));
+                    let (egress, ingress) = ours.questions(from, to, traffic);
+                    for question in [egress, ingress].into_iter().flatten() {
+                        if !subjects.contains(&question.pod) {
+                            continue;
+                        }
+                        let (short, long) = (ours.direction(&question), theirs.direction(&question));
+                        if short != long {
+                            let flow = format!("seed {seed} step {step}: {from:?} -> {to:?} {traffic}");
+                            wrong.push(format!("{flow}: {short:?} but anew {long:?}"));
+                        }
+                    }
+                }
+            }
+        }
+        if wrong.len() > 10 {
+            break;
+        }
+    }
+    println!("{followed} changes followed, {whole} compiled, {} wrong", wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong[..wrong.len().min(10)].join("\n"));
+    assert!(followed > 100 && whole > 100, "{followed} and {whole} tell nothing");
+}
+
+/// One change, mostly of pods.
+fn change(cluster: &mut Cluster, donor: &Cluster, rng: &mut SplitMix64) {
+    let pods: Vec<ObjectKey> = cluster.pods.keys().cloned().collect();
+    let (one, other) = (rng.pick(&pods).clone(), rng.pick(&pods).clone());
+    match rng.below(12) {
+        0..5 => {
+            let labels = cluster.pods[&other].labels.clone();
+            cluster.pods.get_mut(&one).expect("it is there").labels = labels;
+        }
+        5 | 6 => {
+            let pod = cluster.pods.get_mut(&one).expect("it is there");
+            pod.phase = if pod.is_live() { model::Phase::Finished } else { model::Phase::Live };
+        }
+        7 => drop(cluster.pods.remove(&one)),
+        8 => {
+            let (Some(namespace), Some(from)) =
+                (cluster.namespaces.get_mut(&one.namespace), donor.namespaces.values().next())
+            else {
+                return;
+            };
+            let name = namespace.labels.remove("kubernetes.io/metadata.name");
+            namespace.labels = from.labels.clone();
+            namespace.labels.extend(name.map(|name| ("kubernetes.io/metadata.name".to_owned(), name)));
+        }
+        9 => {
+            if let Some(node) = cluster.nodes.values_mut().nth(rng.below(2)) {
+                node.labels = donor.nodes.values().next().map(|node| node.labels.clone()).unwrap_or_default();
+            }
+        }
+        10 => cluster.host_policies.clone_from(&donor.host_policies),
+        _ => {
+            let node = cluster.pods[&other].node.clone();
+            cluster.pods.get_mut(&one).expect("it is there").node = node;
+        }
     }
 }

@@ -199,9 +199,12 @@ impl<'a> Answers<'a> {
 
     /// Where what one end sends comes to the other from.
     fn origin(&self, from: &Party, to: &Party) -> Origin {
-        let sends_itself = || match (self.subject(from), self.subject(to)) {
-            (Some(from), Some(to)) => from == to,
-            (None | Some(_), _) => false,
+        let sends_itself = || self.subject(from).is_some() && self.subject(from) == self.subject(to);
+        let is_of_node = || match from {
+            Party::OwnNode(_) => true,
+            // Another node's nobody knows here.
+            Party::HostPod(key, _) => self.directory.hosts.contains_key(key),
+            Party::Pod(..) | Party::Address(_) => false,
         };
         // Where nobody says which node it is, it is the one that the receiver runs on.
         let is_local = |pod: &ObjectKey| {
@@ -209,19 +212,22 @@ impl<'a> Answers<'a> {
             self.directory.node.is_none_or(|node| facts.is_some_and(|facts| is_local(facts.pod, node)))
         };
         match (from, to) {
-            (Party::HostPod(..) | Party::OwnNode(_), _) if sends_itself() => Origin::Hairpin,
-            (Party::OwnNode(_), Party::HostPod(..)) => Origin::OwnNode,
-            // On the wire between them is nobody, and by address each is the node (H8).
-            (Party::HostPod(..), Party::HostPod(..) | Party::OwnNode(_)) => Origin::Forwarded,
-            (Party::OwnNode(_), Party::OwnNode(_) | Party::Address(_)) => Origin::OwnNode,
-            (Party::OwnNode(_) | Party::HostPod(..), Party::Pod(to, _)) => match from {
-                // Of another node's nobody knows it here.
-                Party::HostPod(key, _) if !self.directory.hosts.contains_key(key) => Origin::Forwarded,
-                _ if is_local(to) => Origin::OwnNode,
-                _ => Origin::Forwarded,
-            },
             (Party::Pod(from, _), Party::Pod(to, _)) if from == to => Origin::OwnInterface,
-            (Party::Pod(..) | Party::HostPod(..) | Party::Address(_), _) => Origin::Forwarded,
+            (Party::HostPod(..) | Party::OwnNode(_), Party::HostPod(..) | Party::OwnNode(_))
+                if sends_itself() =>
+            {
+                Origin::Hairpin
+            }
+            (Party::OwnNode(_), Party::HostPod(..) | Party::OwnNode(_) | Party::Address(_)) => {
+                Origin::OwnNode
+            }
+            (Party::OwnNode(_) | Party::HostPod(..), Party::Pod(to, _)) if is_of_node() && is_local(to) => {
+                Origin::OwnNode
+            }
+            // One hostNetwork pod to another too: by address each is the node, and neither's process is (H8).
+            (Party::Pod(..) | Party::HostPod(..) | Party::OwnNode(_) | Party::Address(_), _) => {
+                Origin::Forwarded
+            }
         }
     }
 

@@ -187,7 +187,8 @@ impl<'a> Directory<'a> {
     }
 }
 
-fn facts<'a>(cluster: &'a Cluster, key: &'a ObjectKey, pod: &'a Pod) -> PodFacts<'a> {
+/// What is known of a pod.
+pub(crate) fn facts<'a>(cluster: &'a Cluster, key: &'a ObjectKey, pod: &'a Pod) -> PodFacts<'a> {
     let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
     PodFacts { namespace: &key.namespace, namespace_labels, pod }
 }

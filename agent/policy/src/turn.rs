@@ -22,6 +22,7 @@ pub use advisor::{Advisor, Proposal, is_named_by_address};
 
 use crate::answer::{Answers, DirectionAnswer, Party};
 use crate::change::{Change, Edit, apply_edits};
+use crate::compile::ruleset::passes_always;
 use crate::desired::{CounterName, RuleSource};
 use crate::frame::Traffic;
 use crate::model::{Cluster, IpBlock, ObjectKey, Peer, Peers, Problem, Rule};
@@ -199,6 +200,14 @@ fn to_deny(
     for side in judged.iter().rev() {
         match side.answer.reason {
             Reason::Rule | Reason::NotIsolated => {
+                let subject = directory.subject(&side.subject);
+                let always = subject.and_then(|subject| {
+                    passes_always(cluster, directory, &subject, side.direction, side.remote, traffic)
+                });
+                if let Some(source) = always {
+                    why = passing(&source, side);
+                    continue;
+                }
                 let proposal = advisor.closing(&side.sight(cluster, directory, traffic));
                 let isolates = side.answer.reason == Reason::NotIsolated;
                 let size = Size { pairs: proposal.pairs, isolates, edits: proposal.edits.len() };
@@ -206,19 +215,9 @@ fn to_deny(
                     best = Some((size, proposal));
                 }
             }
-            Reason::OwnNode => {
-                why = match side.direction {
-                    Direction::Ingress => "no policy can deny this: a pod's own node always reaches it",
-                    Direction::Egress if side.subject.is_node() => {
-                        "no policy can deny this: a node always reaches its own pods"
-                    }
-                    Direction::Egress => {
-                        "no policy can deny this: the agent runs with --own-node-egress=allow"
-                    }
-                };
-            }
+            Reason::OwnNode => why = passing(&RuleSource::OwnNode, side),
             Reason::SelfTraffic => why = "no policy can deny this: a pod always reaches itself",
-            Reason::Failsafe => why = "no policy can deny this: the host firewall keeps this port open",
+            Reason::Failsafe => why = passing(&RuleSource::Failsafe, side),
             // Packets that open nothing; `frame::opening` makes none of them.
             Reason::Isolated
             | Reason::InvalidClosed
@@ -244,6 +243,18 @@ fn to_deny(
         }
     }
     best.map(|(_, proposal)| proposal.edits).ok_or(why)
+}
+
+/// Why no policy denies what passes always.
+fn passing(source: &RuleSource, side: &Side<'_>) -> &'static str {
+    match (source, side.direction) {
+        (RuleSource::Failsafe, _) => "no policy can deny this: the host firewall keeps this port open",
+        (_, Direction::Ingress) => "no policy can deny this: a pod's own node always reaches it",
+        (_, Direction::Egress) if side.subject.is_node() => {
+            "no policy can deny this: a node always reaches its own pods"
+        }
+        (_, Direction::Egress) => "no policy can deny this: the agent runs with --own-node-egress=allow",
+    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub struct Sight<'a> {
 pub enum Standing<'a> {
     /// No policy isolates the subject.
     Open,
+    /// Nobody knows which policies select it: not all of its labels can be read.
+    Unknown,
     /// Nothing declares the subject's namespace (S34).
     Undeclared,
     /// These isolate it, in order of their names; at least one.
@@ -168,8 +170,13 @@ impl<'a> Sight<'a> {
     #[must_use]
     pub fn standing(&self) -> Standing<'a> {
         let Some(subject) = self.whom() else { return Standing::Open };
-        if subject.facts().is_some_and(|facts| facts.namespace_labels.is_none()) {
-            return Standing::Undeclared;
+        if let Some(facts) = subject.facts() {
+            if !facts.pod.has_known_labels() {
+                return Standing::Unknown;
+            }
+            if facts.namespace_labels.is_none() {
+                return Standing::Undeclared;
+            }
         }
         let policies: Vec<Isolating<'a>> = isolating(self.cluster, self.subject, &subject, self.direction);
         if policies.is_empty() { Standing::Open } else { Standing::Isolated(policies) }
@@ -179,7 +186,7 @@ impl<'a> Sight<'a> {
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
         match self.standing() {
-            Standing::Open | Standing::Undeclared => Vec::new(),
+            Standing::Open | Standing::Unknown | Standing::Undeclared => Vec::new(),
             Standing::Isolated(policies) => policies
                 .iter()
                 .flat_map(|isolating| {

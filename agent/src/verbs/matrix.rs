@@ -175,7 +175,7 @@ impl Filler<'_> {
                 .collect()
             })
             .collect::<Result<_, AskError>>()?;
-        let order = parties.iter().map(|party| self.name(party)).collect();
+        let order = parties.iter().map(name_of).collect();
         let Columns { names: services, rows: service_rows } = self.columns.clone();
         let protocol = protocol.to_owned();
         Ok(Matrix { protocol, port, family: self.family, order, rows, services, service_rows })
@@ -190,14 +190,6 @@ impl Filler<'_> {
     /// By which a scope knows an end: the node is in no namespace.
     fn key(&self, party: &Party) -> ObjectKey {
         self.answers.subject(party).unwrap_or_else(|| ObjectKey::of_node(""))
-    }
-
-    fn name(&self, party: &Party) -> String {
-        match party {
-            Party::Pod(key, _) | Party::HostPod(key, _) => key.to_string(),
-            Party::OwnNode(_) => "node".to_owned(),
-            Party::Address(address) => address.to_string(),
-        }
     }
 
     fn cell(&self, from: &Party, to: &Party, traffic: Traffic) -> Result<char, AskError> {
@@ -221,6 +213,14 @@ impl Filler<'_> {
         } else {
             '.'
         })
+    }
+}
+
+fn name_of(party: &Party) -> String {
+    match party {
+        Party::Pod(key, _) | Party::HostPod(key, _) => key.to_string(),
+        Party::OwnNode(_) => "node".to_owned(),
+        Party::Address(address) => address.to_string(),
     }
 }
 

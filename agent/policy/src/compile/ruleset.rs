@@ -2,15 +2,18 @@
 //! ingress the subject resolves them, on egress they become part of the peer (S25, S26).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use portcullis_common::event::Direction;
+use portcullis_common::packet::{ICMP, ICMPV6};
 use portcullis_common::wire::{
     ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, KIND_FAILSAFE, KIND_INVALID, KIND_ISOLATION, KIND_OWN_NODE,
     KIND_RULE, port_position,
 };
 
 use crate::desired::{CounterName, RuleSource};
+use crate::frame::Traffic;
 use crate::model::{
     Cluster, DirectionSpec, HostNetworkPods, HostPolicy, HostSubject, IsolationCause, LOOPBACK_V4,
     LOOPBACK_V6, Mode, NetworkPolicy, ObjectKey, Peer, Peers, PolicyRef, PortMatch, PortSpec, Ports,
@@ -217,6 +220,32 @@ fn always(
         name: CounterName { source: RuleSource::OwnNode, direction },
     });
     own.into_iter().chain(failsafe(cluster, subject, direction)).collect()
+}
+
+/// What lets this pass an isolated direction whatever policies say; `None`: nothing.
+#[must_use]
+pub fn passes_always(
+    cluster: &Cluster,
+    directory: &Directory<'_>,
+    subject: &Subject<'_>,
+    direction: Direction,
+    remote: IpAddr,
+    traffic: Traffic,
+) -> Option<RuleSource> {
+    let position = match (traffic, remote) {
+        (Traffic::To(protocol, port), _) => port_position(protocol.number(), port),
+        (Traffic::Echo, IpAddr::V4(_)) => port_position(ICMP, 0),
+        (Traffic::Echo, IpAddr::V6(_)) => port_position(ICMPV6, 0),
+    };
+    let holds = |rule: &RuleContent| {
+        rule.ports.iter().any(|(from, to)| (*from..=*to).contains(&position))
+            && match &rule.peers {
+                PeerSet::Anyone => true,
+                PeerSet::Selected(all) => all.iter().any(|one| one.matches(remote, directory.owner(remote))),
+            }
+    };
+    let always = always(cluster, directory, subject, direction);
+    always.into_iter().find(holds).map(|rule| rule.name.source)
 }
 
 /// Where a node finds its own pods (H8): their addresses, and of those in its network its own.

@@ -82,15 +82,14 @@ fn read_subject(spec: &Object, path: Path<'_>, report: &mut Report) -> (Fields, 
         }
         (Read::Absent, Read::Is(pods)) => {
             let path = path.field("pods");
-            match (
-                one_selector(pods, "namespaceSelector", path, report),
-                one_selector(pods, "podSelector", path, report),
-            ) {
-                ((namespaces, SubjectRead::Whole), (pods, SubjectRead::Whole)) => {
+            let (namespaces, of_namespaces) = one_selector(pods, "namespaceSelector", path, report);
+            let (pods, of_pods) = one_selector(pods, "podSelector", path, report);
+            match (of_namespaces, of_pods) {
+                (SubjectRead::Whole, SubjectRead::Whole) => {
                     (HostSubject::Pods { namespaces, pods }, SubjectRead::Whole)
                 }
                 // Every one of them, whatever the other selector says.
-                (_, _) => {
+                (SubjectRead::Unreadable, _) | (_, SubjectRead::Unreadable) => {
                     let all = Selector::default;
                     (HostSubject::Pods { namespaces: all(), pods: all() }, SubjectRead::Unreadable)
                 }

@@ -95,7 +95,7 @@ impl<'a> Advisor<'a> {
     pub fn closing(&self, sight: &Sight<'_>) -> Proposal {
         match sight.standing() {
             Standing::Isolated(policies) => self.without_rules(sight, &policies),
-            Standing::Open | Standing::Undeclared => self.isolation(sight),
+            Standing::Open | Standing::Unknown | Standing::Undeclared => self.isolation(sight),
         }
     }
 
@@ -292,16 +292,13 @@ impl<'a> Advisor<'a> {
 
     /// A new HostPolicy that isolates this host, or the pods in its network that carry its labels.
     fn host_isolation(&self, sight: &Sight<'_>, whom: &Whom<'_>) -> Proposal {
-        let subject = match whom.facts() {
-            Some(facts) => HostSubject::Pods {
-                namespaces: only(METADATA_NAME, &sight.subject.namespace),
-                pods: own_labels(facts),
-            },
-            None => {
-                let labels = self.cluster.nodes.get(&sight.subject.name).map(|node| &node.labels);
-                let name = labels.and_then(|labels| labels.get(HOST_NAME));
-                HostSubject::Nodes(name.map_or_else(Selector::default, |name| only(HOST_NAME, name)))
-            }
+        let subject = if let Some(facts) = whom.facts() {
+            let namespaces = only(METADATA_NAME, &sight.subject.namespace);
+            HostSubject::Pods { namespaces, pods: own_labels(facts) }
+        } else {
+            let labels = self.cluster.nodes.get(&sight.subject.name).map(|node| &node.labels);
+            let name = labels.and_then(|labels| labels.get(HOST_NAME));
+            HostSubject::Nodes(name.map_or_else(Selector::default, |name| only(HOST_NAME, name)))
         };
         let isolated = DirectionSpec::Isolated { rules: Vec::new(), cause: IsolationCause::Written };
         let (ingress, egress, verb) = match sight.direction {

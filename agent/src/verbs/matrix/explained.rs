@@ -291,7 +291,7 @@ fn members(groups: &[usize]) -> Vec<Vec<usize>> {
 
 fn subject_key<'a>(facts: &PodFacts<'a>, sight: &Sight<'a>) -> SubjectKey<'a> {
     let policies = match sight.standing() {
-        Standing::Open | Standing::Undeclared => Vec::new(),
+        Standing::Open | Standing::Unknown | Standing::Undeclared => Vec::new(),
         Standing::Isolated(policies) => policies.into_iter().map(|one| one.policy).collect(),
     };
     let named_ports = match sight.direction {
