@@ -518,7 +518,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         },
         waiter: Waiter { in_force: awaited, look, server },
     });
-    let mut wakes = wakes(options.source.directory())?;
+    let (wake, mut wakes) = wakes(options.source.directory())?;
     let mut agent = Agent {
         reconciler,
         source,
@@ -531,6 +531,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         own_node_egress: options.own_node_egress,
         firewall: options.host.map(|host| Firewall::open(host, &options.run_dir)).transpose()?,
         effective: None,
+        cgroups: Cgroups { wakes: wake, watcher: None, watched: BTreeSet::new() },
         servers,
         ready,
         applied: 0,
@@ -603,6 +604,8 @@ struct Agent {
     firewall: Option<Firewall>,
     /// What is enforced instead of what the source says, and what it was made from.
     effective: Option<(Arc<Cluster>, Around, Arc<Cluster>)>,
+    /// Where pods' cgroups appear.
+    cgroups: Cgroups,
     /// Where the source's API server is.
     servers: Vec<SocketAddr>,
     ready: PathBuf,
@@ -973,6 +976,7 @@ impl Agent {
         if let Some(noticed) = self.noticed.take().filter(|_| in_force) {
             self.shared.metrics.programmed(noticed.elapsed());
         }
+        self.cgroups.follow(self.reconciler.cgroup_directories());
         // What could not be placed may find what settling frees.
         self.reconciler.settle()?;
         anyhow::ensure!(complete, "not every pod could be placed and attached to");
@@ -1065,8 +1069,9 @@ fn nanoseconds_since(moment: Instant) -> u64 {
 }
 
 /// Changes of the directory, where there is one, and of the network.
-fn wakes(source: Option<&Path>) -> anyhow::Result<mpsc::Receiver<Wake>> {
+fn wakes(source: Option<&Path>) -> anyhow::Result<(mpsc::Sender<Wake>, mpsc::Receiver<Wake>)> {
     let (send, receive) = mpsc::channel(64);
+    let wake = send.clone();
     if let Some(source) = source {
         watch_directory(source, send.clone());
     }
@@ -1078,7 +1083,44 @@ fn wakes(source: Option<&Path>) -> anyhow::Result<mpsc::Receiver<Wake>> {
             }
         }
     });
-    Ok(receive)
+    Ok((wake, receive))
+}
+
+/// Wakes the main loop when a pod's cgroup appears: until it is known whose it is, the pod is closed. What it misses the audit
+/// finds.
+struct Cgroups {
+    wakes: mpsc::Sender<Wake>,
+    watcher: Option<notify::RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+}
+
+impl Cgroups {
+    fn follow(&mut self, directories: &[PathBuf]) {
+        if directories.iter().eq(&self.watched) {
+            return;
+        }
+        let wakes = self.wakes.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let is_change = event.is_ok_and(|event| matches!(event.kind, EventKind::Create(_) | EventKind::Remove(_)));
+            if is_change {
+                // A full channel has a wake in it already.
+                let _ = wakes.try_send(Wake::Network);
+            }
+        });
+        let watched = watcher.and_then(|mut watcher| {
+            for directory in directories {
+                watcher.watch(directory, RecursiveMode::NonRecursive)?;
+            }
+            Ok(watcher)
+        });
+        match watched {
+            Ok(watcher) => {
+                self.watcher = Some(watcher);
+                self.watched = directories.iter().cloned().collect();
+            }
+            Err(error) => tracing::debug!("watching cgroups: {error}: new ones are seen once a second"),
+        }
+    }
 }
 
 fn watch_directory(source: &Path, send: mpsc::Sender<Wake>) {

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 
 use portcullis_common::wire::{
     CGROUP_ELSEWHERE, ENDPOINT_HOST, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, HOST_ON, HostState,
-    LINK_IP,
+    LINK_ETHERNET,
 };
 use portcullis_policy::model::{Cluster, ObjectKey, Pod, Problem, Severity};
 use portcullis_policy::select::Directory;
@@ -41,6 +42,12 @@ impl HostSide {
     #[must_use]
     pub fn new(root: Root, unknown: UnknownPod) -> Self {
         Self { root, unknown, cgroups: PodCgroups::default() }
+    }
+
+    /// Where pods' cgroups appear, in order of their paths.
+    #[must_use]
+    pub fn directories(&self) -> &[PathBuf] {
+        &self.cgroups.directories
     }
 
     /// Looks at the cgroups anew. An error leaves what was seen last.
@@ -111,5 +118,5 @@ impl HostSide {
 
 fn config(pod: u64, cgroup: u64) -> EndpointConfig {
     let flags = ENDPOINT_USED | ENDPOINT_UNBOUND | ENDPOINT_HOST;
-    EndpointConfig { flags, link: LINK_IP, pod, cgroup, ..EndpointConfig::default() }
+    EndpointConfig { flags, link: LINK_ETHERNET, pod, cgroup, ..EndpointConfig::default() }
 }

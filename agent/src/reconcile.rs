@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aya::Ebpf;
@@ -161,6 +162,12 @@ impl Reconciler {
     /// From the next reconciliation on the node's own sockets are judged, where the cluster says how.
     pub fn guard_host(&mut self, host: Option<HostSide>) {
         self.host = host;
+    }
+
+    /// Where pods' cgroups appear, where they are looked at.
+    #[must_use]
+    pub fn cgroup_directories(&self) -> &[PathBuf] {
+        self.host.as_ref().map_or(&[], HostSide::directories)
     }
 
     /// The object, for its rings.

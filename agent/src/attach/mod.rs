@@ -19,6 +19,7 @@ mod netlink;
 pub mod plan;
 pub mod pods;
 pub mod rules;
+pub mod sockets;
 mod tcx;
 pub mod trial;
 

@@ -41,6 +41,7 @@ impl PodCgroups {
         for class in children(&top)?.into_iter().filter(|dir| uid_of(dir).is_none()) {
             found.within(&class)?;
         }
+        found.directories.sort();
         Ok(found)
     }
 
