@@ -24,7 +24,12 @@ pub struct Reconciled<'a> {
 
 /// For the status of each HostPolicy that the API server told of.
 #[must_use]
-pub fn states(said: &Said, problems: &[Problem], firewall: &Firewall, after: Reconciled<'_>) -> Vec<HostPolicyState> {
+pub fn states(
+    said: &Said,
+    problems: &[Problem],
+    firewall: &Firewall,
+    after: Reconciled<'_>,
+) -> Vec<HostPolicyState> {
     let node = firewall.node();
     let pods = &said.cluster.pods;
     // Without a policy nobody looks.

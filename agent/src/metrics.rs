@@ -291,7 +291,11 @@ impl Metrics {
     }
 
     fn register_host(&self, registry: &mut Registry) {
-        registry.register("host_firewall_enabled", "1 while the host firewall is on", self.host_enabled.clone());
+        registry.register(
+            "host_firewall_enabled",
+            "1 while the host firewall is on",
+            self.host_enabled.clone(),
+        );
         registry.register(
             "host_policies",
             "HostPolicies that are known, in force or rolled back on this node",

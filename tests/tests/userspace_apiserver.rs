@@ -452,7 +452,10 @@ fn a_status_of_a_policy_that_is_gone_or_another_by_now_is_not_written() {
         server.put(Kind::HostPolicy, host_policy("web", 1));
         server.put(Kind::HostPolicy, host_policy("db", 1));
         let mut source = source(&server);
-        until(&mut source, "the policies", |said| has_host_policy(said, "web") && has_host_policy(said, "db")).await;
+        until(&mut source, "the policies", |said| {
+            has_host_policy(said, "web") && has_host_policy(said, "db")
+        })
+        .await;
         let said = source.read().unwrap();
         let gone = HostPolicyState { name: "gone".to_owned(), ..in_force(&said, "db") };
         let other = Version { uid: "another".to_owned(), ..said.host_versions["web"].clone() };
@@ -514,7 +517,8 @@ fn host_policies_are_not_asked_for_where_nobody_needs_them() {
         let config = Config::new(server.url().parse().unwrap());
         let node = "n1".to_owned();
         let mut source =
-            KubeSource::start(config, Tuning::default(), BTreeSet::new(), node, HostPolicies::Ignored).unwrap();
+            KubeSource::start(config, Tuning::default(), BTreeSet::new(), node, HostPolicies::Ignored)
+                .unwrap();
         until(&mut source, "a pod", |said| said.cluster.pods.len() == 1).await;
         assert!(source.watches().iter().all(|watch| watch.kind != Kind::HostPolicy));
     });

@@ -101,7 +101,15 @@ fn render(helm: &PathBuf, manifest: &Manifest) -> Result<String> {
     let mut command = in_root(helm);
     match manifest.made {
         Made::Rendered(flags) => {
-            command.args(["template", RELEASE, CHART, "--namespace", NAMESPACE, "--kube-version", KUBERNETES]);
+            command.args([
+                "template",
+                RELEASE,
+                CHART,
+                "--namespace",
+                NAMESPACE,
+                "--kube-version",
+                KUBERNETES,
+            ]);
             command.args(flags)
         }
         Made::Definitions => command.args(["show", "crds", CHART]),

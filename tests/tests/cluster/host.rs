@@ -88,7 +88,8 @@ fn reaches(cluster: &Cluster, from: From<'_>, address: &str, port: u16) -> bool 
     let say = "&& echo yes || echo no";
     let said = match from {
         From::Pod(name) => {
-            let script = format!("/bin/busybox timeout {PATIENCE} /bin/bash -c '{connect}' 2>/dev/null {say}");
+            let script =
+                format!("/bin/busybox timeout {PATIENCE} /bin/bash -c '{connect}' 2>/dev/null {say}");
             cluster.kubectl(&["-n", OURS, "exec", name, "--", "/bin/bash", "-c", &script])
         }
         From::Node(node) => {
@@ -108,7 +109,9 @@ fn expect(cluster: &Cluster, when: &str, all: &[(From<'_>, &str, u16, bool)]) {
     let wrong: Vec<String> = all
         .iter()
         .filter(|(from, address, port, is_open)| reaches(cluster, *from, address, *port) != *is_open)
-        .map(|(from, address, port, is_open)| format!("{from:?} -> {address}:{port}, open: should be {is_open}"))
+        .map(|(from, address, port, is_open)| {
+            format!("{from:?} -> {address}:{port}, open: should be {is_open}")
+        })
         .collect();
     assert!(wrong.is_empty(), "{when}: {wrong:#?}");
 }
@@ -132,7 +135,8 @@ fn ready(cluster: &Cluster, kind: &[&str]) -> Vec<bool> {
 
 /// A server with a network of its own that its kubelet asks every second, and a Service that leads to it.
 fn served(node: &str) -> [Value; 2] {
-    let mut served = pod(OURS, "served", node, &json!({"app": "served"}), &json!([server("serve", 80, &json!([]))]));
+    let mut served =
+        pod(OURS, "served", node, &json!({"app": "served"}), &json!([server("serve", 80, &json!([]))]));
     let probe = json!({"httpGet": {"port": 80, "path": "/"}, "periodSeconds": 1, "failureThreshold": 3});
     served["spec"]["containers"][0]["readinessProbe"] = probe;
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "served", "namespace": OURS},
@@ -156,7 +160,8 @@ fn sender(name: &str, node: &str, to: &[String]) -> Value {
 fn send(cluster: &Cluster, pod: &Value) {
     cluster.apply(std::slice::from_ref(pod)).unwrap();
     let name = text(pod, "/metadata/name");
-    let words = ["-n", OURS, "wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s", "pod", &name];
+    let words =
+        ["-n", OURS, "wait", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=90s", "pod", &name];
     cluster.kubectl(&words).unwrap();
 }
 
@@ -188,12 +193,16 @@ fn host_network_pods_of_a_node_are_told_apart_and_nothing_cuts_a_node_off() {
     cluster.pods_ready(OURS).unwrap();
     let to = address(&cluster, here);
     let (pod, node) = (From::Pod("client"), From::Node(there));
-    expect(&cluster, "without a policy", &[
-        (pod, &to, PORT_A, true),
-        (pod, &to, PORT_B, true),
-        (node, &to, PORT_A, true),
-        (node, &to, PORT_B, true),
-    ]);
+    expect(
+        &cluster,
+        "without a policy",
+        &[
+            (pod, &to, PORT_A, true),
+            (pod, &to, PORT_B, true),
+            (node, &to, PORT_A, true),
+            (node, &to, PORT_B, true),
+        ],
+    );
 
     // when each has a policy of its own
     let client = json!({"podSelector": {"matchLabels": {"app": "client"}},
@@ -210,12 +219,16 @@ fn host_network_pods_of_a_node_are_told_apart_and_nothing_cuts_a_node_off() {
     realised(&cluster, "pc-a", only_here);
     realised(&cluster, "pc-b", only_here);
     // then the same asker has different answers of them
-    expect(&cluster, "with a policy each", &[
-        (pod, &to, PORT_A, true),
-        (pod, &to, PORT_B, false),
-        (node, &to, PORT_A, false),
-        (node, &to, PORT_B, true),
-    ]);
+    expect(
+        &cluster,
+        "with a policy each",
+        &[
+            (pod, &to, PORT_A, true),
+            (pod, &to, PORT_B, false),
+            (node, &to, PORT_A, false),
+            (node, &to, PORT_B, true),
+        ],
+    );
     println!("{}", cluster.kubectl(&["get", "hostpolicies"]).unwrap());
 
     // when everything is denied to nodes and their pods; a new one was heard before
@@ -235,12 +248,16 @@ fn host_network_pods_of_a_node_are_told_apart_and_nothing_cuts_a_node_off() {
     realised(&cluster, "pc-deny-nodes", &nodes);
     realised(&cluster, "pc-deny-pods", &nodes);
     // then hosts are closed, and pods are not
-    expect(&cluster, "with everything denied", &[
-        (pod, &to, PORT_A, false),
-        (pod, &to, PORT_B, false),
-        (node, &to, PORT_A, false),
-        (node, &to, PORT_B, false),
-    ]);
+    expect(
+        &cluster,
+        "with everything denied",
+        &[
+            (pod, &to, PORT_A, false),
+            (pod, &to, PORT_B, false),
+            (node, &to, PORT_A, false),
+            (node, &to, PORT_B, false),
+        ],
+    );
     let service = cluster.get(&["-n", OURS, "service", "served"]).unwrap();
     let node_port = service.pointer("/spec/ports/0/nodePort").and_then(Value::as_u64).unwrap();
     let node_port = u16::try_from(node_port).unwrap();
@@ -273,7 +290,8 @@ fn host_network_pods_of_a_node_are_told_apart_and_nothing_cuts_a_node_off() {
 fn the_server_refuses_what_could_not_be_read() {
     let Some(cluster) = Cluster::of_environment() else { return };
     cluster.apply_file("deploy/manifests/hostpolicies.yaml").unwrap();
-    let established = ["wait", "--for=condition=Established", "--timeout=60s", "crd", "hostpolicies.portcullis.dev"];
+    let established =
+        ["wait", "--for=condition=Established", "--timeout=60s", "crd", "hostpolicies.portcullis.dev"];
     cluster.kubectl(&established).unwrap();
     let nodes = json!({"nodes": {}});
     let rule = |rule: Value| json!({"subject": nodes, "ingress": [rule]});

@@ -103,7 +103,9 @@ impl Notice {
 
     /// The same for every agent.
     fn name(&self) -> String {
-        let state = [&self.version.uid, &self.version.generation.to_string(), &self.message].map(String::as_str).join("\n");
+        let state = [&self.version.uid, &self.version.generation.to_string(), &self.message]
+            .map(String::as_str)
+            .join("\n");
         let suffix = format!(".{:016x}", fnv(state.as_bytes()));
         let own: String = self.key.name.chars().take(NAME - suffix.len()).collect();
         // A part of a name must not end in what no name ends in.

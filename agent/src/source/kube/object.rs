@@ -10,7 +10,8 @@ use kube::core::{ApiResource, DynamicResourceScope};
 use portcullis_policy::convert::{self, MANAGED_BY, Report, SLICE_CONTROLLER};
 use portcullis_policy::findings::policy_object;
 use portcullis_policy::model::{
-    EndpointSlice, HostPolicy, Namespace, NetworkPolicy, Node, ObjectKey, Pod, Problem, Service, SourceBinding,
+    EndpointSlice, HostPolicy, Namespace, NetworkPolicy, Node, ObjectKey, Pod, Problem, Service,
+    SourceBinding,
 };
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::Value;

@@ -101,7 +101,8 @@ impl HostPolicyState {
         };
         let mut all = vec![accepted, self.realised()];
         if let Some(lost) = &self.rolled_back {
-            let message = format!("since it came the node did not reach {lost}; it is tried again when it changes");
+            let message =
+                format!("since it came the node did not reach {lost}; it is tried again when it changes");
             all.push(Condition::new("RolledBack", true, "Unreachable", message));
         }
         if self.selects.is_nothing() {
@@ -119,7 +120,9 @@ impl HostPolicyState {
         match self.standing {
             Standing::TurnedOff => not("TurnedOff", "the host firewall is turned off on this node"),
             Standing::Pending => not("Pending", "not all that it selects here is enforced yet"),
-            Standing::InForce if self.selects.is_nothing() => not("NoSubject", "there is nothing to enforce it on"),
+            Standing::InForce if self.selects.is_nothing() => {
+                not("NoSubject", "there is nothing to enforce it on")
+            }
             Standing::InForce => {
                 let pods = match self.selects.pods {
                     0 => String::new(),
@@ -258,12 +261,7 @@ impl Writer {
 }
 
 /// Writes until nobody has anything to tell any more.
-pub(super) async fn write(
-    client: Client,
-    node: String,
-    mut told: latest::Receiver<Telling>,
-    tuning: Tuning,
-) {
+pub(super) async fn write(client: Client, node: String, mut told: latest::Receiver<Telling>, tuning: Tuning) {
     if node.is_empty() {
         return;
     }
@@ -360,10 +358,12 @@ mod tests {
         assert_eq!(told(&state()), ["Accepted=True Understood", "Realised=True InForce"]);
         assert_eq!(state().realised().message, "on this node and 2 hostNetwork pods");
         let nothing = HostPolicyState { selects: Selects::default(), ..state() };
-        let expected = ["Accepted=True Understood", "Realised=False NoSubject", "SelectsNothing=True NoSubject"];
+        let expected =
+            ["Accepted=True Understood", "Realised=False NoSubject", "SelectsNothing=True NoSubject"];
         assert_eq!(told(&nothing), expected);
         let back = HostPolicyState { rolled_back: Some("the API server".to_owned()), ..state() };
-        let expected = ["Accepted=True Understood", "Realised=False RolledBack", "RolledBack=True Unreachable"];
+        let expected =
+            ["Accepted=True Understood", "Realised=False RolledBack", "RolledBack=True Unreachable"];
         assert_eq!(told(&back), expected);
         let problem = |severity| Problem {
             severity,

@@ -184,7 +184,8 @@ impl Store {
     /// True of a HostPolicy that is as it was but for its status: every agent of the cluster writes there.
     fn is_status(&self, seen: &Seen) -> bool {
         let Kept::HostPolicy(policy) = &seen.kept else { return false };
-        let same = |known: &Version| known.uid == seen.version.uid && known.generation == seen.version.generation;
+        let same =
+            |known: &Version| known.uid == seen.version.uid && known.generation == seen.version.generation;
         self.host_versions.get(&seen.key.name).is_some_and(same)
             && self.cluster.host_policies.get(&seen.key.name) == Some(policy)
     }
