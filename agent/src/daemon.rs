@@ -40,10 +40,11 @@ use crate::firewall::{Firewall, HostOptions};
 use crate::health::{Health, Wanting};
 use crate::holds::{Changed, Holds, TOLD};
 use crate::host_side::HostSide;
+use crate::host_status::{self, Reconciled};
 use crate::http::{self, Page, Pages};
 use crate::listen::{HealthPages, ListenArgs};
 use crate::mark::MarkMask;
-use crate::metrics::{self, Fill, Metrics, PolicyLabels};
+use crate::metrics::{self, Fill, HostReadings, Metrics, PolicyLabels};
 use crate::observe::Recorder;
 use crate::observe::names::{Asked, Moment, Named, Owners};
 use crate::older::OlderFlows;
@@ -52,7 +53,7 @@ use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
 use crate::source::dir::{DirSource, Signature};
-use crate::source::kube::{self, KubeSource, Said};
+use crate::source::kube::{self, HostPolicies, KubeSource, Said};
 use crate::source::{Choice, Source};
 use crate::verbs::endpoints::{Endpoint, Scope};
 use crate::verbs::policies::{PoliciesRequest, PolicyReport};
@@ -195,6 +196,8 @@ pub(crate) struct Snapshot {
     pub(crate) fills: Vec<Fill>,
     pub(crate) older: OlderFlows,
     pub(crate) counters: BTreeMap<u32, CounterName>,
+    /// Of the host firewall.
+    pub(crate) host: HostReadings,
     /// Since when each policy is as it is, by the monotonic clock.
     pub(crate) since: Arc<BTreeMap<ObjectKey, u64>>,
     /// Looked for when somebody asks.
@@ -455,7 +458,10 @@ impl Opening {
                 reconciler.keep_to_node(options.node_name.clone());
                 let unbound = options.unbound_namespaces.clone();
                 let node = options.node_name.clone().unwrap_or_default();
-                let source = KubeSource::start(*config, kube::Tuning::default(), unbound, node)?;
+                let host_policies =
+                    if options.host.is_some() { HostPolicies::Watched } else { HostPolicies::Ignored };
+                let tuning = kube::Tuning::default();
+                let source = KubeSource::start(*config, tuning, unbound, node, host_policies)?;
                 Ok(Source::Kube(Box::new(source)))
             }
         }
@@ -947,7 +953,12 @@ impl Agent {
                 .collect(),
             unread: self.source.never_read().to_vec(),
         });
-        let snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
+        let mut snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
+        snapshot.host = host_status::readings(self.firewall.as_ref(), &cluster);
+        if let (Some(firewall), Some(said)) = (&self.firewall, &self.said) {
+            let after = Reconciled { cluster: &cluster, complete, held: &snapshot.held };
+            self.source.tell_status(host_status::states(said, &self.problems.objects, firewall, after));
+        }
         self.shared.publish(snapshot, began);
         ended.tell(&self.shared.metrics);
         // With a file that nobody could read nobody knows what should be in force.
@@ -1017,6 +1028,7 @@ fn snapshot(
         fills: outcome.fills,
         older: outcome.older,
         counters: outcome.counters,
+        host: HostReadings::default(),
         since: Arc::default(),
         findings: Arc::default(),
         world: OnceLock::new(),
@@ -1037,6 +1049,14 @@ fn missing(cluster: &Cluster, node: Option<&str>, local: &BTreeMap<ObjectKey, u3
 
 /// What is wrong with a watch.
 fn trouble(watch: &kube::WatchState) -> Option<Problem> {
+    if watch.absent {
+        let message = format!(
+            "the API server does not know the kind {}: there are none; apply its CustomResourceDefinition (deploy/manifests) to \
+             have some",
+            watch.kind.name()
+        );
+        return Some(Problem::of_node(Severity::Note, message));
+    }
     let trouble = watch.trouble.as_ref()?;
     if !watch.kind.decides_verdicts() {
         let means = "no verdict depends on it; backends of Services that `explain` names are those that pods and \

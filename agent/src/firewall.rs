@@ -196,6 +196,12 @@ impl Firewall {
         (Some(host), left_out)
     }
 
+    /// The node that it guards.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        &self.host.node
+    }
+
     /// What is odd about it.
     #[must_use]
     pub fn problems(&self) -> Vec<Problem> {

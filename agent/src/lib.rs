@@ -14,6 +14,7 @@ mod gap;
 pub mod health;
 mod holds;
 pub mod host_side;
+pub mod host_status;
 pub mod http;
 pub mod listen;
 pub mod log;

@@ -389,6 +389,7 @@ impl Reporter<'_> {
             endpoints: self.snapshot.endpoints.len() as u64,
             endpoints_missing: progress.wanting.missing.len() as u64,
             policies: self.snapshot.cluster.policies.len() as u64,
+            host: self.snapshot.host,
             ready: self.health.not_ready().is_empty(),
             staleness: self.health.staleness(),
             watches: progress

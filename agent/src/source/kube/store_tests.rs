@@ -31,7 +31,7 @@ fn object(kind: Kind, name: &str, version: u64) -> Value {
 impl Told {
     /// Each kind was listed, and these objects were there.
     fn listed(objects: &[(Kind, &str)]) -> Self {
-        let mut told = Self { store: Store::new(GRACE), now: Instant::now() };
+        let mut told = Self { store: Store::new(GRACE, Kind::ALL.to_vec()), now: Instant::now() };
         for kind in Kind::ALL {
             let names: Vec<&str> = objects.iter().filter(|(of, _)| *of == kind).map(|(_, n)| *n).collect();
             told.list(kind, &names);
@@ -86,7 +86,7 @@ const SHOP: [(Kind, &str); 3] =
 
 #[test]
 fn nothing_is_said_before_each_kind_was_listed_whole() {
-    let mut told = Told { store: Store::new(GRACE), now: Instant::now() };
+    let mut told = Told { store: Store::new(GRACE, Kind::ALL.to_vec()), now: Instant::now() };
     for kind in Kind::ALL.into_iter().filter(|kind| kind.decides_verdicts()) {
         assert!(told.store.said().is_none());
         told.store.apply(kind, Change::Begin, told.now);
