@@ -516,12 +516,16 @@ struct PoliciesArgs {
 
 #[derive(Debug, Args)]
 struct HostFirewallArgs {
-    #[command(subcommand)]
+    /// What to do
+    #[arg(value_enum)]
     act: Act,
     #[command(flatten)]
     run_dir: RunDir,
     #[command(flatten)]
     bpffs: Bpffs,
+    /// Format of the status
+    #[arg(short, long, default_value = "table")]
+    output: Format,
 }
 
 #[derive(Debug, Args)]
@@ -602,7 +606,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Wait { what: WaitFor::Policy { policy, timeout, run_dir } } => {
             verbs::wait::policy(&run_dir.run_dir, policy, timeout)
         }
-        Verb::HostFirewall(args) => verbs::host_firewall::run(args.act, &args.run_dir.run_dir, &args.bpffs.bpffs),
+        Verb::HostFirewall(args) => verbs::host_firewall::run(args.act, &args.run_dir.run_dir, &args.bpffs.bpffs, args.output),
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
         Verb::Cni(CniArgs { verb: CniVerb::Install { dirs, plugin, run_dir, settings } }) => {
             let settings = settings.settings(&run_dir.run_dir);

@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use aya::maps::{Array, Map, MapData};
-use clap::Subcommand;
+use clap::ValueEnum;
 use nix::unistd::geteuid;
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{HOST_ON, HostState};
@@ -20,18 +20,14 @@ use crate::firewall::off_file;
 use crate::output::{self, Exit, Format};
 
 /// What is to be done.
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Act {
     /// Judge none of the node's own sockets from now on, until it is turned on again: an agent that is restarted keeps to it
     Off,
     /// Let the agent judge them again
     On,
     /// Say which it is
-    Status {
-        /// Format of the result
-        #[arg(short, long, default_value = "table")]
-        output: Format,
-    },
+    Status,
 }
 
 /// Why that could not be done.
@@ -63,7 +59,7 @@ struct Standing {
 }
 
 /// Does it.
-pub fn run(act: Act, run_dir: &Path, bpffs: &Path) -> Result<Exit, Failure> {
+pub fn run(act: Act, run_dir: &Path, bpffs: &Path, format: Format) -> Result<Exit, Failure> {
     if !geteuid().is_root() {
         return Err(ActError::Unprivileged.into());
     }
@@ -89,7 +85,7 @@ pub fn run(act: Act, run_dir: &Path, bpffs: &Path) -> Result<Exit, Failure> {
             let text = "an agent that runs with --host-firewall turns it on within a second\n";
             output::print(text).map_err(Failure::Output)?;
         }
-        Act::Status { output: format } => {
+        Act::Status => {
             let on = state(&pins).map_err(ActError::Programs)?.is_some_and(|(_, state)| state.flags & HOST_ON != 0);
             let turned_off = fs::symlink_metadata(&off).is_ok();
             let standing = Standing { on, turned_off };
