@@ -28,6 +28,7 @@ use crate::preflight::{self, Regard};
 use crate::source::Choice;
 use crate::verbs::ask::{ExplainRequest, Family, Hosts, Judge, MatrixRequest, Sent, TrafficText};
 use crate::verbs::endpoints::{Scope, endpoints};
+use crate::verbs::host_firewall::Act;
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::offline;
 use crate::verbs::policies::{PoliciesAsk, policies};
@@ -80,6 +81,9 @@ enum Verb {
         #[command(subcommand)]
         what: WaitFor,
     },
+    /// Turn the host firewall off on this node, or on again
+    #[command(after_help = examples::HOST_FIREWALL)]
+    HostFirewall(HostFirewallArgs),
     /// Take every program, link, map and pin of ours away
     #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
@@ -511,6 +515,16 @@ struct PoliciesArgs {
 }
 
 #[derive(Debug, Args)]
+struct HostFirewallArgs {
+    #[command(subcommand)]
+    act: Act,
+    #[command(flatten)]
+    run_dir: RunDir,
+    #[command(flatten)]
+    bpffs: Bpffs,
+}
+
+#[derive(Debug, Args)]
 struct CleanupArgs {
     #[command(flatten)]
     run_dir: RunDir,
@@ -588,6 +602,7 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Wait { what: WaitFor::Policy { policy, timeout, run_dir } } => {
             verbs::wait::policy(&run_dir.run_dir, policy, timeout)
         }
+        Verb::HostFirewall(args) => verbs::host_firewall::run(args.act, &args.run_dir.run_dir, &args.bpffs.bpffs),
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
         Verb::Cni(CniArgs { verb: CniVerb::Install { dirs, plugin, run_dir, settings } }) => {
             let settings = settings.settings(&run_dir.run_dir);
@@ -684,6 +699,7 @@ mod tests {
     fn every_example_of_help_can_be_typed() {
         let all = [
             examples::AGENT,
+            examples::HOST_FIREWALL,
             examples::CLEANUP,
             examples::CNI,
             examples::COMPLETIONS,

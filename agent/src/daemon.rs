@@ -306,13 +306,21 @@ fn owners(snapshot: &Snapshot, last: &Snapshot) -> Owners {
     let pods: BTreeMap<&ObjectKey, Arc<Named>> = directory
         .pods
         .iter()
+        .chain(&directory.hosts)
         .map(|(key, facts)| (*key, Arc::new(Named { key: (*key).clone(), labels: facts.pod.labels.clone() })))
         .collect();
     let named = |key: &ObjectKey| pods.get(key).cloned();
+    let of_node = |key: &ObjectKey| {
+        let labels = snapshot.cluster.nodes.get(&key.name).map(|node| node.labels.clone()).unwrap_or_default();
+        Arc::new(Named { key: key.clone(), labels })
+    };
+    let at_slot = |key: &ObjectKey| {
+        if key.is_node() || key.is_unknown() { Some(of_node(key)) } else { named(key) }
+    };
     let (new, old) = (&snapshot.cluster, &last.cluster);
     let is_new = new.services != old.services || new.nodes != old.nodes;
     Owners {
-        slots: snapshot.local.iter().filter_map(|(key, slot)| Some((*slot, named(key)?))).collect(),
+        slots: snapshot.local.iter().filter_map(|(key, slot)| Some((*slot, at_slot(key)?))).collect(),
         addresses: directory
             .owners
             .iter()

@@ -96,8 +96,10 @@ impl Older {
             Ok(took) => took,
             Err((severity, why)) => return self.lost(fresh, &why, severity),
         };
-        for one in fresh {
-            self.unknown.remove(&one.slot);
+        let mut problems = Vec::new();
+        match &took.pods_unknown {
+            Some((severity, why)) => problems = self.lost(fresh, why, *severity),
+            None => fresh.iter().for_each(|one| drop(self.unknown.remove(&one.slot))),
         }
         self.adopted += took.adopted;
         let without_room = self.without_room + took.no_room;
@@ -114,7 +116,8 @@ impl Older {
         });
         let failure = took.failure.map(|error| format!("taking flows older than their endpoint: {error}"));
         let all = [unreadable, no_room, failure].into_iter().flatten();
-        all.map(|message| Problem::of_node(Severity::Warning, message)).collect()
+        problems.extend(all.map(|message| Problem::of_node(Severity::Warning, message)));
+        problems
     }
 
     /// Writes what is tracked of these endpoints, and was not found by the last look.
@@ -135,16 +138,21 @@ impl Older {
             sockets.iter().for_each(|socket| taking.of_host(socket));
         }
         let mut listed = Listed::default();
+        let mut pods_unknown = None;
         if !pods.is_empty() {
-            listed = tracked(|connection| taking.one(connection)).map_err(|error| {
-                let severity = match &error {
-                    ConntrackError::Absent => Severity::Note,
-                    ConntrackError::List(_) => Severity::Warning,
-                };
-                (severity, error.to_string())
-            })?;
+            match tracked(|connection| taking.one(connection)) {
+                Ok(all) => listed = all,
+                Err(error) => {
+                    let severity = match &error {
+                        ConntrackError::Absent => Severity::Note,
+                        ConntrackError::List(_) => Severity::Warning,
+                    };
+                    pods_unknown = Some((severity, error.to_string()));
+                }
+            }
         }
-        let (took, known) = taking.finish(listed);
+        let (mut took, known) = taking.finish(listed);
+        took.pods_unknown = pods_unknown;
         self.known = known;
         tracing::debug!(
             "{} connections are tracked, {} flows taken for {} endpoints, in {:?}",
@@ -212,6 +220,8 @@ struct Took {
     adopted: u64,
     no_room: u64,
     failure: Option<String>,
+    /// Why nothing is known of what pods had.
+    pods_unknown: Option<(Severity, String)>,
 }
 
 impl<'a> Taking<'a> {

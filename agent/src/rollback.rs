@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -214,7 +215,8 @@ pub struct Rollback {
     file: PathBuf,
     court: Court,
     shared: Arc<Mutex<Shared>>,
-    looker: Option<thread::Thread>,
+    /// Hurries the thread that looks; gone, it ends.
+    looker: Option<Sender<()>>,
 }
 
 impl Rollback {
@@ -250,7 +252,8 @@ impl Rollback {
         let on_trial = self.court.trial.is_some();
         let was = self.locked(|shared| std::mem::replace(&mut shared.on_trial, on_trial));
         if on_trial && !was && let Some(looker) = &self.looker {
-            looker.unpark();
+            // One that has ended is started anew with the next agent.
+            let _ = looker.send(());
         }
         self.court.kept.rolled_back.keys().cloned().collect()
     }
@@ -264,21 +267,22 @@ impl Rollback {
         }
         let first = (monotonic() / NANOSECONDS, targets.ask());
         self.locked(|shared| shared.seen = Some(first));
-        let shared = Arc::downgrade(&self.shared);
+        let shared = Arc::clone(&self.shared);
+        let (hurry, hurried) = channel();
         let looker = thread::Builder::new().name("reach".to_owned()).spawn(move || {
-            while let Some(shared) = shared.upgrade() {
-                let (targets, on_trial) = {
-                    let shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                    (shared.targets.clone(), shared.on_trial)
-                };
+            let locked = || shared.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                let rest = if locked().on_trial { ON_TRIAL } else { AT_REST };
+                if let Err(RecvTimeoutError::Disconnected) = hurried.recv_timeout(rest) {
+                    return;
+                }
+                let targets = locked().targets.clone();
                 let reached = targets.ask();
-                shared.lock().unwrap_or_else(PoisonError::into_inner).seen = Some((monotonic() / NANOSECONDS, reached));
-                drop(shared);
-                thread::park_timeout(if on_trial { ON_TRIAL } else { AT_REST });
+                locked().seen = Some((monotonic() / NANOSECONDS, reached));
             }
         });
         match looker {
-            Ok(looker) => self.looker = Some(looker.thread().clone()),
+            Ok(_) => self.looker = Some(hurry),
             Err(error) => tracing::error!("starting to look for the API server: {error}: it will be tried again"),
         }
     }

@@ -5,7 +5,9 @@
 use crate::addr::Addr;
 use crate::classify::{Decision, Tables};
 use crate::event::{Action, Direction, Outcome, Reason};
-use crate::packet::{Bytes, Embedded, ND_MAX_BYTES, Packet, PacketView, Shape, parse_embedded};
+use crate::packet::{
+    Bytes, Embedded, ND_MAX_BYTES, Packet, PacketView, SCTP, Shape, TCP, UDP, parse_embedded,
+};
 use crate::wire::{
     COUNTER_NONE, ENDPOINT_HOST, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord,
     FLOW_KIND_FLOW, FlowEntry, FlowKey, NO_ENDPOINT, RULESET_AUDIT, RULESET_OPEN,
@@ -334,11 +336,13 @@ pub struct SocketEnds {
     pub remote_port: u16,
     /// Its own port.
     pub local_port: u16,
+    /// Its cookie, of UDP where it is not connected; else 0.
+    pub cookie: u64,
 }
 
 impl SocketEnds {
     /// Of no socket, or of one that is not connected.
-    pub const NONE: Self = Self { remote: Addr::UNSPECIFIED, remote_port: 0, local_port: 0 };
+    pub const NONE: Self = Self { remote: Addr::UNSPECIFIED, remote_port: 0, local_port: 0, cookie: 0 };
 }
 
 impl Work {
@@ -615,7 +619,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if let Shape::Unreadable = packet.shape {
             return unreadable(self.env, self.word.ruleset(self.at.direction), packet.error.reason());
         }
-        if self.is_to_itself(remote) {
+        if self.is_to_itself(remote, packet.protocol) {
             return Verdict::allow(Reason::SelfTraffic);
         }
         if let Shape::IcmpError = packet.shape
@@ -633,10 +637,10 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
 
     /// True for what the pod says to itself.
     #[inline(always)]
-    fn is_to_itself(&self, remote: &Addr) -> bool {
+    fn is_to_itself(&self, remote: &Addr, protocol: u8) -> bool {
         match (self.at.direction, self.at.origin) {
-            // The packet's mark said so.
-            (Direction::Ingress, Origin::OwnInterface) if self.is_host() => true,
+            // The packet's mark said so. What has ports makes a flow: its tuple was another's before, perhaps.
+            (Direction::Ingress, Origin::OwnInterface) if self.is_host() => !matches!(protocol, TCP | UDP | SCTP),
             (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
                 own_index(self.config, remote).is_some()
             }

@@ -444,6 +444,9 @@ pub const FLOW_KIND_FLOW: u16 = 0;
 pub const FLOW_KIND_FRAGMENTS_INGRESS: u16 = 1;
 /// The entry is a datagram from the pod, whose first fragment has passed.
 pub const FLOW_KIND_FRAGMENTS_EGRESS: u16 = 2;
+/// A socket of the node's network that is not connected has sent something that passed: of it virtual addresses may answer.
+/// Instead of the remote address the key has the socket's cookie.
+pub const FLOW_KIND_SOCKET: u16 = 3;
 
 /// Bits of a flow's tag word that are flags.
 pub const FLOW_TAG_FLAGS: u32 = 7;

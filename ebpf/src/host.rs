@@ -3,7 +3,7 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
 use aya_ebpf::programs::SkBuffContext;
 use portcullis_common::addr::Addr;
 use portcullis_common::event::Direction;
@@ -112,6 +112,10 @@ fn ends(skb: *mut __sk_buff, work: &mut Work) -> u32 {
         }
         _ => ends.remote_port = 0,
     }
+    if protocol == UDP && ends.remote_port == 0 {
+        // SAFETY: the context is valid for the whole program.
+        ends.cookie = unsafe { bpf_get_socket_cookie(skb.cast()) };
+    }
     0
 }
 
@@ -151,6 +155,7 @@ pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
 /// Judges what a socket of the node's network gets.
 #[inline(always)]
 pub fn got(skb: &Skb<'_>, work: &mut Work, at: At) -> bool {
+    ends(skb.ctx.skb.skb, work);
     let verdict = judge(&Maps, skb, work, at);
     report::report(skb, at.slot, Direction::Ingress, &work.packet, &verdict);
     crate::goes_on(&verdict)

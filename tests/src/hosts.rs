@@ -10,11 +10,13 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
 use portcullis_lab::{AgentSpec, Family, Hook, Lab, LabOptions};
 use portcullis_policy::model::{ObjectKey, Protocol};
 use serde_json::{Value, json};
@@ -114,6 +116,7 @@ impl fmt::Display for At {
 #[derive(Debug)]
 pub struct Stage {
     lab: Lab,
+    spec: AgentSpec,
     dir: PathBuf,
     root: PathBuf,
     servers: Option<Servers>,
@@ -152,7 +155,83 @@ impl Stage {
         lab.start_agent(&spec).expect("the agent starts");
         let applied = lab.wait_applied(1, PATIENCE).expect("the manifests are in force");
         let servers = Servers::start(&lab, &root, node);
-        Self { lab, dir, root, servers: Some(servers), node, applied }
+        Self { lab, spec, dir, root, servers: Some(servers), node, applied }
+    }
+
+    /// Ends the agent by this signal.
+    ///
+    /// # Panics
+    ///
+    /// If it does not end.
+    pub fn kill(&mut self, signal: Signal) {
+        self.lab.kill(signal).expect("the agent ends");
+    }
+
+    /// Starts it again, and waits until it enforces.
+    ///
+    /// # Panics
+    ///
+    /// If it does not.
+    pub fn restart(&mut self) {
+        self.enter(Party::Host);
+        self.lab.start_agent(&self.spec).expect("the agent starts");
+        self.applied = self.lab.wait_applied(1, PATIENCE).expect("the manifests are in force");
+    }
+
+    /// Writes these policies and does not wait.
+    pub fn write(&self, policies: &[Value]) {
+        write(&self.dir, &self.objects(policies));
+    }
+
+    /// Writes these policies and objects, and waits until they are in force.
+    ///
+    /// # Panics
+    ///
+    /// If they are not after [`PATIENCE`].
+    pub fn apply_all(&mut self, objects: &[Value]) {
+        write(&self.dir, objects);
+        self.applied = self.lab.wait_applied(self.applied + 1, PATIENCE).expect("the objects are in force");
+    }
+
+    /// The node's cgroups.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// From here on this process opens sockets of that party.
+    pub fn enter(&self, party: Party) {
+        enter(&self.root, party);
+    }
+
+    /// What `portcullis` says to these words on the node, and how it ends.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be run.
+    #[must_use]
+    pub fn verb(&self, words: &[&str]) -> (i32, String) {
+        let mut command = Command::new(agent());
+        command.args(words).arg("--run-dir").arg(self.lab.run_dir());
+        if matches!(words.first(), Some(&("host-firewall" | "cleanup"))) {
+            command.arg("--bpffs").arg(self.lab.bpffs());
+        }
+        let output = self.lab.node().run(|| command.output()).expect("the namespace is there").expect("it runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        (output.status.code().unwrap_or(-1), text)
+    }
+
+    /// True if somebody answers.
+    ///
+    /// # Panics
+    ///
+    /// If there is no socket.
+    #[must_use]
+    pub fn reaches(&self, from: Party, at: At) -> bool {
+        let Ok(call) = self.open(from, at) else { return false };
+        let mut calls = [call];
+        listen(&mut calls, QUIET, |_| true);
+        calls[0].heard() == Heard::Answer
     }
 
     /// The lab.

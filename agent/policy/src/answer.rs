@@ -250,6 +250,15 @@ impl<'a> Answers<'a> {
         }
     }
 
+    /// The same, where it may be known which pod is meant: of a pod in the node's network the address does not tell.
+    #[must_use]
+    pub fn party_of(&self, pod: Option<&ObjectKey>, address: IpAddr) -> Party {
+        match pod.filter(|pod| self.directory.hosts.contains_key(*pod)) {
+            Some(pod) => Party::HostPod(pod.clone(), address),
+            None => self.party_at(address),
+        }
+    }
+
     /// The questions that a flow puts to the sender's and to the receiver's endpoint.
     #[must_use]
     pub fn questions(

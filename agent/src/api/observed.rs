@@ -59,8 +59,16 @@ impl From<&PolicyRef> for PodName {
     }
 }
 
+/// The node is `node/NAME`, and pods of it of which nothing is known yet `node/unknown-pods`.
 impl From<&ObjectKey> for PodName {
     fn from(key: &ObjectKey) -> Self {
+        let of_node = |name: &str| Self { namespace: "node".to_owned(), name: name.to_owned() };
+        if key.is_unknown() {
+            return of_node("unknown-pods");
+        }
+        if key.is_node() {
+            return of_node(&key.name);
+        }
         Self { namespace: key.namespace.clone(), name: key.name.clone() }
     }
 }

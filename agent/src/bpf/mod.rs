@@ -14,7 +14,7 @@ pub mod probe;
 pub mod programs;
 pub mod shape;
 pub(crate) mod sys;
-mod wire;
+pub(crate) mod wire;
 
 pub use kernel::Kernel;
 pub use load::{BpfError, Pins};

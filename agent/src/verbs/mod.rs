@@ -8,6 +8,7 @@ pub mod diff;
 pub mod endpoints;
 pub mod ends;
 pub mod explain;
+pub mod host_firewall;
 pub mod lint;
 pub mod man;
 pub mod matrix;
@@ -60,6 +61,9 @@ pub enum Failure {
         "--source kube needs this node's name as the API server knows it: give --node-name, or PORTCULLIS_NODE_NAME"
     )]
     Nameless,
+    /// The host firewall's own verb.
+    #[error(transparent)]
+    HostFirewall(#[from] host_firewall::ActError),
     /// Flags of the host firewall.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -115,6 +119,7 @@ impl Failure {
             Self::Client(error) => error.exit(),
             Self::UnknownVerb { .. } | Self::DiffPage | Self::Nameless | Self::Host(_) => Exit::Usage,
             Self::Cni(_)
+            | Self::HostFirewall(_)
             | Self::Followed(_)
             | Self::Lint(_)
             | Self::WritePages { .. }

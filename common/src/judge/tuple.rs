@@ -9,7 +9,7 @@ use crate::flow::{STATE_OPENING, Side, Stage, expired, next_state};
 use crate::judge::{At, Origin};
 use crate::packet::{ICMP, ICMPV6, Packet, Part, SCTP, Shape, TCP, UDP};
 use crate::wire::{
-    COUNTER_NONE, EPOCH_ANY, EPOCH_CELLS, EndpointWord, FLOW_DELIVERED, FLOW_KIND_FLOW, FLOW_OPENED_INGRESS,
+    CLASS_VIRTUAL, COUNTER_NONE, EPOCH_ANY, EPOCH_CELLS, EndpointWord, FLOW_DELIVERED, FLOW_KIND_FLOW, FLOW_KIND_SOCKET, FLOW_OPENED_INGRESS,
     FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, MARK_SLOT, NO_ENDPOINT, RULESET_CLOSED,
 };
 
@@ -177,7 +177,58 @@ impl<E: Environment> ByTuple<'_, E> {
             work.again = self.judged_again(work, opener(flags), flags);
             held = self.existing(work);
         }
-        if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) }
+        let verdict = if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) };
+        if self.is_host && work.ends.cookie != 0 && self.asked(work, verdict) != 0 {
+            return Packed::new(Verdict::allow(Reason::Flow));
+        }
+        verdict
+    }
+
+    /// Of a socket that is not connected: remembers that it has sent, or lets in what a virtual address answers. Nobody else's
+    /// answers are told apart so, and none after [`crate::flow::UDP_OPENING_SECONDS`] in which it was silent. 1: it is let in.
+    #[inline(never)]
+    fn asked(&self, work: &mut Work, verdict: Packed) -> u32 {
+        let key = FlowKey {
+            remote: Addr::from_halves(work.ends.cookie, 0),
+            local_port: work.ends.local_port,
+            remote_port: 0,
+            protocol: UDP,
+            local: 0,
+            kind: FLOW_KIND_SOCKET,
+        };
+        let tag = key.tag();
+        let now = self.env.now();
+        match self.at.direction {
+            Direction::Egress if !verdict.drops() => {
+                match self.held(&key, tag) {
+                    Held::Flow(flow, ..) => self.env.touch(flow, now, STATE_OPENING),
+                    Held::None | Held::Unreadable => {
+                        work.entry =
+                            FlowEntry { stamp: 0, tag, seen: now, state: STATE_OPENING, counter: 0, opened: now };
+                        self.env.insert(self.at.slot, &key, &work.entry);
+                    }
+                }
+                0
+            }
+            Direction::Ingress if verdict.drops() && self.is_virtual(work) => match self.held(&key, tag) {
+                Held::Flow(flow, ..) => {
+                    let (seen, _) = self.env.age(flow);
+                    u32::from(!expired(UDP, STATE_OPENING, seen, now))
+                }
+                Held::None | Held::Unreadable => 0,
+            },
+            Direction::Egress | Direction::Ingress => 0,
+        }
+    }
+
+    /// True if the sender's address is a Service's, or a port of a node that leads on.
+    #[inline(always)]
+    fn is_virtual(&self, work: &Work) -> bool {
+        let packet = &work.packet;
+        let bank = self.env.ruleset(self.word.ingress.into()).map_or(0, |ruleset| ruleset.bank);
+        let word = self.env.peer(bank, &packet.src);
+        word.is_some_and(|word| word.tag == packet.src.hash() && word.class & CLASS_VIRTUAL != 0)
+            || self.env.is_node_port(&packet.src, packet.protocol, packet.src_port)
     }
 
     #[inline(always)]
@@ -262,8 +313,9 @@ impl<E: Environment> ByTuple<'_, E> {
                 return Packed(Packed::NO_FLOW);
             }
             if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode | Origin::Hairpin) {
-                // The node's flow, from a device: judged as if there were none, and leaves none.
-                return Packed(Packed::NO_FLOW);
+                // The node's flow, from a device: judged as if there were none, and leaves none. Among the node's own sockets a
+                // tuple goes from one to the other.
+                return if self.is_host { none } else { Packed(Packed::NO_FLOW) };
             }
         } else if held_stamp != stamped(stamp, flags, work.any) {
             if again.0 & Packed::STALE != 0 {

@@ -42,7 +42,9 @@ impl Filler<'_> {
             let (directory, family) = (self.answers.directory(), self.family.into());
             let (found, said) = target.backends(&world.cluster, directory, Some(family));
             notes.extend(said);
-            let backends = found.iter().map(|one| (self.answers.party_at(one.address), target.traffic(one)));
+            let backends = found
+                .iter()
+                .map(|one| (self.answers.party_of(one.pod.as_ref(), one.address), target.traffic(one)));
             columns.push(Column { target, backends: backends.collect() });
         }
         if columns.is_empty() {
