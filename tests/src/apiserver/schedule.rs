@@ -86,8 +86,9 @@ fn tuning(rng: &mut SplitMix64) -> Tuning {
 /// Objects as an API server has them: each with a name, once.
 fn pool(rng: &mut SplitMix64) -> Vec<(Kind, Value)> {
     let mut pool = BTreeMap::new();
-    for _ in 0..2 {
-        for mut object in flat(&generate::cluster(rng.next_u64()).manifests) {
+    let [one, another] = [rng.next_u64(), rng.next_u64()].map(|seed| generate::cluster(seed).manifests);
+    for manifests in [one, another, generate::host_cluster(rng.next_u64()).manifests] {
+        for mut object in flat(&manifests) {
             let found = object["kind"].as_str().map(str::to_owned);
             let Some(kind) = Kind::ALL.into_iter().find(|kind| found.as_deref() == Some(kind.name())) else {
                 continue;

@@ -165,17 +165,8 @@ fn send(cluster: &Cluster, pod: &Value) {
     cluster.kubectl(&words).unwrap();
 }
 
-#[test]
-fn host_network_pods_of_a_node_are_told_apart_and_nothing_cuts_a_node_off() {
-    let Some(cluster) = Cluster::of_environment() else { return };
-    let nodes = cluster.nodes().unwrap();
-    if nodes.len() < 2 {
-        println!("skipped: the cluster has one node");
-        return;
-    }
-    let (here, there) = (&nodes[0], &nodes[1]);
-    let firewall = HostFirewall::on(&cluster);
-    // given two hostNetwork pods of a node, and who asks them
+/// Two hostNetwork pods of a node, who asks them, and a pod that others ask.
+fn stage(cluster: &Cluster, here: &str, there: &str) {
     cluster.delete_namespaces(&[OURS]).unwrap();
     cluster.apply(&[namespace(OURS)]).unwrap();
     let [served, service] = served(here);
@@ -191,6 +182,20 @@ fn host_network_pods_of_a_node_are_told_apart_and_nothing_cuts_a_node_off() {
     ];
     cluster.apply(&objects).unwrap();
     cluster.pods_ready(OURS).unwrap();
+}
+
+#[test]
+fn host_network_pods_of_a_node_are_told_apart_and_nothing_cuts_a_node_off() {
+    let Some(cluster) = Cluster::of_environment() else { return };
+    let nodes = cluster.nodes().unwrap();
+    if nodes.len() < 2 {
+        println!("skipped: the cluster has one node");
+        return;
+    }
+    let (here, there) = (&nodes[0], &nodes[1]);
+    let firewall = HostFirewall::on(&cluster);
+    // given two hostNetwork pods of a node, and who asks them
+    stage(&cluster, here, there);
     let to = address(&cluster, here);
     let (pod, node) = (From::Pod("client"), From::Node(there));
     expect(

@@ -289,14 +289,14 @@ impl KubeSource {
     /// Says what became of each HostPolicy on this node: it is written to its status by and by, and one that was rolled back
     /// has an Event. Never waits. The same again costs nothing.
     pub fn tell_status(&mut self, states: Vec<HostPolicyState>) {
-        let last = self.states.borrow().clone().states;
-        for state in &states {
-            let Some(lost) = &state.rolled_back else { continue };
-            let same = |one: &HostPolicyState| one.name == state.name && one.version.uid == state.version.uid;
-            if last.iter().any(|one| same(one) && one.rolled_back.is_some()) {
+        let before = self.states.borrow().states.clone();
+        for new in &states {
+            let Some(lost) = &new.rolled_back else { continue };
+            let same = |one: &HostPolicyState| one.name == new.name && one.version.uid == new.version.uid;
+            if before.iter().any(|one| same(one) && one.rolled_back.is_some()) {
                 continue;
             }
-            let notice = Notice::rolled_back(&state.name, &state.version, &self.node, lost);
+            let notice = Notice::rolled_back(&new.name, &new.version, &self.node, lost);
             // Without a place nobody is told by an Event; the status tells in any case.
             let _ = self.notices.try_send(notice);
         }

@@ -200,10 +200,8 @@ enum Failed {
 
 impl From<kube::Error> for Failed {
     fn from(error: kube::Error) -> Self {
-        match &error {
-            kube::Error::Api(status) if status.code == NOT_FOUND => Self::Gone,
-            _ => Self::ForNow(error),
-        }
+        let is_gone = matches!(&error, kube::Error::Api(status) if status.code == NOT_FOUND);
+        if is_gone { Self::Gone } else { Self::ForNow(error) }
     }
 }
 
