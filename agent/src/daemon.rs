@@ -357,7 +357,7 @@ impl Backend for Shared {
         let world = snapshot.world.get_or_init(|| {
             let cluster = Cluster::clone(&snapshot.cluster);
             let mut problems = snapshot.problems.clone();
-            let desired = match Compiler::new(0).compile(&cluster, cluster.pods.keys()) {
+            let desired = match Compiler::new(0).compile(&cluster, &cluster.subjects()) {
                 Ok((desired, closed)) => {
                     problems.extend(closed);
                     desired

@@ -639,6 +639,8 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
     #[inline(always)]
     fn is_to_itself(&self, remote: &Addr, protocol: u8) -> bool {
         match (self.at.direction, self.at.origin) {
+            // Nobody sends so but who asks.
+            (Direction::Egress, Origin::OwnInterface) if self.is_host() => true,
             // The packet's mark said so. What has ports makes a flow: its tuple was another's before, perhaps.
             (Direction::Ingress, Origin::OwnInterface) if self.is_host() => !matches!(protocol, TCP | UDP | SCTP),
             (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {

@@ -216,7 +216,7 @@ impl<'a> Answers<'a> {
             (Party::HostPod(..) | Party::OwnNode(_), Party::HostPod(..) | Party::OwnNode(_))
                 if sends_itself() =>
             {
-                Origin::Hairpin
+                Origin::OwnInterface
             }
             (Party::OwnNode(_), Party::HostPod(..) | Party::OwnNode(_) | Party::Address(_)) => {
                 Origin::OwnNode
@@ -274,8 +274,12 @@ impl<'a> Answers<'a> {
         let egress = self.subject(from).map(|pod| Question {
             pod,
             direction: Direction::Egress,
-            // A host has no interface that tells what it says to itself.
-            origin: if origin == Origin::Hairpin { origin } else { Origin::OwnInterface },
+            // A host has no interface of its own: of what it sends only what it says to itself comes from there.
+            origin: match (from, origin) {
+                (Party::OwnNode(_) | Party::HostPod(..), Origin::OwnInterface) => Origin::OwnInterface,
+                (Party::OwnNode(_) | Party::HostPod(..), _) => Origin::Forwarded,
+                (Party::Pod(..) | Party::Address(_), _) => Origin::OwnInterface,
+            },
             frame: frame.clone(),
         });
         let ingress =
@@ -294,16 +298,7 @@ impl<'a> Answers<'a> {
     #[must_use]
     pub fn verdict(&self, question: &Question) -> Verdict {
         let rulesets = self.desired.endpoints.get(&question.pod).copied().unwrap_or(EndpointRulesets::CLOSED);
-        let mut config = self.configs.get(&question.pod).copied().unwrap_or_default();
-        if config.flags & ENDPOINT_HOST != 0 && question.origin == Origin::Hairpin {
-            // Both ends are its own.
-            let mut work = Work::EMPTY;
-            parse(&question.frame.as_slice(), Link::Ethernet, &mut work.packet);
-            for (place, address) in config.addrs.iter_mut().zip([work.packet.src, work.packet.dst]) {
-                *place = address;
-                config.addr_count += 1;
-            }
-        }
+        let config = self.configs.get(&question.pod).copied().unwrap_or_default();
         let at = At { slot: 0, direction: question.direction, origin: question.origin };
         verdict_at(self.desired, config, rulesets, at, &question.frame)
     }
