@@ -255,6 +255,6 @@ fn the_agent_knows_every_field_that_the_definition_of_host_policies_has() {
         );
     }
     let mut report = Report::new("HostPolicy all", None);
-    host_policy(&object, &mut report);
+    drop(host_policy(&object, &mut report));
     assert_eq!(report.into_problems(), [], "{object}");
 }
