@@ -13,11 +13,11 @@ use portcullis_policy::frame::Traffic;
 use portcullis_policy::model;
 use portcullis_policy::sizes::TableSize;
 
-use crate::firewall::HostArgs;
 use crate::attach::HookChoice;
 use crate::cni::install::SettingsArgs;
 use crate::config;
 use crate::daemon;
+use crate::firewall::HostArgs;
 use crate::listen::ListenArgs;
 use crate::log::LogArgs;
 use crate::mark::MarkMask;
@@ -606,7 +606,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Wait { what: WaitFor::Policy { policy, timeout, run_dir } } => {
             verbs::wait::policy(&run_dir.run_dir, policy, timeout)
         }
-        Verb::HostFirewall(args) => verbs::host_firewall::run(args.act, &args.run_dir.run_dir, &args.bpffs.bpffs, args.output),
+        Verb::HostFirewall(args) => {
+            verbs::host_firewall::run(args.act, &args.run_dir.run_dir, &args.bpffs.bpffs, args.output)
+        }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
         Verb::Cni(CniArgs { verb: CniVerb::Install { dirs, plugin, run_dir, settings } }) => {
             let settings = settings.settings(&run_dir.run_dir);

@@ -311,7 +311,8 @@ fn owners(snapshot: &Snapshot, last: &Snapshot) -> Owners {
         .collect();
     let named = |key: &ObjectKey| pods.get(key).cloned();
     let of_node = |key: &ObjectKey| {
-        let labels = snapshot.cluster.nodes.get(&key.name).map(|node| node.labels.clone()).unwrap_or_default();
+        let labels =
+            snapshot.cluster.nodes.get(&key.name).map(|node| node.labels.clone()).unwrap_or_default();
         Arc::new(Named { key: key.clone(), labels })
     };
     let at_slot = |key: &ObjectKey| {
@@ -1109,7 +1110,8 @@ impl Cgroups {
         }
         let wakes = self.wakes.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            let is_change = event.is_ok_and(|event| matches!(event.kind, EventKind::Create(_) | EventKind::Remove(_)));
+            let is_change =
+                event.is_ok_and(|event| matches!(event.kind, EventKind::Create(_) | EventKind::Remove(_)));
             if is_change {
                 // A full channel has a wake in it already.
                 let _ = wakes.try_send(Wake::Network);

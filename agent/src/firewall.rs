@@ -46,7 +46,12 @@ pub struct HostArgs {
     #[arg(long, value_name = "PORTS", env = "PORTCULLIS_FAILSAFE_OUT")]
     failsafe_out: Option<Spans>,
     /// Where the node reaches the API server, beside what the agent finds out by itself; repeatable or with commas
-    #[arg(long = "api-server", value_name = "HOST:PORT", env = "PORTCULLIS_API_SERVER", value_delimiter = ',')]
+    #[arg(
+        long = "api-server",
+        value_name = "HOST:PORT",
+        env = "PORTCULLIS_API_SERVER",
+        value_delimiter = ','
+    )]
     api_servers: Vec<String>,
     /// Seconds for which the API server, or most of the other nodes, must be out of reach after a HostPolicy came or changed
     /// for it to be rolled back; 0: never
@@ -144,14 +149,16 @@ impl HostArgs {
             egress: self.failsafe_out.map_or(usual.egress, |spans| spans.0),
         };
         for text in self.api_servers {
-            let found = text.to_socket_addrs().map_err(|cause| HostError::Server { text: text.clone(), cause })?;
+            let found =
+                text.to_socket_addrs().map_err(|cause| HostError::Server { text: text.clone(), cause })?;
             host.api_servers.extend(found.map(|at| (at.ip(), at.port())));
         }
         let unknown = match self.unknown_pod {
             UnknownPodArg::Deny => UnknownPod::Deny,
             UnknownPodArg::Allow => UnknownPod::Allow,
         };
-        let rollback_after = (self.rollback_after > 0).then(|| Duration::from_secs(self.rollback_after.into()));
+        let rollback_after =
+            (self.rollback_after > 0).then(|| Duration::from_secs(self.rollback_after.into()));
         Ok(Some(HostOptions { host, unknown, rollback_after }))
     }
 }
@@ -229,7 +236,8 @@ impl Firewall {
 /// The addresses of the API server behind its Service: what is sent to the Service is seen after translation.
 fn behind_service(said: &Cluster) -> BTreeSet<(IpAddr, u16)> {
     let (namespace, name) = API_SERVER;
-    let slices = said.slices.iter().filter(|(key, slice)| key.namespace == namespace && *slice.service == *name);
+    let slices =
+        said.slices.iter().filter(|(key, slice)| key.namespace == namespace && *slice.service == *name);
     slices
         .flat_map(|(_, slice)| {
             let ports = slice.ports.iter().map(|port| port.port);

@@ -134,7 +134,8 @@ impl Older {
         let (hosts, pods): (Vec<&Fresh>, Vec<&Fresh>) =
             fresh.iter().partition(|one| one.config.flags & ENDPOINT_HOST != 0);
         if !hosts.is_empty() {
-            let sockets = connected().map_err(|error| (Severity::Warning, format!("listing sockets: {error}")))?;
+            let sockets =
+                connected().map_err(|error| (Severity::Warning, format!("listing sockets: {error}")))?;
             sockets.iter().for_each(|socket| taking.of_host(socket));
         }
         let mut listed = Listed::default();

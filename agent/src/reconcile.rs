@@ -12,7 +12,8 @@ use portcullis_common::addr::Addr;
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
     CGROUP_ELSEWHERE, ENDPOINT_HOST, ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig,
-    EndpointWord, HOST_ON, HostState, LINK_ETHERNET, LINK_IP, MARK_SLOT, MAX_ENDPOINT_ADDRS, RULESET_OPEN, SERVICES_CLOSED, SERVICES_DELIVERED,
+    EndpointWord, HOST_ON, HostState, LINK_ETHERNET, LINK_IP, MARK_SLOT, MAX_ENDPOINT_ADDRS, RULESET_OPEN,
+    SERVICES_CLOSED, SERVICES_DELIVERED,
 };
 use portcullis_policy::answer::{binding_flags, endpoint_config, owned_addresses};
 use portcullis_policy::compile::{Held, NO_ROOM};
@@ -213,7 +214,8 @@ impl Reconciler {
         let mut wanted = wanted(&directory, node, &interfaces, &told, &closed, &mut outcome.problems);
         if let Some(host) = &mut self.host {
             if let Err(error) = host.look() {
-                let message = format!("looking for the cgroups of pods: {error}; those that were seen last count");
+                let message =
+                    format!("looking for the cgroups of pods: {error}; those that were seen last count");
                 outcome.problems.push(Problem::of_node(Severity::Error, message));
             }
             wanted.extend(host.endpoints(&directory, cluster, &mut outcome.problems));
@@ -461,7 +463,9 @@ impl Reconciler {
             self.tables.kernel.forget_iface(*ifindex)?;
             tracing::debug!("interface {ifindex} had endpoint {slot} of a pod that is gone");
         }
-        for (cgroup, _) in cgroups.iter().filter(|(_, slot)| !kept.contains(slot) && **slot != CGROUP_ELSEWHERE) {
+        for (cgroup, _) in
+            cgroups.iter().filter(|(_, slot)| !kept.contains(slot) && **slot != CGROUP_ELSEWHERE)
+        {
             self.tables.kernel.forget_cgroup(*cgroup)?;
         }
         // Nobody would be let in or out by an endpoint that is gone; until there is another the node is not judged.
@@ -632,7 +636,9 @@ impl Reconciler {
         };
         let state = side.state(node, slot(ObjectKey::of_unknown()))?;
         let of_pods = self.endpoints.values().map(|enforced| enforced.config.cgroup).filter(|one| *one != 0);
-        self.tables.kernel.set_nodes(&cluster.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect())?;
+        self.tables
+            .kernel
+            .set_nodes(&cluster.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect())?;
         self.tables.kernel.set_elsewhere(&side.elsewhere(cluster), &of_pods.collect())?;
         Ok(self.tables.kernel.set_host_state(state)?)
     }

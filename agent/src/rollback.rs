@@ -42,7 +42,8 @@ impl Targets {
     /// The API servers in use, and some other nodes.
     #[must_use]
     pub fn of(said: &Cluster, host: &Host) -> Self {
-        let others = said.nodes.iter().filter(|(name, node)| **name != host.node && !node.addresses.is_empty());
+        let others =
+            said.nodes.iter().filter(|(name, node)| **name != host.node && !node.addresses.is_empty());
         // Others for each node, the same each time.
         let mut order: Vec<(u64, &String, &Vec<IpAddr>)> = others
             .map(|(name, node)| (hash(&format!("{} {name}", host.node)), name, &node.addresses))
@@ -50,7 +51,11 @@ impl Targets {
         order.sort();
         let nodes = order.into_iter().take(MOST_NODES).map(|(_, name, all)| (name.clone(), all.clone()));
         Self {
-            servers: host.api_servers.iter().map(|(address, port)| SocketAddr::new(*address, *port)).collect(),
+            servers: host
+                .api_servers
+                .iter()
+                .map(|(address, port)| SocketAddr::new(*address, *port))
+                .collect(),
             nodes: nodes.collect(),
         }
     }
@@ -64,7 +69,8 @@ impl Targets {
                 .iter()
                 .map(|(name, all)| {
                     let first = all.iter().copied().find(IpAddr::is_ipv4).or_else(|| all.first().copied());
-                    let asked = scope.spawn(move || first.is_some_and(|ip| connects(SocketAddr::new(ip, KUBELET))));
+                    let asked =
+                        scope.spawn(move || first.is_some_and(|ip| connects(SocketAddr::new(ip, KUBELET))));
                     (name.clone(), asked)
                 })
                 .collect();
@@ -148,7 +154,13 @@ struct Court {
 impl Court {
     /// Goes on with these policies in existence; `seen`: when it was last looked, and who was reached. Returns whether
     /// what is kept changed.
-    fn step(&mut self, after: u64, now: u64, policies: &BTreeMap<String, u64>, seen: Option<&(u64, Reached)>) -> bool {
+    fn step(
+        &mut self,
+        after: u64,
+        now: u64,
+        policies: &BTreeMap<String, u64>,
+        seen: Option<&(u64, Reached)>,
+    ) -> bool {
         let before = self.kept.clone();
         let same = |name: &String, hash: u64| policies.get(name) == Some(&hash);
         self.kept.trusted.retain(|name, hash| same(name, *hash));
@@ -187,7 +199,8 @@ impl Court {
                     let since = *trial.lost_since.get_or_insert(*at);
                     if *at >= since.saturating_add(after) {
                         let names = std::mem::take(&mut trial.policies).into_iter();
-                        let found = names.map(|(name, hash)| (name, RolledBack { hash, lost: lost.to_owned() }));
+                        let found =
+                            names.map(|(name, hash)| (name, RolledBack { hash, lost: lost.to_owned() }));
                         self.kept.rolled_back.extend(found);
                         self.kept.total += 1;
                         self.kept.before = None;
@@ -237,21 +250,32 @@ impl Rollback {
     /// The policies that do not count, of these.
     pub fn look(&mut self, policies: &BTreeMap<String, HostPolicy>, targets: &Targets) -> BTreeSet<String> {
         self.seek(targets);
-        let hashes = policies.iter().map(|(name, policy)| (name.clone(), hash(&format!("{policy:?}")))).collect();
+        let hashes =
+            policies.iter().map(|(name, policy)| (name.clone(), hash(&format!("{policy:?}")))).collect();
         let seen = self.locked(|shared| shared.seen.clone());
         let total = self.court.kept.total;
-        let changed = self.court.step(self.after.as_secs(), monotonic() / NANOSECONDS, &hashes, seen.as_ref());
+        let changed =
+            self.court.step(self.after.as_secs(), monotonic() / NANOSECONDS, &hashes, seen.as_ref());
         if self.court.kept.total > total {
             for (name, one) in &self.court.kept.rolled_back {
-                tracing::error!("HostPolicy {name} is rolled back: since it came the node did not reach {}", one.lost);
+                tracing::error!(
+                    "HostPolicy {name} is rolled back: since it came the node did not reach {}",
+                    one.lost
+                );
             }
         }
         if changed && let Err(error) = self.keep() {
-            tracing::error!("{}: {error}: what was rolled back is forgotten at the next start", self.file.display());
+            tracing::error!(
+                "{}: {error}: what was rolled back is forgotten at the next start",
+                self.file.display()
+            );
         }
         let on_trial = self.court.trial.is_some();
         let was = self.locked(|shared| std::mem::replace(&mut shared.on_trial, on_trial));
-        if on_trial && !was && let Some(looker) = &self.looker {
+        if on_trial
+            && !was
+            && let Some(looker) = &self.looker
+        {
             // One that has ended is started anew with the next agent.
             let _ = looker.send(());
         }
@@ -283,7 +307,9 @@ impl Rollback {
         });
         match looker {
             Ok(_) => self.looker = Some(hurry),
-            Err(error) => tracing::error!("starting to look for the API server: {error}: it will be tried again"),
+            Err(error) => {
+                tracing::error!("starting to look for the API server: {error}: it will be tried again")
+            }
         }
     }
 
@@ -329,7 +355,8 @@ impl Rollback {
 
 /// FNV-1a.
 fn hash(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    text.bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

@@ -9,8 +9,8 @@ use crate::packet::{
     Bytes, Embedded, ND_MAX_BYTES, Packet, PacketView, SCTP, Shape, TCP, UDP, parse_embedded,
 };
 use crate::wire::{
-    COUNTER_NONE, ENDPOINT_HOST, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord,
-    FLOW_KIND_FLOW, FlowEntry, FlowKey, NO_ENDPOINT, RULESET_AUDIT, RULESET_OPEN,
+    COUNTER_NONE, ENDPOINT_HOST, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig,
+    EndpointWord, FLOW_KIND_FLOW, FlowEntry, FlowKey, NO_ENDPOINT, RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -642,7 +642,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             // Nobody sends so but who asks.
             (Direction::Egress, Origin::OwnInterface) if self.is_host() => true,
             // The packet's mark said so. What has ports makes a flow: its tuple was another's before, perhaps.
-            (Direction::Ingress, Origin::OwnInterface) if self.is_host() => !matches!(protocol, TCP | UDP | SCTP),
+            (Direction::Ingress, Origin::OwnInterface) if self.is_host() => {
+                !matches!(protocol, TCP | UDP | SCTP)
+            }
             (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
                 own_index(self.config, remote).is_some()
             }
@@ -786,7 +788,11 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             Direction::Ingress => (&inner.src, &inner.dst, inner.src_port, inner.dst_port, &packet.dst),
             Direction::Egress => (&inner.dst, &inner.src, inner.dst_port, inner.src_port, &packet.src),
         };
-        let index = if self.is_host() { host_index(self.at.direction, local) } else { position_of(self.config, local) };
+        let index = if self.is_host() {
+            host_index(self.at.direction, local)
+        } else {
+            position_of(self.config, local)
+        };
         if index == NOT_OWN {
             return EMBEDDED_NONE;
         }

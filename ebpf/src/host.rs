@@ -3,15 +3,15 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id,
+};
 use aya_ebpf::programs::SkBuffContext;
 use portcullis_common::addr::Addr;
 use portcullis_common::event::Direction;
 use portcullis_common::judge::{At, Delivery, Origin, Packed, SocketEnds, Work, answering, judge, leaving};
 use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, Shape, TCP, UDP, parse};
-use portcullis_common::wire::{
-    CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT,
-};
+use portcullis_common::wire::{CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT};
 
 use crate::mark;
 use crate::report;

@@ -15,12 +15,13 @@ use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{At, Environment, Flows, Origin, Packed, Work};
 use portcullis_common::packet::Link;
 use portcullis_common::wire::{
-    BANKS, CgroupWord, CounterKey, CpuState, DEFAULT_MARK_SHIFT, EPOCH_ANY, EVENT_RING_BYTES, EVENT_WAKE_BYTES,
-    EndpointConfig, EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount,
-    FlowEntry, FlowKey, FlowRoom, HOST_ON, HostState, IFACE_CELLS, IfaceWord, LINK_IP, MAX_CGROUPS, MAX_COUNTERS, MAX_DEVICES, MAX_ENDPOINTS,
-    MAX_NODE_ADDRS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES,
-    MAX_RULESETS, MODE_AUDIT, NODE_PORT_WORDS, NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PeerWord,
-    PortRange, Row, Rule, Ruleset, SERVICES_DELIVERED, Stats, cgroup_tag, node_port,
+    BANKS, CgroupWord, CounterKey, CpuState, DEFAULT_MARK_SHIFT, EPOCH_ANY, EVENT_RING_BYTES,
+    EVENT_WAKE_BYTES, EndpointConfig, EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS,
+    FLOW_OPENED_INGRESS, FlowCount, FlowEntry, FlowKey, FlowRoom, HOST_ON, HostState, IFACE_CELLS, IfaceWord,
+    LINK_IP, MAX_CGROUPS, MAX_COUNTERS, MAX_DEVICES, MAX_ENDPOINTS, MAX_NODE_ADDRS, MAX_PEER_ROWS, MAX_PEERS,
+    MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NODE_PORT_WORDS,
+    NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+    SERVICES_DELIVERED, Stats, cgroup_tag, node_port,
 };
 
 use crate::globals;

@@ -137,13 +137,16 @@ impl Stage {
             fs::create_dir_all(root.join(cgroup(party))).expect("a cgroup can be made");
         }
         enter(&root, Party::Host);
-        let dir = std::env::temp_dir().join(format!("portcullis-hosts-{}-{}", hook.name(), std::process::id()));
+        let dir =
+            std::env::temp_dir().join(format!("portcullis-hosts-{}-{}", hook.name(), std::process::id()));
         fs::create_dir_all(&dir).expect("a directory for manifests");
         write(&dir, &objects([[127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()], &[], false));
         let cluster = portcullis_lab::source::read(&dir, &[]).expect("the manifests can be read").cluster;
-        let ports = PROTOCOLS.iter().flat_map(|one| Party::Pod.ports().map(move |port| (*one, port))).collect();
+        let ports =
+            PROTOCOLS.iter().flat_map(|one| Party::Pod.ports().map(move |port| (*one, port))).collect();
         let outside = [REMOTE_POD, REMOTE_NODE, OUTSIDE].concat().iter().map(|text| parse(text)).collect();
-        let options = LabOptions { ports, outside, node_name: Some(NODE.to_owned()), ..LabOptions::default() };
+        let options =
+            LabOptions { ports, outside, node_name: Some(NODE.to_owned()), ..LabOptions::default() };
         let mut lab = Lab::up(&cluster, options).expect("the lab comes up");
         let link = &lab.state().link;
         let node = [link.node4.into(), link.node6.into()];
@@ -216,8 +219,10 @@ impl Stage {
         if matches!(words.first(), Some(&("host-firewall" | "cleanup"))) {
             command.arg("--bpffs").arg(self.lab.bpffs());
         }
-        let output = self.lab.node().run(|| command.output()).expect("the namespace is there").expect("it runs");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        let output =
+            self.lab.node().run(|| command.output()).expect("the namespace is there").expect("it runs");
+        let text =
+            String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         (output.status.code().unwrap_or(-1), text)
     }
 
@@ -309,7 +314,9 @@ impl Stage {
                 if place == Place::Loopback && !(from.is_here() && to.is_here()) {
                     continue;
                 }
-                for (protocol, family) in PROTOCOLS.iter().flat_map(|one| FAMILIES.map(|family| (*one, family))) {
+                for (protocol, family) in
+                    PROTOCOLS.iter().flat_map(|one| FAMILIES.map(|family| (*one, family)))
+                {
                     ways.extend(to.ports().map(|port| (from, At { of: to, place, protocol, family, port })));
                 }
             }
@@ -328,7 +335,8 @@ impl Stage {
             }
         }
         let (numbers, mut calls): (Vec<usize>, Vec<Call>) = calls.into_iter().unzip();
-        let allowed: Vec<bool> = numbers.iter().map(|number| is_allowed(ways[*number].0, ways[*number].1)).collect();
+        let allowed: Vec<bool> =
+            numbers.iter().map(|number| is_allowed(ways[*number].0, ways[*number].1)).collect();
         listen(&mut calls, PATIENCE, |number| allowed[number]);
         listen(&mut calls, QUIET, |_| true);
         let mut score = Score::default();
@@ -436,7 +444,9 @@ fn objects(node: [IpAddr; 2], policies: &[Value], whole: bool) -> Vec<Value> {
 fn write(dir: &Path, objects: &[Value]) {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
     let new = dir.join("new");
-    fs::write(&new, list.to_string()).and_then(|()| fs::rename(new, dir.join("all.json"))).expect("manifests");
+    fs::write(&new, list.to_string())
+        .and_then(|()| fs::rename(new, dir.join("all.json")))
+        .expect("manifests");
 }
 
 /// Who answers at the node's sockets.
@@ -499,7 +509,9 @@ impl Servers {
             enter(root, party);
             for (address, port) in addresses.iter().flat_map(|a| party.ports().map(|port| (*a, port))) {
                 let at = SocketAddr::new(address, port);
-                let opened = lab.node().run(|| Ok::<_, std::io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)));
+                let opened = lab
+                    .node()
+                    .run(|| Ok::<_, std::io::Error>((TcpListener::bind(at)?, UdpSocket::bind(at)?)));
                 let (tcp, udp) = opened.expect("the namespace is there").expect("ports are free");
                 tcp.set_nonblocking(true).expect("non-blocking");
                 udp.set_nonblocking(true).expect("non-blocking");

@@ -117,7 +117,8 @@ fn is_allowed(stage: &Stage, world: &World, firewall: &Firewall, from: Party, at
             Party::RemoteNode | Party::Outside => End::Address(address),
         }
     };
-    let (egress, ingress) = world.host_flow(firewall, &end(from), &end(at.of), Traffic::To(protocol, at.port));
+    let (egress, ingress) =
+        world.host_flow(firewall, &end(from), &end(at.of), Traffic::To(protocol, at.port));
     // What a pod elsewhere sends and gets is judged there.
     let egress = egress.filter(|_| from != Party::RemotePod);
     let ingress = ingress.filter(|_| at.of != Party::RemotePod);

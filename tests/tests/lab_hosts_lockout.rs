@@ -56,13 +56,14 @@ fn t20_a_policy_that_denies_everything_loses_nobody() {
         "table ip np {{\n chain pre {{\n type nat hook prerouting priority -100; ip daddr {node} tcp dport 30080 dnat to {p}:{PORT}\n }}\n}}"
     );
     let _ = run(stage.lab().node(), &["nft", &rules]);
-    let listeners: Vec<TcpListener> = [(Party::Host, 22), (Party::Host, 10250), (Party::X, 6443), (Party::Y, 2379)]
-        .into_iter()
-        .map(|(party, port)| {
-            stage.enter(party);
-            stage.lab().node().run(|| TcpListener::bind((node, port))).unwrap().unwrap()
-        })
-        .collect();
+    let listeners: Vec<TcpListener> =
+        [(Party::Host, 22), (Party::Host, 10250), (Party::X, 6443), (Party::Y, 2379)]
+            .into_iter()
+            .map(|(party, port)| {
+                stage.enter(party);
+                stage.lab().node().run(|| TcpListener::bind((node, port))).unwrap().unwrap()
+            })
+            .collect();
     // Held while the policies come.
     let held: Vec<TcpStream> = [22, 10250]
         .map(|port| stage.lab().outside().run(|| TcpStream::connect((node, port))).unwrap().unwrap())
@@ -119,7 +120,11 @@ fn t20_what_cuts_the_node_off_is_rolled_back_until_it_changes() {
     std::thread::sleep(Duration::from_secs(5));
     assert!(stage.reaches(Party::Outside, at(Party::X, 7000)));
     // It is tried again when it changes.
-    let harmless = host_policy("deny-pods", &json!({"pods": {"podSelector": {"matchLabels": {"app": "x"}}}}), &["Ingress"]);
+    let harmless = host_policy(
+        "deny-pods",
+        &json!({"pods": {"podSelector": {"matchLabels": {"app": "x"}}}}),
+        &["Ingress"],
+    );
     stage.apply(&[harmless]);
     until(|| !stage.reaches(Party::Outside, at(Party::X, 7000)), "the changed policy is in force");
     std::thread::sleep(Duration::from_secs(6));
@@ -139,7 +144,8 @@ fn t15_a_pod_of_which_nothing_is_known_is_closed_but_for_failsafe_ports() {
         let cgroup = stage.root().join(format!("kubepods/burstable/pod{uid}/c"));
         fs::create_dir_all(&cgroup).unwrap();
         fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).unwrap();
-        let to = |port: u16| SocketAddr::new(stage.address(Party::Outside, Place::Address, Family::Ipv4), port);
+        let to =
+            |port: u16| SocketAddr::new(stage.address(Party::Outside, Place::Address, Family::Ipv4), port);
         let reaches = |port| stage.lab().node().run(|| TcpStream::connect_timeout(&to(port), QUIET)).unwrap();
         assert_eq!(reaches(PORT).is_ok(), opens);
         // A refusal comes back by a failsafe port.
@@ -160,7 +166,10 @@ fn t15_a_pod_of_which_nothing_is_known_is_closed_but_for_failsafe_ports() {
         fs::remove_dir(&cgroup).unwrap();
         fs::remove_dir(cgroup.parent().unwrap()).unwrap();
         fs::remove_dir(cgroup.parent().unwrap().parent().unwrap()).unwrap();
-        until(|| stage.verb(&["endpoints"]).1.lines().all(|line| !line.contains("late")), "its endpoint goes");
+        until(
+            || stage.verb(&["endpoints"]).1.lines().all(|line| !line.contains("late")),
+            "its endpoint goes",
+        );
         stage.down();
     }
 }

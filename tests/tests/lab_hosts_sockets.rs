@@ -29,7 +29,8 @@ use serde_json::{Value, json};
 const VIRTUAL: &str = "10.96.0.50";
 
 fn policy(name: &str, app: &str, types: &[&str], more: &Value) -> Value {
-    let mut spec = json!({"subject": {"pods": {"podSelector": {"matchLabels": {"app": app}}}}, "policyTypes": types});
+    let mut spec =
+        json!({"subject": {"pods": {"podSelector": {"matchLabels": {"app": app}}}}, "policyTypes": types});
     for (key, value) in more.as_object().unwrap() {
         spec[key] = value.clone();
     }
@@ -86,7 +87,8 @@ fn a_socket_stays_its_makers() {
     let (mut accepted, _) = of_node_first.accept().unwrap();
     accepted.write_all(b"hello").unwrap();
     assert!(hears(&mut stream));
-    stage.apply(&[of_node("node-out", &["Egress"], &json!({})), of_node("node-in", &["Ingress"], &json!({}))]);
+    stage
+        .apply(&[of_node("node-out", &["Egress"], &json!({})), of_node("node-in", &["Ingress"], &json!({}))]);
     drop(accepted.write_all(b"hello"));
     assert!(!hears(&mut stream), "the node's policies judge it");
     drop(of_x);
@@ -108,7 +110,8 @@ fn half_open_and_closed_connections() {
     let _ = run(outside, &["nft", rules]);
     let to = SocketAddr::new(stage.address(Party::Host, Place::Address, Family::Ipv4), 8003);
     let client = std::thread::scope(|scope| {
-        let opening = scope.spawn(|| outside.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(6))).unwrap());
+        let opening =
+            scope.spawn(|| outside.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(6))).unwrap());
         std::thread::sleep(Duration::from_millis(300));
         stage.apply(&[policy("x-in", "x", &["Ingress"], &json!({}))]);
         std::thread::sleep(Duration::from_secs(2));
@@ -128,7 +131,14 @@ fn half_open_and_closed_connections() {
     // The kernel answers the last FIN, so the client is done with it.
     let begun = Instant::now();
     let needle = format!(":{local:04X} ");
-    while stage.lab().outside().run(|| std::fs::read_to_string("/proc/thread-self/net/tcp")).unwrap().unwrap().contains(&needle) {
+    while stage
+        .lab()
+        .outside()
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/tcp"))
+        .unwrap()
+        .unwrap()
+        .contains(&needle)
+    {
         assert!(begun.elapsed() < PATIENCE, "the last FIN is not answered");
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -161,8 +171,10 @@ fn answers_of_virtual_addresses_come_back() {
     let to_p = json!({"egress": [{"to": [{"podSelector": {"matchLabels": {"app": "p"}}}], "ports": [{"port": PORT}, {"port": PORT, "protocol": "UDP"}]},
         {"to": [{"nodes": {}}], "ports": [{"port": 7010}, {"port": 7010, "protocol": "UDP"}]}]});
     let mut objects = stage.objects(&[policy("x", "x", &["Ingress", "Egress"], &to_p)]);
-    objects.push(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "svc", "namespace": "apps"},
-        "spec": {"clusterIP": VIRTUAL, "clusterIPs": [VIRTUAL], "ports": [{"port": 80, "protocol": "TCP"}]}}));
+    objects.push(
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "svc", "namespace": "apps"},
+        "spec": {"clusterIP": VIRTUAL, "clusterIPs": [VIRTUAL], "ports": [{"port": 80, "protocol": "TCP"}]}}),
+    );
     stage.apply_all(&objects);
     for (protocol, port, reaches) in [
         (Protocol::Tcp, 80, true),
@@ -185,7 +197,12 @@ fn answers_of_virtual_addresses_come_back() {
     // A virtual address is nobody else's way in: what it did not ask for does not reach it.
     stage.enter(Party::X);
     let deaf = stage.lab().node().run(|| UdpSocket::bind((x, 8009))).unwrap().unwrap();
-    stage.lab().outside().run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (x, 8009))).unwrap().unwrap();
+    stage
+        .lab()
+        .outside()
+        .run(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(b"x", (x, 8009)))
+        .unwrap()
+        .unwrap();
     deaf.set_read_timeout(Some(QUIET)).unwrap();
     assert!(deaf.recv(&mut [0; 4]).is_err());
     stage.down();
@@ -225,7 +242,9 @@ fn echo(to: IpAddr) -> bool {
     // Over four words; of IPv6 the kernel works it out.
     let sum = !(u32::from(request) << 8).wrapping_add(0x1234 + 1);
     message[2..4].copy_from_slice(&(sum as u16).to_be_bytes());
-    if sendto(fd.as_raw_fd(), &message, &SockaddrStorage::from(SocketAddr::new(to, 0)), MsgFlags::empty()).is_err() {
+    if sendto(fd.as_raw_fd(), &message, &SockaddrStorage::from(SocketAddr::new(to, 0)), MsgFlags::empty())
+        .is_err()
+    {
         return false;
     }
     let begun = Instant::now();
@@ -267,7 +286,10 @@ fn the_kernels_own_answers_are_judged_as_what_they_answer() {
         calls[0].heard() == Heard::Refusal
     };
     for party in [Party::Pod, Party::Outside] {
-        assert!(node.iter().all(|to| pings(&stage, party, *to)) && refused(&stage, party), "nothing isolates");
+        assert!(
+            node.iter().all(|to| pings(&stage, party, *to)) && refused(&stage, party),
+            "nothing isolates"
+        );
     }
     let from_p = json!({"ingress": [{"from": [{"podSelector": {"matchLabels": {"app": "p"}}}]}]});
     stage.apply(&[of_node("in", &["Ingress", "Egress"], &from_p)]);

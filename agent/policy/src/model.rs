@@ -58,7 +58,11 @@ impl ObjectKey {
     pub fn object(&self) -> String {
         if self.is_unknown() {
             "Pods that are not known yet".to_owned()
-        } else if self.is_node() { format!("Node {}", self.name) } else { format!("Pod {self}") }
+        } else if self.is_node() {
+            format!("Node {}", self.name)
+        } else {
+            format!("Pod {self}")
+        }
     }
 
     /// True for a node's.

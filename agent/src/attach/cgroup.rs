@@ -115,7 +115,9 @@ impl Root {
 
     /// What is pinned, and still attached.
     fn found(&self, direction: Direction) -> Result<Option<Target>, AttachError> {
-        if fs::symlink_metadata(self.pin(direction)).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+        if fs::symlink_metadata(self.pin(direction))
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        {
             return Ok(None);
         }
         let failed = |cause: BpfError| self.failed(direction, "look at the link of", cause);
@@ -139,7 +141,8 @@ impl Root {
 
 /// Removes the pins in this directory of links, and with them the links. False if there was none.
 pub(super) fn cleanup(links_dir: &Path) -> Result<bool, AttachError> {
-    let removed = [Direction::Ingress, Direction::Egress].map(|direction| remove_pin(links_dir.join(pin(direction))));
+    let removed =
+        [Direction::Ingress, Direction::Egress].map(|direction| remove_pin(links_dir.join(pin(direction))));
     removed.into_iter().try_fold(false, |any, one| Ok(any | one?))
 }
 

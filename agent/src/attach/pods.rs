@@ -76,7 +76,9 @@ fn find(root: &Path) -> io::Result<Option<PathBuf>> {
 
 fn is_pods(dir: &Path) -> bool {
     dir.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
-        name == CGROUPFS || name == SYSTEMD || name.strip_suffix(SYSTEMD).is_some_and(|head| head.ends_with('-'))
+        name == CGROUPFS
+            || name == SYSTEMD
+            || name.strip_suffix(SYSTEMD).is_some_and(|head| head.ends_with('-'))
     })
 }
 
@@ -132,7 +134,9 @@ mod tests {
             of("kubepods-podd41d8cd98f00b204e9800998ecf8427e.slice").as_deref(),
             Some("d41d8cd98f00b204e9800998ecf8427e")
         );
-        for other in ["kubepods.slice", "kubepods-burstable.slice", "burstable", "podman", "pods", "system.slice"] {
+        for other in
+            ["kubepods.slice", "kubepods-burstable.slice", "burstable", "podman", "pods", "system.slice"]
+        {
             assert_eq!(of(other), None, "{other}");
         }
     }

@@ -23,7 +23,11 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn of(ebpf: &mut Ebpf) -> Result<Self, BpfError> {
-        Ok(Self { state: take(ebpf, "host_state")?, cgroups: take(ebpf, "cgroups")?, nodes: take(ebpf, "nodes")? })
+        Ok(Self {
+            state: take(ebpf, "host_state")?,
+            cgroups: take(ebpf, "cgroups")?,
+            nodes: take(ebpf, "nodes")?,
+        })
     }
 
     /// What is there.
@@ -82,7 +86,8 @@ pub(crate) fn network_cookie() -> io::Result<u64> {
     if !load::tells_networks() {
         return Ok(0);
     }
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
+    let socket =
+        UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
     // SAFETY: the kernel writes at most `length` bytes into `cookie`.

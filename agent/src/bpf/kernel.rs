@@ -9,9 +9,9 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CGROUP_ELSEWHERE, CpuState, ENDPOINT_HOST, ENDPOINT_USED, EndpointConfig, EndpointWord, HostState, IFACE_CELLS, IfaceWord, LINK_IP,
-    MODE_AUDIT, MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED,
-    RULESET_OPEN, Row, Rule, Ruleset, Stats,
+    BANKS, CGROUP_ELSEWHERE, CpuState, ENDPOINT_HOST, ENDPOINT_USED, EndpointConfig, EndpointWord, HostState,
+    IFACE_CELLS, IfaceWord, LINK_IP, MODE_AUDIT, MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord,
+    PortRange, RULESET_CLOSED, RULESET_OPEN, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
@@ -386,7 +386,11 @@ impl Kernel {
     }
 
     /// Leaves exactly these cgroups beside those of endpoints, as of pods with networks of their own.
-    pub fn set_elsewhere(&mut self, cgroups: &BTreeSet<u64>, endpoints: &BTreeSet<u64>) -> Result<(), BpfError> {
+    pub fn set_elsewhere(
+        &mut self,
+        cgroups: &BTreeSet<u64>,
+        endpoints: &BTreeSet<u64>,
+    ) -> Result<(), BpfError> {
         let found = self.host.found();
         for cgroup in found.keys().filter(|one| !cgroups.contains(one) && !endpoints.contains(one)) {
             self.host.forget(*cgroup)?;

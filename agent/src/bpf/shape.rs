@@ -8,9 +8,9 @@ use aya::maps::{MapData, MapType};
 use portcullis_common::addr::Addr;
 use portcullis_common::event::VERDICT_CELLS;
 use portcullis_common::wire::{
-    BANKS, CgroupWord, CounterKey, CpuState, EPOCH_ANY, EndpointConfig, EndpointWord, FlowCount, FlowRoom, HostState,
-    IFACE_CELLS, IfaceWord, MAX_CGROUPS, MAX_DEVICES, MAX_NODE_ADDRS, NODE_PORT_WORDS, NodeAddrWord, NodeState, PeerRowKey,
-    PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
+    BANKS, CgroupWord, CounterKey, CpuState, EPOCH_ANY, EndpointConfig, EndpointWord, FlowCount, FlowRoom,
+    HostState, IFACE_CELLS, IfaceWord, MAX_CGROUPS, MAX_DEVICES, MAX_NODE_ADDRS, NODE_PORT_WORDS,
+    NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::sizes::{Sizes, Table};
 

@@ -86,7 +86,9 @@ pub fn run(act: Act, run_dir: &Path, bpffs: &Path, format: Format) -> Result<Exi
             output::print(text).map_err(Failure::Output)?;
         }
         Act::Status => {
-            let on = state(&pins).map_err(ActError::Programs)?.is_some_and(|(_, state)| state.flags & HOST_ON != 0);
+            let on = state(&pins)
+                .map_err(ActError::Programs)?
+                .is_some_and(|(_, state)| state.flags & HOST_ON != 0);
             let turned_off = fs::symlink_metadata(&off).is_ok();
             let standing = Standing { on, turned_off };
             let text = match (on, turned_off) {

@@ -30,11 +30,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
-use crate::firewall::HostError;
 use crate::api::Request;
 use crate::api::client::{self, ClientError};
 use crate::bpf::probe::Private;
 use crate::cni::install::InstallError;
+use crate::firewall::HostError;
 use crate::output::{self, Colour, Exit, Format};
 use crate::source::read::ReadError;
 use crate::world::{AskKernel, World};

@@ -9,8 +9,9 @@ use crate::flow::{STATE_OPENING, Side, Stage, expired, next_state};
 use crate::judge::{At, Origin};
 use crate::packet::{ICMP, ICMPV6, Packet, Part, SCTP, Shape, TCP, UDP};
 use crate::wire::{
-    CLASS_VIRTUAL, COUNTER_NONE, EPOCH_ANY, EPOCH_CELLS, EndpointWord, FLOW_DELIVERED, FLOW_KIND_FLOW, FLOW_KIND_SOCKET, FLOW_OPENED_INGRESS,
-    FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, MARK_SLOT, NO_ENDPOINT, RULESET_CLOSED,
+    CLASS_VIRTUAL, COUNTER_NONE, EPOCH_ANY, EPOCH_CELLS, EndpointWord, FLOW_DELIVERED, FLOW_KIND_FLOW,
+    FLOW_KIND_SOCKET, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, MARK_SLOT,
+    NO_ENDPOINT, RULESET_CLOSED,
 };
 
 /// Judges a packet whose tuple the work holds: an ICMP error by the flow whose key is there, everything else by its own
@@ -100,11 +101,7 @@ pub fn ahead<E: Environment>(env: &E, work: &Work, verdict: Packed) -> Packed {
         && work.slot <= MARK_SLOT
         && env.delivers()
         && env.is_node_port(&key.remote, key.protocol, key.remote_port);
-    if leads_on {
-        WAITS
-    } else {
-        verdict
-    }
+    if leads_on { WAITS } else { verdict }
 }
 
 /// It is judged where it ends, and nowhere before.
@@ -203,8 +200,14 @@ impl<E: Environment> ByTuple<'_, E> {
                 match self.held(&key, tag) {
                     Held::Flow(flow, ..) => self.env.touch(flow, now, STATE_OPENING),
                     Held::None | Held::Unreadable => {
-                        work.entry =
-                            FlowEntry { stamp: 0, tag, seen: now, state: STATE_OPENING, counter: 0, opened: now };
+                        work.entry = FlowEntry {
+                            stamp: 0,
+                            tag,
+                            seen: now,
+                            state: STATE_OPENING,
+                            counter: 0,
+                            opened: now,
+                        };
                         self.env.insert(self.at.slot, &key, &work.entry);
                     }
                 }
@@ -363,7 +366,9 @@ impl<E: Environment> ByTuple<'_, E> {
         match self.at.direction {
             // The mark has no room for other slots: what opened such a flow was denied, or did not leave the pod's own interface.
             Direction::Egress
-                if flags & FLOW_DELIVERED != 0 && self.at.slot <= MARK_SLOT && (!self.is_host || self.loops()) =>
+                if flags & FLOW_DELIVERED != 0
+                    && self.at.slot <= MARK_SLOT
+                    && (!self.is_host || self.loops()) =>
             {
                 Packed::AGAIN
             }

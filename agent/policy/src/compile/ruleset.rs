@@ -209,7 +209,9 @@ fn always(
     let nets: BTreeSet<IpNet> = match (direction, subject) {
         (Direction::Egress, Subject::Pod(_)) => cluster.own_node.iter().copied().map(IpNet::from).collect(),
         (Direction::Egress, Subject::Node(node)) => to_own_pods(cluster, directory, node),
-        (Direction::Egress, Subject::HostPod(_) | Subject::Unknown) | (Direction::Ingress, _) => BTreeSet::new(),
+        (Direction::Egress, Subject::HostPod(_) | Subject::Unknown) | (Direction::Ingress, _) => {
+            BTreeSet::new()
+        }
     };
     let own = (!nets.is_empty()).then(|| RuleContent {
         peers: PeerSet::Selected(BTreeSet::from([PeerSelector { base: Base::of_nets(nets), named: None }])),

@@ -140,7 +140,9 @@ impl<'a> Advisor<'a> {
                         let all = Selector::default;
                         HostSubject::Pods { namespaces: all(), pods: all() }
                     }
-                    Some(Whom::Pod(_) | Whom::Node(_) | Whom::Unknown) | None => HostSubject::Nodes(Selector::default()),
+                    Some(Whom::Pod(_) | Whom::Node(_) | Whom::Unknown) | None => {
+                        HostSubject::Nodes(Selector::default())
+                    }
                 };
             }
             Spec::Network(..) | Spec::Host(..) => {}
