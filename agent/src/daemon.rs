@@ -500,7 +500,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // What earlier agents lost is nothing that this one's observers miss.
     let lost = reconciler.lost_events()?;
     let refused = RefusedFlows::new(reconciler.flows_refused()?);
-    let mut events = Events::open(reconciler.ebpf_mut())?;
+    let events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
     let servers = opening.servers();
     let source = opening.source(&options, &mut reconciler)?;
@@ -563,28 +563,31 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     agent.following = options.cni.map(|(dir, settings)| follow(dir, settings));
     let (half_full, mut growing) = mpsc::channel(GROWING);
     tokio::spawn(api::server::serve(listener, shared.clone()));
-    tokio::spawn(async move {
-        loop {
-            let read = events.read(|event| {
-                if event.reason == NOTICE_FLOWS_HALF {
-                    // One that is not heard of now the audit finds.
-                    let _ = half_full.try_send(event.slot);
-                } else {
-                    shared.recorder.record(event);
-                }
-            });
-            if let Err(error) = read.await {
-                tracing::error!("reading events: {error}: `observe` is silent from here on");
-                return;
-            }
-        }
-    });
+    tokio::spawn(read_events(events, shared, half_full));
     let doing = match options.mode {
         Mode::Enforce => "enforcing",
         Mode::Audit => "auditing, nothing is dropped:",
     };
     tracing::info!("{doing} what {} says, by {hook:?}", options.source);
     agent.serve(&mut wakes, &mut growing, &mut looks, &mut asks).await
+}
+
+/// Hands events to whoever observes, and tells of tables of flows that are half full.
+async fn read_events(mut events: Events, shared: Arc<Shared>, half_full: mpsc::Sender<u32>) {
+    loop {
+        let read = events.read(|event| {
+            if event.reason == NOTICE_FLOWS_HALF {
+                // One that is not heard of now the audit finds.
+                let _ = half_full.try_send(event.slot);
+            } else {
+                shared.recorder.record(event);
+            }
+        });
+        if let Err(error) = read.await {
+            tracing::error!("reading events: {error}: `observe` is silent from here on");
+            return;
+        }
+    }
 }
 
 /// Why the main loop wakes.
@@ -1117,13 +1120,13 @@ impl Cgroups {
                 let _ = wakes.try_send(Wake::Network);
             }
         });
-        let watched = watcher.and_then(|mut watcher| {
+        let following = watcher.and_then(|mut watcher| {
             for directory in directories {
                 watcher.watch(directory, RecursiveMode::NonRecursive)?;
             }
             Ok(watcher)
         });
-        match watched {
+        match following {
             Ok(watcher) => {
                 self.watcher = Some(watcher);
                 self.watched = directories.iter().cloned().collect();

@@ -136,7 +136,9 @@ impl Older {
         if !hosts.is_empty() {
             let sockets =
                 connected().map_err(|error| (Severity::Warning, format!("listing sockets: {error}")))?;
-            sockets.iter().for_each(|socket| taking.of_host(socket));
+            for socket in &sockets {
+                taking.of_host(socket);
+            }
         }
         let mut listed = Listed::default();
         let mut pods_unknown = None;
@@ -402,7 +404,7 @@ fn flow(connection: &Tracked, opener: Opener, local: u8, generation: u32, now: u
 
 /// An entry that the programs judge with its next packet.
 fn unjudged(key: &FlowKey, flags: u32, stage: Stage, generation: u32, now: u32) -> FlowEntry {
-    let state = match stage {
+    let how_far = match stage {
         Stage::Opening => STATE_OPENING,
         Stage::Answered => STATE_ANSWERED,
         Stage::Established => STATE_ESTABLISHED,
@@ -413,7 +415,7 @@ fn unjudged(key: &FlowKey, flags: u32, stage: Stage, generation: u32, now: u32) 
         stamp: generation.wrapping_sub(1),
         tag: key.tag() | flags,
         seen: now,
-        state,
+        state: how_far,
         counter: COUNTER_NONE,
         opened: now,
     }

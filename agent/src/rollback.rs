@@ -308,7 +308,7 @@ impl Rollback {
         match looker {
             Ok(_) => self.looker = Some(hurry),
             Err(error) => {
-                tracing::error!("starting to look for the API server: {error}: it will be tried again")
+                tracing::error!("starting to look for the API server: {error}: it will be tried again");
             }
         }
     }

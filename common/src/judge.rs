@@ -202,6 +202,12 @@ impl Packed {
         Self(verdict.reason as u64 | denied | news | audited | ((verdict.counter as u64) << 32))
     }
 
+    /// The policies have to be asked about a flow of these flags.
+    #[inline(always)]
+    const fn stale(flags: u32) -> Self {
+        Self(Self::STALE | ((flags as u64) << 32))
+    }
+
     /// True where the tables could not be read.
     #[inline(always)]
     const fn is_unreadable(self) -> bool {

@@ -234,7 +234,7 @@ wire! {
 
 /// The host firewall is on.
 pub const HOST_ON: u32 = 1;
-/// Levels below the pods' cgroup at which a pod's may lie: at once, or below that of its QoS class.
+/// Levels below the pods' cgroup at which a pod's may lie: at once, or below that of its class of service.
 pub const CGROUP_LEVELS: u32 = 2;
 /// Levels below the machine's root at which the pods' cgroup is looked for: a node may itself be a container.
 pub const CGROUP_DEPTH: u32 = 12;

@@ -23,7 +23,7 @@ const SEED: u64 = 1;
 const FAILSAFE_IN: (Transport, u16) = (Transport::Tcp, 7021);
 const FAILSAFE_OUT: (Transport, u16) = (Transport::Udp, 5001);
 
-fn host_policy(name: &str, spec: Value) -> Value {
+fn host_policy(name: &str, spec: &Value) -> Value {
     json!({"apiVersion": "portcullis.dev/v1alpha1", "kind": "HostPolicy", "metadata": {"name": name}, "spec": spec})
 }
 
@@ -38,15 +38,15 @@ fn two_pods_and_the_node_obey_their_own_policies() {
         stage.matrix(|_, _| true).check_all();
         // X takes nothing.
         let of = |app: &str| json!({"pods": {"podSelector": {"matchLabels": {"app": app}}}});
-        stage.apply(&[host_policy("x-in", json!({"subject": of("x"), "policyTypes": ["Ingress"]}))]);
+        stage.apply(&[host_policy("x-in", &json!({"subject": of("x"), "policyTypes": ["Ingress"]}))]);
         stage.matrix(|from, at| at.of != Party::X || matches!(from, Party::X | Party::Host)).check_all();
         // Y sends nothing, the node takes from the pod here alone.
         let from_p = json!([{"from": [{"podSelector": {"matchLabels": {"app": "p"}}}]}]);
         stage.apply(&[
-            host_policy("y-out", json!({"subject": of("y"), "policyTypes": ["Egress"]})),
+            host_policy("y-out", &json!({"subject": of("y"), "policyTypes": ["Egress"]})),
             host_policy(
                 "node-in",
-                json!({"subject": {"nodes": {}}, "policyTypes": ["Ingress"], "ingress": from_p}),
+                &json!({"subject": {"nodes": {}}, "policyTypes": ["Ingress"], "ingress": from_p}),
             ),
         ]);
         stage
@@ -142,7 +142,7 @@ fn policies(rng: &mut SplitMix64) -> Vec<Value> {
             if rng.chance(80) {
                 spec["mode"] = json!("Audit");
             }
-            host_policy(&format!("h{number}"), spec)
+            host_policy(&format!("h{number}"), &spec)
         })
         .collect();
     for number in 0..rng.between(0, 2) {

@@ -8,6 +8,7 @@
 )]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
@@ -83,7 +84,6 @@ fn t20_a_policy_that_denies_everything_loses_nobody() {
     assert!(stage.reaches(Party::Host, at(Party::X, 7000)));
     for (stream, listener) in held.iter().zip(&listeners) {
         let (accepted, _) = listener.accept().unwrap();
-        use std::io::{Read as _, Write as _};
         (&accepted).write_all(b"x").unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut stream = stream;

@@ -20,7 +20,7 @@ use portcullis_lab::netns::Netns;
 use portcullis_lab::{Family, Hook};
 use portcullis_policy::model::{ObjectKey, Protocol};
 use portcullis_tests::field::run;
-use portcullis_tests::hosts::{At, NODE, PORT, Party, Place, Stage};
+use portcullis_tests::hosts::{At, PORT, Party, Place, Stage};
 use portcullis_tests::lifecycle::PATIENCE;
 use portcullis_tests::privilege::is_root;
 use portcullis_tests::services::{Heard, QUIET, listen};
@@ -240,8 +240,8 @@ fn echo(to: IpAddr) -> bool {
     let fd = socket(family, SockType::Raw, SockFlag::SOCK_NONBLOCK, protocol).unwrap();
     let mut message = [request, 0, 0, 0, 0x12, 0x34, 0, 1];
     // Over four words; of IPv6 the kernel works it out.
-    let sum = !(u32::from(request) << 8).wrapping_add(0x1234 + 1);
-    message[2..4].copy_from_slice(&(sum as u16).to_be_bytes());
+    let sum = !(u16::from(request) << 8).wrapping_add(0x1234 + 1);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
     if sendto(fd.as_raw_fd(), &message, &SockaddrStorage::from(SocketAddr::new(to, 0)), MsgFlags::empty())
         .is_err()
     {
@@ -339,7 +339,6 @@ fn connections_outlive_the_agent_and_its_absence() {
             assert!(!stage.reaches(Party::Outside, at(Party::X, Protocol::Tcp, 7000)));
         }
         stage.restart();
-        println!("{}", stage.verb(&["endpoints"]).1);
         for call in &mut calls {
             call.say_again();
         }
@@ -351,5 +350,4 @@ fn connections_outlive_the_agent_and_its_absence() {
         assert!(!stage.reaches(Party::Host, at(Party::Outside, Protocol::Tcp, PORT)));
         stage.down();
     }
-    let _ = NODE;
 }

@@ -275,10 +275,11 @@ impl<'a> Answers<'a> {
             pod,
             direction: Direction::Egress,
             // A host has no interface of its own: of what it sends only what it says to itself comes from there.
-            origin: match (from, origin) {
-                (Party::OwnNode(_) | Party::HostPod(..), Origin::OwnInterface) => Origin::OwnInterface,
-                (Party::OwnNode(_) | Party::HostPod(..), _) => Origin::Forwarded,
-                (Party::Pod(..) | Party::Address(_), _) => Origin::OwnInterface,
+            origin: match from {
+                Party::OwnNode(_) | Party::HostPod(..) if origin != Origin::OwnInterface => Origin::Forwarded,
+                Party::OwnNode(_) | Party::HostPod(..) | Party::Pod(..) | Party::Address(_) => {
+                    Origin::OwnInterface
+                }
             },
             frame: frame.clone(),
         });

@@ -1,7 +1,7 @@
 //! Which cgroups of the node are whose: finds the one below which the kubelet puts pods, and in it each pod's, by the UID in its
 //! name. Layouts of both of the kubelet's drivers (`pkg/kubelet/cm/cgroup_manager_linux.go` of Kubernetes): cgroupfs
 //! (`kubepods/burstable/podUID`) and systemd (`kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podU_I_D.slice`), of
-//! any QoS class. Reads directories only.
+//! any class of service. Reads directories only.
 
 use std::collections::BTreeMap;
 use std::fs;

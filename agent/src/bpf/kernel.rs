@@ -381,6 +381,7 @@ impl Kernel {
     }
 
     /// The slots that cgroups lead to.
+    #[must_use]
     pub fn found_cgroups(&self) -> BTreeMap<u64, u32> {
         self.host.found()
     }

@@ -10,13 +10,13 @@ use crate::wire::RULESET_OPEN;
 /// node is, and what became of their packets, always passes.
 #[inline(always)]
 pub fn leaving<E: Environment>(env: &E, work: &mut Work, slot: u32) -> Packed {
-    let Some(word) = env.endpoint(slot) else {
+    let Some(rulesets) = env.endpoint(slot) else {
         return Packed::UNREADABLE;
     };
     match work.packet.shape {
         Shape::Opening | Shape::Ongoing | Shape::Stray | Shape::Later => {}
-        Shape::Unreadable | Shape::BrokenIp if u32::from(word.egress) != RULESET_OPEN => {
-            return Packed::new(isolated(env, word.egress, work.packet.error.reason()));
+        Shape::Unreadable | Shape::BrokenIp if u32::from(rulesets.egress) != RULESET_OPEN => {
+            return Packed::new(isolated(env, rulesets.egress, work.packet.error.reason()));
         }
         Shape::IcmpError
         | Shape::DhcpDiscover
@@ -29,7 +29,7 @@ pub fn leaving<E: Environment>(env: &E, work: &mut Work, slot: u32) -> Packed {
         | Shape::Unreadable
         | Shape::BrokenIp => return Packed::new(Verdict::allow(Reason::Discovery)),
     }
-    work.word = word;
+    work.word = rulesets;
     work.is_host = true;
     work.own = if work.packet.dst.is_multicast() { NOT_OWN } else { 0 };
     work.ends = SocketEnds::NONE;
@@ -40,7 +40,7 @@ pub fn leaving<E: Environment>(env: &E, work: &mut Work, slot: u32) -> Packed {
 #[inline(always)]
 pub fn answering<E: Environment>(env: &E, work: &Work, slot: u32, port: u16) -> Packed {
     match env.endpoint(slot) {
-        Some(word) => env.decide(&work.packet.dst, word.ingress, work.packet.protocol, port),
+        Some(rulesets) => env.decide(&work.packet.dst, rulesets.ingress, work.packet.protocol, port),
         None => Packed::UNREADABLE,
     }
 }

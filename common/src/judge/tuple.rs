@@ -229,8 +229,8 @@ impl<E: Environment> ByTuple<'_, E> {
     fn is_virtual(&self, work: &Work) -> bool {
         let packet = &work.packet;
         let bank = self.env.ruleset(self.word.ingress.into()).map_or(0, |ruleset| ruleset.bank);
-        let word = self.env.peer(bank, &packet.src);
-        word.is_some_and(|word| word.tag == packet.src.hash() && word.class & CLASS_VIRTUAL != 0)
+        let peer = self.env.peer(bank, &packet.src);
+        peer.is_some_and(|peer| peer.tag == packet.src.hash() && peer.class & CLASS_VIRTUAL != 0)
             || self.env.is_node_port(&packet.src, packet.protocol, packet.src_port)
     }
 
@@ -322,7 +322,7 @@ impl<E: Environment> ByTuple<'_, E> {
             }
         } else if held_stamp != stamped(stamp, flags, work.any) {
             if again.0 & Packed::STALE != 0 {
-                return Packed(Packed::STALE | (flags as u64) << 32);
+                return Packed::stale(flags);
             }
             if again.drops() {
                 // The flow is over; what can open one may open its own, which may be the other direction's.
@@ -535,7 +535,7 @@ impl<E: Environment> ByTuple<'_, E> {
                 if flags & FLOW_OWN_NODE != 0 || held == stamp {
                     return self.of_flow(flags);
                 }
-                Packed(Packed::STALE | (flags as u64) << 32)
+                Packed::stale(flags)
             }
             Held::None => Packed(Packed::NO_FLOW),
             Held::Unreadable => Packed::UNREADABLE,
