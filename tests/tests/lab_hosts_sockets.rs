@@ -194,9 +194,12 @@ fn answers_of_virtual_addresses_come_back() {
             assert_eq!(answer, reaches, "{protocol}/{port}, not connected");
         }
     }
-    // A virtual address is nobody else's way in: what it did not ask for does not reach it.
+    // They are nobody else's way in, not to a socket that is not connected and has sent either.
     stage.enter(Party::X);
     let deaf = stage.lab().node().run(|| UdpSocket::bind((x, 8009))).unwrap().unwrap();
+    deaf.send_to(b"hello", (p, PORT)).unwrap();
+    deaf.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(deaf.recv(&mut [0; 16]).is_ok(), "the answer");
     stage
         .lab()
         .outside()
