@@ -31,12 +31,12 @@ use crate::attach::{self, Hook, HookChoice, cgroup};
 use crate::bpf::Pins;
 use crate::bpf::events::Events;
 use crate::bpf::figures::Figures;
-use crate::bpf::load::kernel_release;
+use crate::bpf::load::{kernel_release, tells_networks};
 use crate::bpf::probe::Asker;
 use crate::clock::monotonic;
 use crate::cni::conflist::Settings;
 use crate::cni::follow::{Following, follow};
-use crate::firewall::{Firewall, HostOptions};
+use crate::firewall::{self, Firewall, HostOptions};
 use crate::health::{Health, Wanting};
 use crate::holds::{Changed, Holds, TOLD};
 use crate::host_side::HostSide;
@@ -67,6 +67,8 @@ const QUIET: Duration = Duration::from_millis(150);
 const RESTLESS: Duration = Duration::from_millis(600);
 /// How often attachments are audited, and the directory looked at for changes that no event told of.
 const AUDIT: Duration = Duration::from_secs(1);
+/// How often the API server's name is resolved anew.
+const RESOLVE: Duration = Duration::from_secs(30);
 /// How often expired flows are removed.
 const EXPIRE: Duration = Duration::from_secs(30);
 /// Tables of flows that wait to grow.
@@ -163,7 +165,17 @@ fn cgroup_root(options: &Options, pins: &Pins) -> anyhow::Result<Option<cgroup::
 fn judge_sockets(options: &Options, pins: &Pins, reconciler: &mut Reconciler) -> anyhow::Result<()> {
     let root = cgroup_root(options, pins)?;
     let mount = "mount it (mount -t cgroup2 none DIR) and say --cgroup-root DIR";
+    // Before the source is heard of: what is in force may be what keeps it away.
+    if options.host.is_none() || firewall::is_off(&options.run_dir) {
+        reconciler.release_host(root.as_ref())?;
+    }
     if let Some(host) = &options.host {
+        if !tells_networks() {
+            tracing::warn!(
+                "this kernel does not tell whose network a socket is in (Linux 6.15 does): new pods are closed until they are known, and \
+                 containers outside of kubepods are judged as the node"
+            );
+        }
         let Some(root) = root.clone() else {
             anyhow::bail!("--host-firewall: no cgroup2 is mounted: {mount}");
         };
@@ -430,21 +442,15 @@ enum Opening {
 }
 
 impl Opening {
-    /// Where the API server is, as far as its name can be resolved now.
-    fn servers(&self) -> Vec<SocketAddr> {
+    /// The API server's name and port.
+    fn server(&self) -> Option<(String, u16)> {
         let Self::Server(config) = self else {
-            return Vec::new();
+            return None;
         };
         let url = &config.cluster_url;
         let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
         let name = url.host().unwrap_or_default().trim_matches(['[', ']']);
-        match (name, port).to_socket_addrs() {
-            Ok(found) => found.collect(),
-            Err(error) => {
-                tracing::warn!("{name}: {error}: its address is not known to be the API server's");
-                Vec::new()
-            }
-        }
+        Some((name.to_owned(), port))
     }
 
     /// Starts to follow it.
@@ -476,6 +482,30 @@ fn reconciler(options: &Options, pins: &Pins, hook: Hook) -> anyhow::Result<Reco
     Ok(reconciler)
 }
 
+/// Resolves the API server's name, again and again: every address that it ever had stays one of the API server's.
+fn follow_servers(server: Option<(String, u16)>) -> watch::Receiver<Vec<SocketAddr>> {
+    let (send, receive) = watch::channel(Vec::new());
+    let Some((name, port)) = server else {
+        return receive;
+    };
+    let resolve = |name: &str| (name, port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+    match resolve(&name) {
+        Ok(found) => drop(send.send_replace(found)),
+        Err(error) => tracing::warn!("{name}: {error}: its address is not known to be the API server's yet"),
+    }
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(RESOLVE).await;
+            let Ok(found) = tokio::net::lookup_host((name.as_str(), port)).await else { continue };
+            let new: Vec<SocketAddr> = found.filter(|at| !send.borrow().contains(at)).collect();
+            if !new.is_empty() {
+                send.send_modify(|all| all.extend(new));
+            }
+        }
+    });
+    receive
+}
+
 /// Runs until SIGTERM or SIGINT. Enforcement stays.
 pub async fn run(options: Options) -> anyhow::Result<()> {
     // Before anything is touched: an API server that nobody knows.
@@ -502,7 +532,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     let refused = RefusedFlows::new(reconciler.flows_refused()?);
     let events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
-    let servers = opening.servers();
+    let servers = follow_servers(opening.server());
     let source = opening.source(&options, &mut reconciler)?;
     let (in_force, awaited) = watch::channel(InForce::default());
     let (look, mut looks) = mpsc::channel(1);
@@ -619,7 +649,7 @@ struct Agent {
     /// Where pods' cgroups appear.
     cgroups: Cgroups,
     /// Where the source's API server is.
-    servers: Vec<SocketAddr>,
+    servers: watch::Receiver<Vec<SocketAddr>>,
     ready: PathBuf,
     applied: u64,
     lost: u64,
@@ -917,7 +947,7 @@ impl Agent {
         let said = Arc::clone(self.cluster.get_or_insert_default());
         let (host, left_out) = match &mut self.firewall {
             None => (None, BTreeSet::new()),
-            Some(firewall) => firewall.look(&said, &self.servers),
+            Some(firewall) => firewall.look(&said, &self.servers.borrow()),
         };
         let around = Around { own_node, host, left_out };
         if let Some((of, held, effective)) = &self.effective

@@ -169,6 +169,12 @@ pub fn off_file(run_dir: &Path) -> PathBuf {
     run_dir.join(OFF)
 }
 
+/// True if somebody turned it off.
+#[must_use]
+pub fn is_off(run_dir: &Path) -> bool {
+    fs::symlink_metadata(off_file(run_dir)).is_ok()
+}
+
 /// The host firewall of a running agent.
 #[derive(Debug)]
 pub struct Firewall {

@@ -44,6 +44,12 @@ impl HostSide {
         Self { root, unknown, cgroups: PodCgroups::default() }
     }
 
+    /// True where pods of which nothing is known pass.
+    #[must_use]
+    pub const fn opens_unknown(&self) -> bool {
+        matches!(self.unknown, UnknownPod::Allow)
+    }
+
     /// Where pods' cgroups appear, in order of their paths.
     #[must_use]
     pub fn directories(&self) -> &[PathBuf] {

@@ -9,7 +9,8 @@ use std::time::Instant;
 use portcullis_common::flow::{STATE_ANSWERED, STATE_CLOSING, STATE_ESTABLISHED, STATE_OPENING};
 use portcullis_common::packet::{SCTP, TCP};
 use portcullis_common::wire::{
-    COUNTER_NONE, ENDPOINT_HOST, EndpointConfig, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FlowEntry, FlowKey,
+    COUNTER_NONE, ENDPOINT_HOST, EndpointConfig, FLOW_DELIVERED, FLOW_OPENED_INGRESS, FLOW_OWN_NODE,
+    FlowEntry, FlowKey,
 };
 use portcullis_policy::desired::{ip_addr, wire_addr};
 use portcullis_policy::model::{Problem, Severity};
@@ -295,7 +296,8 @@ impl<'a> Taking<'a> {
             protocol: socket.protocol,
             ..FlowKey::default()
         };
-        let flags = if socket.is_accepted { FLOW_OPENED_INGRESS } else { 0 };
+        // What it sends may be translated: that its next packet tells.
+        let flags = if socket.is_accepted { FLOW_OPENED_INGRESS } else { FLOW_DELIVERED };
         for index in 0..self.endpoints.len() {
             let Some(waiting) = self.endpoints.get_mut(index) else { continue };
             let Fresh { slot, config, generation } = waiting.fresh;

@@ -160,6 +160,15 @@ impl Reconciler {
         Ok(())
     }
 
+    /// From now on nobody judges the node's own sockets, whatever an earlier agent left.
+    pub fn release_host(&mut self, root: Option<&cgroup::Root>) -> anyhow::Result<()> {
+        self.tables.kernel.set_host_state(HostState::default())?;
+        if let Some(root) = root {
+            root.remove(Direction::Egress)?;
+        }
+        Ok(())
+    }
+
     /// From the next reconciliation on the node's own sockets are judged, where the cluster says how.
     pub fn guard_host(&mut self, host: Option<HostSide>) {
         self.host = host;
@@ -634,7 +643,9 @@ impl Reconciler {
         let Some(node) = slot(ObjectKey::of_node(&host.node)) else {
             anyhow::bail!("the node has no endpoint");
         };
-        let state = side.state(node, slot(ObjectKey::of_unknown()))?;
+        let unknown = slot(ObjectKey::of_unknown());
+        anyhow::ensure!(unknown.is_some() || side.opens_unknown(), "unknown pods have no endpoint");
+        let state = side.state(node, unknown)?;
         let of_pods = self.endpoints.values().map(|enforced| enforced.config.cgroup).filter(|one| *one != 0);
         self.tables
             .kernel
@@ -697,9 +708,6 @@ impl Reconciler {
         }
         let guards = self.host.is_some() && cluster.host.is_some();
         let what_gets = if guards { load::HOST_IN } else { load::DELIVER_HERE };
-        if guards && let Err(error) = self.guard(cluster) {
-            trouble(format!("{error:#}: the node's own sockets are judged as before"));
-        }
         if !guards {
             self.tables.kernel.set_host_state(HostState::default())?;
         }
@@ -720,13 +728,22 @@ impl Reconciler {
                 trouble(format!("{error:#}: what the node's own sockets send is judged as before"));
             }
         }
+        // Last: what no program has seen would count as of nobody's socket.
+        if guards && let Err(error) = self.guard(cluster) {
+            trouble(format!("{error:#}: the node's own sockets are judged as before"));
+        }
         self.tables.kernel.set_services(if delivers { SERVICES_DELIVERED } else { SERVICES_CLOSED })?;
         Ok(report.failed.is_empty())
     }
 }
 
-fn bring(ebpf: &mut Ebpf, root: &cgroup::Root, direction: Direction, name: &str) -> anyhow::Result<()> {
-    Ok(root.bring(direction, load::of_cgroup(ebpf, name)?)?)
+fn bring(
+    ebpf: &mut Ebpf,
+    root: &cgroup::Root,
+    direction: Direction,
+    name: &'static str,
+) -> anyhow::Result<()> {
+    Ok(root.bring(direction, load::loaded(ebpf, name)?)?)
 }
 
 /// What was found out about the interfaces of this network namespace.

@@ -217,6 +217,8 @@ impl Court {
 #[derive(Debug, Default)]
 struct Shared {
     targets: Targets,
+    /// There is no policy that could cut the node off.
+    is_idle: bool,
     on_trial: bool,
     seen: Option<(u64, Reached)>,
 }
@@ -250,6 +252,11 @@ impl Rollback {
     /// The policies that do not count, of these.
     pub fn look(&mut self, policies: &BTreeMap<String, HostPolicy>, targets: &Targets) -> BTreeSet<String> {
         self.seek(targets);
+        self.locked(|shared| shared.is_idle = policies.is_empty());
+        // Nodes that are gone are not missed.
+        if let Some(before) = &mut self.court.kept.before {
+            before.nodes.retain(|name| targets.nodes.contains_key(name));
+        }
         let hashes =
             policies.iter().map(|(name, policy)| (name.clone(), hash(&format!("{policy:?}")))).collect();
         let seen = self.locked(|shared| shared.seen.clone());
@@ -300,7 +307,13 @@ impl Rollback {
                 if let Err(RecvTimeoutError::Disconnected) = hurried.recv_timeout(rest) {
                     return;
                 }
-                let targets = locked().targets.clone();
+                let (targets, is_idle) = {
+                    let shared = locked();
+                    (shared.targets.clone(), shared.is_idle)
+                };
+                if is_idle {
+                    continue;
+                }
                 let reached = targets.ask();
                 locked().seen = Some((monotonic() / NANOSECONDS, reached));
             }

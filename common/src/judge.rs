@@ -106,6 +106,15 @@ pub trait Environment: Tables + Flows {
         by_tuple(self, work, at)
     }
 
+    /// [`existing`]. The kernel's programs have it as a global function.
+    #[inline(always)]
+    fn existing(&self, work: &mut Work, at: At) -> Packed
+    where
+        Self: Sized,
+    {
+        existing(self, work, at)
+    }
+
     /// [`ahead`]. The kernel's programs have it as a global function.
     #[inline(always)]
     fn ahead(&self, work: &Work, verdict: Packed) -> Packed
@@ -206,6 +215,13 @@ impl Packed {
     #[inline(always)]
     const fn stale(flags: u32) -> Self {
         Self(Self::STALE | ((flags as u64) << 32))
+    }
+
+    /// True where a flow decided.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of_flow(self) -> bool {
+        self.0 & Self::REASON == Reason::Flow as u64 && !self.drops()
     }
 
     /// True where the tables could not be read.
@@ -326,6 +342,12 @@ pub struct Work {
     sent: FlowKey,
     /// What the policies say now of the flow that the packet belongs to, where they were asked.
     again: Packed,
+    /// Which of the CPU's places this is, and who took it: another program that took it meanwhile leaves its own number.
+    pub place: u32,
+    /// As above.
+    pub owner: u32,
+    /// The endpoint opened the packet's flow.
+    is_opener: bool,
     /// The endpoint is the node, or a pod in its network.
     is_host: bool,
     /// What the sender's socket says, where it is a socket of the node's network.
@@ -373,6 +395,9 @@ impl Work {
         sent_by: NO_ENDPOINT,
         sent: Self::NO_KEY,
         again: Packed::NOT_ASKED,
+        place: 0,
+        owner: 0,
+        is_opener: false,
         is_host: false,
         ends: SocketEnds::NONE,
     };
@@ -834,7 +859,7 @@ mod tuple;
 
 pub use delivered::delivered;
 pub use leaving::{answering, leaving};
-pub use tuple::{ahead, by_tuple, decide};
+pub use tuple::{ahead, by_tuple, decide, existing};
 
 #[cfg(test)]
 pub(crate) mod tests;

@@ -4,13 +4,16 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_sk_fullsock,
+    bpf_skb_ancestor_cgroup_id,
 };
 use aya_ebpf::programs::SkBuffContext;
 use portcullis_common::addr::Addr;
-use portcullis_common::event::Direction;
-use portcullis_common::judge::{At, Delivery, Origin, Packed, SocketEnds, Work, answering, judge, leaving};
-use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, Shape, TCP, UDP, parse};
+use portcullis_common::event::{Action, Direction, Reason};
+use portcullis_common::judge::{
+    At, Delivery, Origin, Packed, SocketEnds, Verdict, Work, answering, judge, leaving,
+};
+use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, SCTP, Shape, TCP, UDP, parse};
 use portcullis_common::wire::{CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT};
 
 use crate::mark;
@@ -27,6 +30,12 @@ const LOOPBACK: u32 = 1;
 /// `AF_INET` and `AF_INET6` of include/linux/socket.h.
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
+/// `SOCK_RAW` of include/linux/net.h.
+const SOCK_RAW: u32 = 3;
+/// What [`ends`] says of a raw socket.
+const RAW: u32 = 1;
+/// The group management of IPv4 (RFC 3376).
+const IGMP: u8 = 2;
 /// TCP's flag that ends a connection at once (RFC 9293 section 3.1).
 const RST: u8 = 4;
 
@@ -62,14 +71,13 @@ pub fn whose(skb: *mut __sk_buff, state: &HostState) -> u32 {
     state.unknown
 }
 
-/// Leaves in the work what the packet's socket says of its ends; returns nothing of meaning: a function of its own has to
-/// return a number.
+/// Leaves in the work what the packet's socket says of its ends. [`RAW`]: its process writes headers, ports and all.
 #[inline(never)]
 fn ends(skb: *mut __sk_buff, work: &mut Work) -> u32 {
     let protocol = work.packet.protocol;
     let ends = &mut work.ends;
     *ends = SocketEnds::NONE;
-    if protocol != TCP && protocol != UDP {
+    if !matches!(protocol, TCP | UDP | SCTP) {
         return 0;
     }
     // One read to the verifier, two operations to Rust, which takes the union for one of its own.
@@ -85,6 +93,13 @@ fn ends(skb: *mut __sk_buff, work: &mut Work) -> u32 {
         return 0;
     }
     // SAFETY: a whole socket, as is everything below; each field is read by a load of its own.
+    if unsafe { (&raw const (*socket).type_).read_volatile() } == SOCK_RAW {
+        return RAW;
+    }
+    if protocol == SCTP {
+        return 0;
+    }
+    // SAFETY: as above.
     let port = unsafe { (&raw const (*socket).src_port).read_volatile() };
     ends.local_port = port as u16;
     // As a word: before Linux 5.18 the field is one, and since then such a load means the port still.
@@ -125,16 +140,26 @@ pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
     let packet = ctx.skb.skb;
     let slot = whose(packet, state);
     if slot == CGROUP_ELSEWHERE {
+        // Whoever is not judged has no name that others believe.
+        mark::clear(packet);
         return true;
     }
-    let Some(scratch) = tables::scratch() else {
+    let Some((place, taken)) = tables::enter() else {
+        return false;
+    };
+    let Some(scratch) = tables::scratch_at(place) else {
+        tables::leave(taken);
         return false;
     };
     let work = &mut scratch.work;
+    work.place = place;
+    // SAFETY: a helper without arguments.
+    let owner = unsafe { bpf_get_prandom_u32() };
+    own(work, owner);
     let skb = &Skb::new(aya_ebpf::programs::TcContext::new(packet), &mut scratch.head);
     work.packet = Packet::OTHER;
     parse(skb, Link::Ip, &mut work.packet);
-    ends(packet, work);
+    let is_forged = ends(packet, work) == RAW;
     // SAFETY: the context is valid for the whole program.
     let loops = unsafe { (*packet).ifindex } == LOOPBACK;
     let origin = match loops {
@@ -143,13 +168,45 @@ pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
         false => Origin::Forwarded,
     };
     let origin = scratch.origin.forget(origin);
-    let verdict = judge(&Maps, skb, work, At { slot, direction: Direction::Egress, origin });
-    report::report(skb, slot, Direction::Egress, &work.packet, &verdict);
+    let mut verdict = judge(&Maps, skb, work, At { slot, direction: Direction::Egress, origin });
+    if loops && is_forged {
+        // A header that the process wrote itself comes back as from whoever it names.
+        verdict.action = Action::Deny;
+        verdict.reason = Reason::SpoofedSource;
+    }
+    // Where processes preempt each other in the kernel another can have worked here: then this says nothing.
+    if owner_of(work) != owner {
+        verdict.action = Action::Deny;
+        verdict.audited = false;
+        verdict.reason = Reason::TablesUnreadable;
+    }
+    let goes_on = tell(skb, &work.packet, slot, Direction::Egress, &verdict);
+    tables::leave(taken);
     match verdict.delivery {
         Delivery::Again | Delivery::Waits if loops => mark::write(packet, slot, verdict.delivery),
         Delivery::Done | Delivery::Again | Delivery::Waits => mark::say(packet, slot, loops),
     }
-    crate::goes_on(&verdict)
+    goes_on != 0
+}
+
+/// Reports a verdict; whether the packet goes on. A function of its own for its stack.
+#[inline(never)]
+fn tell(skb: &Skb<'_>, packet: &Packet, slot: u32, direction: Direction, verdict: &Verdict) -> u32 {
+    report::report(skb, slot, direction, packet, verdict);
+    u32::from(crate::goes_on(verdict))
+}
+
+/// Says whose place this is; volatile, for who else takes it is not to be seen here.
+#[inline(always)]
+fn own(work: &mut Work, owner: u32) {
+    // SAFETY: a field behind a reference.
+    unsafe { core::ptr::write_volatile(&raw mut work.owner, owner) };
+}
+
+#[inline(always)]
+fn owner_of(work: &Work) -> u32 {
+    // SAFETY: a field behind a reference.
+    unsafe { core::ptr::read_volatile(&raw const work.owner) }
 }
 
 /// Judges what a socket of the node's network gets.
@@ -157,8 +214,7 @@ pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
 pub fn got(skb: &Skb<'_>, work: &mut Work, at: At) -> bool {
     ends(skb.ctx.skb.skb, work);
     let verdict = judge(&Maps, skb, work, at);
-    report::report(skb, at.slot, Direction::Ingress, &work.packet, &verdict);
-    crate::goes_on(&verdict)
+    tell(skb, &work.packet, at.slot, Direction::Ingress, &verdict) != 0
 }
 
 /// Where a packet that a socket gets came from.
@@ -197,28 +253,44 @@ pub fn is_unheard(skb: *mut __sk_buff) -> bool {
 /// the kernel sends by itself, pass.
 #[inline(never)]
 pub fn unheard(skb: &Skb<'_>, work: &mut Work, node: u32) -> u32 {
-    if !matches!(work.packet.protocol, TCP | ICMP | ICMPV6) && tables::is_node(&work.packet.dst) {
+    let Packet { src, dst, protocol, .. } = &work.packet;
+    if !matches!(*protocol, TCP | ICMP | ICMPV6) && tables::is_node(dst) {
         return 1;
     }
-    let verdict = leaving(&Maps, work, node);
+    // Of nobody's socket and under another's name: what it forwards has lost its device on the way (fragments of IPv6), or it
+    // answers for somebody else. To a group of routers it tells what it listens to.
+    if (!skb.has_socket() && !tables::is_node(src)) || (*protocol == IGMP && dst.is_multicast()) {
+        return 1;
+    }
+    let verdict = Packed(of_flow(work, node));
     told(skb, work, node, verdict)
 }
 
 /// Reports a verdict on what leaves without a socket; whether it goes on.
 #[inline(never)]
 fn told(skb: &Skb<'_>, work: &Work, node: u32, verdict: Packed) -> u32 {
-    let verdict = verdict.verdict();
-    report::report(skb, node, Direction::Egress, &work.packet, &verdict);
-    u32::from(crate::goes_on(&verdict))
+    tell(skb, &work.packet, node, Direction::Egress, &verdict.verdict())
 }
 
-/// True for what the kernel answers by itself: an echo, or that nobody listens.
+/// True for an echo that the kernel answers by itself.
 #[inline(always)]
-pub fn is_answer(packet: &Packet) -> bool {
-    match (packet.shape, packet.protocol) {
-        (Shape::Ongoing, ICMP | ICMPV6) => true,
-        (Shape::Ongoing | Shape::Stray, TCP) => packet.tcp_flags & RST != 0,
-        _ => false,
+pub fn is_echo(packet: &Packet) -> bool {
+    matches!((packet.shape, packet.protocol), (Shape::Ongoing, ICMP | ICMPV6))
+}
+
+/// True for word of the kernel that nobody listens.
+#[inline(always)]
+pub fn is_refusal(packet: &Packet) -> bool {
+    matches!((packet.shape, packet.protocol), (Shape::Ongoing | Shape::Stray, TCP))
+        && packet.tcp_flags & RST != 0
+}
+
+/// True for the kernel's answer to the echo of a pod that the node's policies do not let in.
+#[inline(never)]
+pub fn refuses_echo(skb: &Skb<'_>, work: &Work) -> u32 {
+    match tables::host_state() {
+        Some(state) if is_echo(&work.packet) => u32::from(answered(skb, work, state.node) == 0),
+        _ => 0,
     }
 }
 
@@ -228,4 +300,16 @@ pub fn answered(skb: &Skb<'_>, work: &Work, node: u32) -> u32 {
     let port = if work.packet.protocol == TCP { work.packet.src_port } else { 0 };
     let verdict = answering(&Maps, work, node, port);
     if verdict.drops() { told(skb, work, node, verdict) } else { 1 }
+}
+
+/// [`leaving`] as a function of its own, for its stack.
+#[inline(never)]
+fn of_flow(work: &mut Work, node: u32) -> u64 {
+    leaving(&Maps, work, node).0
+}
+
+/// True for a refusal in a flow that the node opened itself.
+#[inline(always)]
+pub fn is_in_flow(work: &mut Work, node: u32) -> bool {
+    Packed(of_flow(work, node)).is_of_flow()
 }

@@ -47,14 +47,14 @@ pub fn pod_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn deliver_out(ctx: TcContext) -> i32 {
     let packet = ctx.skb.skb;
-    // SAFETY: the context is valid for the whole program.
-    let link = tables::link_of(unsafe { (*packet).ifindex });
     let Some(sent) = mark::read(packet) else {
-        return leaves(ctx, link);
+        return leaves(ctx);
     };
     let Some(scratch) = tables::scratch() else {
         return DROP;
     };
+    // SAFETY: the context is valid for the whole program.
+    let link = tables::link_of(unsafe { (*packet).ifindex });
     // Beyond here it is nobody's: a tunnel's outer packet has the mark of the inner.
     mark::clear(packet);
     let skb = &Skb::new(ctx, &mut scratch.head);
@@ -161,15 +161,13 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         };
         parse(skb, link, &mut work.packet);
     }
-    let mut origin = scratch.origin.forget(origin);
-    if let (Direction::Ingress, Origin::OwnNode, false) = (direction, origin, skb::is_probe())
-        && let Some(state) = tables::host_state()
-        && host::is_answer(&work.packet)
-        && mark::sender(packet).is_none()
-        && host::answered(skb, work, state.node) == 0
+    if let (Direction::Ingress, false) = (direction, skb::is_probe())
+        && host::is_unheard(packet)
+        && host::refuses_echo(skb, work) != 0
     {
         return DROP;
     }
+    let mut origin = scratch.origin.forget(origin);
     if let (Direction::Ingress, false) = (direction, skb::is_probe())
         && let Some(sent) = mark::read(packet)
     {
@@ -194,13 +192,16 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
 
 /// Judges what leaves by another device than a pod's and waits for nothing, where the host firewall is on.
 #[inline(always)]
-fn leaves(ctx: TcContext, link: Link) -> i32 {
+fn leaves(ctx: TcContext) -> i32 {
     let packet = ctx.skb.skb;
     let Some(state) = tables::host_state() else {
         return PASS;
     };
-    let node = state.node;
     let is_unheard = host::is_unheard(packet);
+    let node = match if is_unheard { host::whose(packet, state) } else { state.node } {
+        CGROUP_ELSEWHERE => state.node,
+        slot => slot,
+    };
     // What is forwarded is not the node's. A tunnel's outer packet looks as if it were, and has the mark of the inner.
     mark::say(packet, node, false);
     if !is_unheard {
@@ -209,12 +210,19 @@ fn leaves(ctx: TcContext, link: Link) -> i32 {
     let Some(scratch) = tables::scratch() else {
         return DROP;
     };
+    // SAFETY: the context is valid for the whole program.
+    let link = tables::link_of(unsafe { (*packet).ifindex });
     let skb = &Skb::new(ctx, &mut scratch.head);
     let work = &mut scratch.work;
     work.packet = Packet::OTHER;
     parse(skb, link, &mut work.packet);
-    let passes = if host::is_answer(&work.packet) {
+    let packet = &work.packet;
+    let passes = if host::is_echo(packet) {
         host::answered(skb, work, node)
+    } else if host::is_refusal(packet) {
+        // In somebody else's name, as a firewall's.
+        let is_another = !skb.has_socket() && !tables::is_node(&packet.src);
+        if is_another || host::is_in_flow(work, node) { PASSES } else { host::answered(skb, work, node) }
     } else {
         host::unheard(skb, work, node)
     };

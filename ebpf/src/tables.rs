@@ -100,7 +100,14 @@ pub struct Scratch {
     pub head: Head,
     /// Where it came from.
     pub origin: SomeOrigin,
+    /// In the first: how many of the others are taken.
+    taken: u32,
+    reserved: u32,
 }
+
+/// Programs of what sockets send that may be under way on one CPU: of a process, of the softirqs that interrupt it, and of
+/// processes that take its place.
+const NESTED: u32 = 6;
 
 /// An origin by way of memory, for which the verifier forgets it: else it would go on with each as a case of its own.
 #[repr(C, align(8))]
@@ -121,7 +128,7 @@ impl SomeOrigin {
 /// What this CPU's program works on. In a map, not on the stack: the stack is short, and the verifier forgets
 /// what it knew of a value that comes from a map, so that the parser's many ways out become one.
 #[btf_map(name = "scratch")]
-static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, { 1 + NESTED as usize }> = PerCpuArray::new();
 
 // Userspace's own: which rule a counter counts, for agents to come.
 #[btf_map(name = "counter_names")]
@@ -217,8 +224,14 @@ pub fn slot_of_cgroup(cgroup: u64) -> Option<u32> {
 /// True for an address of a node, this one or another.
 #[inline(always)]
 pub fn is_node(addr: &Addr) -> bool {
+    of_node(addr) != 0
+}
+
+/// [`is_node`] as a function of its own, for its stack.
+#[inline(never)]
+fn of_node(addr: &Addr) -> u32 {
     let tag = addr.hash();
-    NODES.get_ptr(addr).is_some_and(|word| split(load_word(word.cast())).0 == tag)
+    u32::from(NODES.get_ptr(addr).is_some_and(|word| split(load_word(word.cast())).0 == tag))
 }
 
 /// How packets of a device start that is no pod's.
@@ -243,11 +256,48 @@ pub fn config_of(slot: u32) -> Option<&'static EndpointConfig> {
     ENDPOINT_CFG.get(slot)
 }
 
-/// This CPU's place to work. Programs at TC run with softirqs off: none interrupts another on a CPU.
+/// This CPU's place to work. Programs at TC, and of cgroups towards a socket, run with softirqs off: none interrupts another
+/// on a CPU.
 #[inline(always)]
 pub fn scratch<'a>() -> Option<&'a mut Scratch> {
-    // SAFETY: the only reference on this CPU until the program ends, see above.
-    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    scratch_at(0)
+}
+
+/// One of this CPU's places to work, by its number.
+#[inline(always)]
+pub fn scratch_at<'a>(place: u32) -> Option<&'a mut Scratch> {
+    // SAFETY: the only reference on this CPU until the program ends, see `scratch` and `enter`.
+    SCRATCH.get_ptr_mut(place).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Takes a place to work for what a socket sends: softirqs are on there, so another program can run in between, on this CPU and
+/// before this one ends. Returns the place, and how many were taken before; none where all are.
+#[inline(always)]
+pub fn enter() -> Option<(u32, u32)> {
+    let depth = nesting()?;
+    // SAFETY: a field of a value that a lookup returned; what interrupts leaves it as it was.
+    let taken = unsafe { core::ptr::read_volatile(depth) };
+    if taken >= NESTED {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(depth, taken + 1) };
+    Some((taken + 1, taken))
+}
+
+/// Gives the last place back: as many are taken as before.
+#[inline(always)]
+pub fn leave(taken: u32) {
+    if let Some(depth) = nesting() {
+        // SAFETY: as in `enter`.
+        unsafe { core::ptr::write_volatile(depth, taken) };
+    }
+}
+
+#[inline(always)]
+fn nesting() -> Option<*mut u32> {
+    // SAFETY: a field of a value that a lookup returned.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &raw mut (*scratch).taken })
 }
 
 /// Counts a packet under a rule.
@@ -571,6 +621,11 @@ impl Environment for Maps {
     #[inline(always)]
     fn by_tuple(&self, work: &mut Work, at: At) -> Packed {
         globals::by_tuple(work, at)
+    }
+
+    #[inline(always)]
+    fn existing(&self, work: &mut Work, at: At) -> Packed {
+        globals::existing(work, at)
     }
 
     #[inline(always)]

@@ -234,6 +234,74 @@ fn ask_unconnected(to: SocketAddr) -> bool {
     socket.send_to(b"hello", to).is_ok() && socket.recv_from(&mut [0; 16]).is_ok()
 }
 
+/// A socket that is connected may send elsewhere, and one that writes headers may name anybody: neither gets further than others.
+#[test]
+fn what_a_socket_says_of_itself_opens_nothing() {
+    if !is_root("what_a_socket_says_of_itself_opens_nothing") {
+        return;
+    }
+    let mut stage = Stage::up(Hook::Tcx, &[]);
+    let to_p = json!({"egress": [{"to": [{"podSelector": {"matchLabels": {"app": "p"}}}, {"nodes": {}}]}]});
+    let from_outside = json!({"ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.1/32"}}]}]});
+    stage.apply(&[
+        policy("x", "x", &["Ingress", "Egress"], &to_p),
+        policy("y", "y", &["Ingress"], &from_outside),
+    ]);
+    let p = SocketAddr::new(stage.address(Party::Pod, Place::Address, Family::Ipv4), PORT);
+    let outside = SocketAddr::new(stage.address(Party::Outside, Place::Address, Family::Ipv4), PORT);
+    stage.enter(Party::X);
+    let heard = |connected: SocketAddr, to: SocketAddr| {
+        stage
+            .lab()
+            .node()
+            .run(|| {
+                let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+                socket.connect(connected).unwrap();
+                drop(socket.send(b"hello"));
+                socket.set_read_timeout(Some(QUIET)).unwrap();
+                drop(socket.recv(&mut [0; 16]));
+                let sent =
+                    sendto(socket.as_raw_fd(), b"hello", &SockaddrStorage::from(to), MsgFlags::empty());
+                sent.is_ok()
+            })
+            .unwrap()
+    };
+    assert!(heard(p, p), "to whom it may");
+    assert!(!heard(p, outside), "to another than it is connected to");
+    // Y takes from the outside alone; X says that it is the outside, by the loopback device.
+    let y = stage.address(Party::Y, Place::Address, Family::Ipv4);
+    stage.enter(Party::Y);
+    let server = stage.lab().node().run(|| UdpSocket::bind((y, 8010))).unwrap().unwrap();
+    server.set_read_timeout(Some(QUIET)).unwrap();
+    stage.enter(Party::X);
+    stage
+        .lab()
+        .node()
+        .run(|| {
+            let fd =
+                socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).unwrap();
+            let IpAddr::V4(to) = y else { panic!("the address is IPv4") };
+            // IPv4 and UDP headers of 28 bytes; the kernel fills in length and checksum, and UDP's 0 is none.
+            let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 192, 0, 2, 1];
+            packet.extend(to.octets());
+            packet.extend([0x13, 0x88, 0x1f, 0x4a, 0, 12, 0, 0]);
+            packet.extend(b"fake");
+            let to = SockaddrStorage::from(SocketAddr::new(y, 0));
+            drop(sendto(fd.as_raw_fd(), &packet, &to, MsgFlags::empty()));
+        })
+        .unwrap();
+    assert!(server.recv(&mut [0; 16]).is_err(), "a forged source");
+    stage
+        .lab()
+        .outside()
+        .run(|| UdpSocket::bind("192.0.2.1:0").unwrap().send_to(b"true", (y, 8010)))
+        .unwrap()
+        .unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(server.recv(&mut [0; 16]).is_ok(), "the outside itself");
+    stage.down();
+}
+
 /// True if an echo is answered within [`QUIET`].
 fn echo(to: IpAddr) -> bool {
     let (family, protocol, request, reply, header) = match to {

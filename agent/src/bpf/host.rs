@@ -37,7 +37,15 @@ impl Host {
 
     /// Leaves this there; nothing is written where it is there already.
     pub(super) fn set_state(&mut self, wanted: HostState) -> Result<(), BpfError> {
-        if self.state()? == wanted { Ok(()) } else { put(&mut self.state, "host_state", 0, wanted) }
+        let found = self.state()?;
+        if found == wanted {
+            return Ok(());
+        }
+        // A value of several words can be read half written: it is whole before it counts.
+        if found.flags == 0 && wanted.flags != 0 {
+            put(&mut self.state, "host_state", 0, HostState { flags: 0, ..wanted })?;
+        }
+        put(&mut self.state, "host_state", 0, wanted)
     }
 
     /// Whose the cgroups are.

@@ -446,6 +446,10 @@ impl Kernel {
     fn clear_bank(&mut self) -> Result<(), BpfError> {
         for (slot, found) in self.found_endpoints()? {
             if self.uses_bank(found.word, self.bank) {
+                // Closed it would be cut off from what always passes.
+                if found.config.flags & ENDPOINT_HOST != 0 {
+                    self.host.set_state(HostState::default())?;
+                }
                 let closed = portcullis_policy::desired::EndpointRulesets::CLOSED;
                 let word = EndpointWord {
                     ingress: closed.ingress,

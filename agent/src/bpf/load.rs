@@ -224,10 +224,7 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
     if let Purpose::Attach = purpose {
         let program = classifier(&mut ebpf, DELIVER_OUT)?;
         verified(|| program.load()).map_err(failed(DELIVER_OUT))?;
-        for name in [DELIVER_HERE, HOST_IN, HOST_OUT] {
-            let program = of_cgroup(&mut ebpf, name)?;
-            verified(|| program.load()).map_err(failed(name))?;
-        }
+        loaded(&mut ebpf, DELIVER_HERE)?;
     }
     Ok(ebpf)
 }
@@ -283,6 +280,15 @@ pub fn of_cgroup<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSkb
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or_else(|| BpfError::Missing(format!("program {name}")))
+}
+
+/// The same, loaded: those of the host firewall only where it is on.
+pub fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSkb, BpfError> {
+    let program = of_cgroup(ebpf, name)?;
+    if program.fd().is_err() {
+        verified(|| program.load()).map_err(|cause| BpfError::Program { name, cause })?;
+    }
+    Ok(program)
 }
 
 /// Programs of cgroups may ask for a socket's network namespace since 6.15. A release that cannot be read may not.

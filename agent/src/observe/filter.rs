@@ -254,7 +254,9 @@ fn is_end(end: &EndText, pod: Option<&Named>, address: IpAddr) -> bool {
     match end {
         EndText::Net(net) => net.contains(&address),
         EndText::Pod(NameText(wanted)) => {
-            pod.is_some_and(|pod| pod.key.namespace == wanted.namespace && pod.key.name == wanted.name)
+            // By the name that lines show: a node is node/NAME.
+            pod.map(|pod| PodName::from(&pod.key))
+                .is_some_and(|shown| shown.namespace == wanted.namespace && shown.name == wanted.name)
         }
     }
 }

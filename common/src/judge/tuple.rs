@@ -60,6 +60,12 @@ pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
     verdict
 }
 
+/// What the flow says that the work's key stands for; [`by_tuple`] asks.
+#[inline(always)]
+pub fn existing<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
+    ByTuple { env, word: work.word, at, is_host: work.is_host }.existing(work)
+}
+
 /// What the policies of one direction say.
 #[inline(always)]
 pub fn decide<E: Environment>(env: &E, remote: &Addr, ruleset: u16, protocol: u8, port: u16) -> Packed {
@@ -139,8 +145,13 @@ impl<E: Environment> ByTuple<'_, E> {
         let ends = &work.ends;
         let (remote, local_port, remote_port) = match self.at.direction {
             Direction::Ingress => (&packet.src, packet.dst_port, packet.src_port),
-            // As answers will come to the socket.
-            Direction::Egress if self.is_host && ends.remote_port != 0 => {
+            // As answers will come to the socket. By UDP a socket that is connected may send elsewhere: it is believed of virtual
+            // addresses alone.
+            Direction::Egress
+                if self.is_host
+                    && ends.remote_port != 0
+                    && (packet.protocol == TCP || self.is_virtual(&ends.remote, UDP, ends.remote_port)) =>
+            {
                 (&ends.remote, ends.local_port, ends.remote_port)
             }
             Direction::Egress if self.is_host && ends.local_port != 0 => {
@@ -167,12 +178,12 @@ impl<E: Environment> ByTuple<'_, E> {
             kind: FLOW_KIND_FLOW,
         };
         work.again = Packed::NOT_ASKED;
-        let mut held = self.existing(work);
+        let mut held = self.env.existing(work, self.at);
         // Asked from here and not from where the flow is, for the stack.
         if held.0 & Packed::STALE != 0 {
             let flags = held.counter();
             work.again = self.judged_again(work, opener(flags), flags);
-            held = self.existing(work);
+            held = self.env.existing(work, self.at);
         }
         let verdict = if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) };
         if self.is_host && work.ends.cookie != 0 && self.asked(work, verdict) != 0 {
@@ -196,7 +207,7 @@ impl<E: Environment> ByTuple<'_, E> {
         let tag = key.tag();
         let now = self.env.now();
         match self.at.direction {
-            Direction::Egress if !verdict.drops() => {
+            Direction::Egress if work.is_opener && !verdict.drops() => {
                 match self.held(&key, tag) {
                     Held::Flow(flow, ..) => self.env.touch(flow, now, STATE_OPENING),
                     Held::None | Held::Unreadable => {
@@ -213,25 +224,40 @@ impl<E: Environment> ByTuple<'_, E> {
                 }
                 0
             }
-            Direction::Ingress if verdict.drops() && self.is_virtual(work) => match self.held(&key, tag) {
-                Held::Flow(flow, ..) => {
-                    let (seen, _) = self.env.age(flow);
-                    u32::from(!expired(UDP, STATE_OPENING, seen, now))
+            Direction::Ingress
+                if verdict.drops() && self.is_virtual(&work.packet.src, UDP, work.packet.src_port) =>
+            {
+                match self.held(&key, tag) {
+                    Held::Flow(flow, ..) => {
+                        let (seen, _) = self.env.age(flow);
+                        u32::from(!expired(UDP, STATE_OPENING, seen, now))
+                    }
+                    Held::None | Held::Unreadable => 0,
                 }
-                Held::None | Held::Unreadable => 0,
-            },
+            }
             Direction::Egress | Direction::Ingress => 0,
         }
     }
 
     /// True if the sender's address is a Service's, or a port of a node that leads on.
     #[inline(always)]
-    fn is_virtual(&self, work: &Work) -> bool {
-        let packet = &work.packet;
-        let bank = self.env.ruleset(self.word.ingress.into()).map_or(0, |ruleset| ruleset.bank);
-        let peer = self.env.peer(bank, &packet.src);
-        peer.is_some_and(|peer| peer.tag == packet.src.hash() && peer.class & CLASS_VIRTUAL != 0)
-            || self.env.is_node_port(&packet.src, packet.protocol, packet.src_port)
+    fn is_virtual(&self, addr: &Addr, protocol: u8, port: u16) -> bool {
+        // Of the bank that the endpoint's rulesets are of; where neither direction has one, it does not matter.
+        let either =
+            if u32::from(self.word.ingress) > RULESET_CLOSED { self.word.ingress } else { self.word.egress };
+        let bank = self.env.ruleset(either.into()).map_or(0, |ruleset| ruleset.bank);
+        let peer = self.env.peer(bank, addr);
+        peer.is_some_and(|peer| peer.tag == addr.hash() && peer.class & CLASS_VIRTUAL != 0)
+            || self.env.is_node_port(addr, protocol, port)
+    }
+
+    /// True where what a socket sends is not for whom its flow stands: translated by then.
+    #[inline(always)]
+    fn is_translated(&self, work: &Work) -> bool {
+        let (key, packet) = (&work.key, &work.packet);
+        self.is_host
+            && matches!(self.at.direction, Direction::Egress)
+            && (!key.remote.same(&packet.dst) || key.remote_port != packet.dst_port)
     }
 
     #[inline(always)]
@@ -262,7 +288,7 @@ impl<E: Environment> ByTuple<'_, E> {
     /// Goes on with a flow that is there; [`Packed::NO_FLOW`] if none is. Leaves in the work's entry what a
     /// flow that this packet opens starts with. [`Packed::STALE`] where the policies are to be asked first: then it is called
     /// again, with what they say in the work.
-    #[inline(never)]
+    #[inline(always)]
     fn existing(&self, work: &mut Work) -> Packed {
         let packet = &work.packet;
         let key = &work.key;
@@ -300,6 +326,7 @@ impl<E: Environment> ByTuple<'_, E> {
             return none;
         }
         let opener = opener(flags);
+        work.is_opener = opener.index() == self.at.direction.index();
         let side = if opener.index() == self.at.direction.index() { Side::Opener } else { Side::Responder };
         // A request is no answer: from the side that answers it is judged by its own direction, and leaves none.
         if opening && matches!(side, Side::Responder) && matches!(packet.protocol, ICMP | ICMPV6) {
@@ -320,7 +347,10 @@ impl<E: Environment> ByTuple<'_, E> {
                 // tuple goes from one to the other.
                 return if self.is_host { none } else { Packed(Packed::NO_FLOW) };
             }
-        } else if held_stamp != stamped(stamp, flags, work.any) {
+        } else if held_stamp != stamped(stamp, flags, work.any)
+            // Another backend may have been chosen since.
+            || (packet.protocol == UDP && self.is_translated(work))
+        {
             if again.0 & Packed::STALE != 0 {
                 return Packed::stale(flags);
             }
@@ -387,9 +417,7 @@ impl<E: Environment> ByTuple<'_, E> {
     fn delivered(&self, verdict: Packed, work: &Work, held: u32) -> u32 {
         match self.at.direction {
             Direction::Egress if self.is_host => {
-                let (key, packet) = (&work.key, &work.packet);
-                let is_translated = !key.remote.same(&packet.dst) || key.remote_port != packet.dst_port;
-                delivered(verdict) | if is_translated { FLOW_DELIVERED } else { 0 }
+                delivered(verdict) | if self.is_translated(work) { FLOW_DELIVERED } else { 0 }
             }
             Direction::Ingress if self.is_host => held & FLOW_DELIVERED,
             Direction::Ingress | Direction::Egress => delivered(verdict),
@@ -399,6 +427,7 @@ impl<E: Environment> ByTuple<'_, E> {
     /// Judges a packet that belongs to no flow, and makes one if it may.
     #[inline(never)]
     fn opened(&self, work: &mut Work, held: Packed) -> Packed {
+        work.is_opener = true;
         let key = &work.key;
         let verdict = match (self.at.direction, self.at.origin) {
             (Direction::Ingress, Origin::OwnNode) => {

@@ -186,8 +186,8 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "stamp-not-compared", what: "a flow outlives the policies that allowed it", file: TUPLE,
-        from: "} else if held_stamp != stamped(stamp, flags, work.any) {",
-        to: "} else if held_stamp != stamped(stamp, flags, work.any) && held_stamp == 0 {", tests: JUDGEMENT,
+        from: "} else if held_stamp != stamped(stamp, flags, work.any)\n",
+        to: "} else if (held_stamp != stamped(stamp, flags, work.any) && held_stamp == 0)\n", tests: JUDGEMENT,
     },
     Fault {
         name: "tag-not-compared", what: "a recycled entry answers for another key", file: TUPLE,
@@ -358,12 +358,14 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "echo-for-everybody", what: "the kernel answers whom the node's policies do not let in", file: "ebpf/src/host.rs",
-        from: "        (Shape::Ongoing, ICMP | ICMPV6) => true,", to: "        (Shape::Ongoing, ICMP | ICMPV6) => packet.bytes == 0,",
+        from: "(packet.shape, packet.protocol), (Shape::Ongoing, ICMP | ICMPV6))",
+        to: "(packet.shape, packet.protocol), (Shape::Arp, ICMP | ICMPV6))",
         tests: LAB_HOSTS_SOCKETS,
     },
     Fault {
         name: "anybody-answers", what: "a socket that is not connected hears anybody once it has sent", file: TUPLE,
-        from: "if verdict.drops() && self.is_virtual(work) =>", to: "if verdict.drops() && (self.is_virtual(work) || work.ends.cookie != 0) =>",
+        from: "if verdict.drops() && self.is_virtual(&work.packet.src, UDP, work.packet.src_port) =>",
+        to: "if verdict.drops() && work.packet.protocol == UDP =>",
         tests: LAB_HOSTS_SOCKETS,
     },
 ];
