@@ -30,7 +30,7 @@ pub fn by_tuple(work: &mut Work, at: At) -> Packed {
 #[inline(always)]
 pub fn existing(work: &mut Work, at: At) -> Packed {
     black_box(core::ptr::from_mut(work));
-    let place = (at.slot as u64) | ((work.place as u64) << 32);
+    let place = u64::from(at.slot) | (u64::from(work.place) << 32);
     let origin = u64::from(at.origin.number()) | (u64::from(at.direction.index()) << PLACE_SHIFT);
     Packed(held_flow(place, origin))
 }
@@ -46,7 +46,7 @@ extern "C" fn held_flow(place: u64, origin: u64) -> u64 {
     } else {
         Direction::Egress
     };
-    let origin = Origin::from_number(origin as u8 as u32);
+    let origin = Origin::from_number(u32::from(origin as u8));
     judge::existing(&Maps, &mut scratch.work, At { slot: place as u32, direction, origin }).0
 }
 
@@ -93,7 +93,7 @@ fn tuple(slot: u64, origin: u64, direction: Direction) -> u64 {
     let Some(scratch) = tables::scratch_at((origin >> PLACE_SHIFT) as u32) else {
         return NOTHING;
     };
-    let origin = Origin::from_number(origin as u8 as u32);
+    let origin = Origin::from_number(u32::from(origin as u8));
     judge::by_tuple(&Maps, &mut scratch.work, At { slot: slot as u32, direction, origin }).0
 }
 

@@ -1,8 +1,10 @@
 //! The node's own network: whose a socket is, and what its ends are. A packet of a socket is judged at the root of the
 //! cgroups; what has no socket (answers of the kernel, what processes write to devices past it) where it leaves.
 
+use core::mem::offset_of;
+
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_sk_fullsock,
     bpf_skb_ancestor_cgroup_id,
@@ -53,7 +55,7 @@ pub fn is_of_node(ctx: &SkBuffContext, state: &HostState) -> bool {
 #[inline(always)]
 pub fn whose(skb: *mut __sk_buff, state: &HostState) -> u32 {
     // SAFETY: the context is valid for the whole program.
-    let above = |level: u32| unsafe { bpf_skb_ancestor_cgroup_id(skb, level as i32) };
+    let above = |level: u32| unsafe { bpf_skb_ancestor_cgroup_id(skb, level.cast_signed()) };
     let Some(pods_level) = (1..CGROUP_DEPTH).find(|level| above(*level) == state.pods) else {
         return state.node;
     };
@@ -69,6 +71,14 @@ pub fn whose(skb: *mut __sk_buff, state: &HostState) -> u32 {
         }
     }
     state.unknown
+}
+
+/// A word of a whole socket, by its offset, in a load of its own: the verifier refuses wider ones.
+#[inline(always)]
+fn word(socket: *const bpf_sock, offset: usize) -> u32 {
+    let place = socket.cast::<u32>().wrapping_add(offset / 4);
+    // SAFETY: callers name a field of the socket.
+    unsafe { place.read_volatile() }
 }
 
 /// Leaves in the work what the packet's socket says of its ends. [`RAW`]: its process writes headers, ports and all.
@@ -92,38 +102,23 @@ fn ends(skb: *mut __sk_buff, work: &mut Work) -> u32 {
     if socket.is_null() {
         return 0;
     }
-    // SAFETY: a whole socket, as is everything below; each field is read by a load of its own.
-    if unsafe { (&raw const (*socket).type_).read_volatile() } == SOCK_RAW {
+    if word(socket, offset_of!(bpf_sock, type_)) == SOCK_RAW {
         return RAW;
     }
     if protocol == SCTP {
         return 0;
     }
-    // SAFETY: as above.
-    let port = unsafe { (&raw const (*socket).src_port).read_volatile() };
-    ends.local_port = port as u16;
+    ends.local_port = word(socket, offset_of!(bpf_sock, src_port)) as u16;
     // As a word: before Linux 5.18 the field is one, and since then such a load means the port still.
-    // SAFETY: as above.
-    let remote = unsafe { (&raw const (*socket).dst_port).cast::<u32>().read_volatile() };
-    ends.remote_port = u16::from_be(remote as u16);
-    // SAFETY: as above.
-    match unsafe { (&raw const (*socket).family).read_volatile() } {
-        AF_INET => {
-            // SAFETY: as above.
-            let to = unsafe { (&raw const (*socket).dst_ip4).read_volatile() };
-            ends.remote = Addr::v4(to.to_ne_bytes());
-        }
+    ends.remote_port = u16::from_be(word(socket, offset_of!(bpf_sock, dst_port)) as u16);
+    match word(socket, offset_of!(bpf_sock, family)) {
+        AF_INET => ends.remote = Addr::v4(word(socket, offset_of!(bpf_sock, dst_ip4)).to_ne_bytes()),
         AF_INET6 => {
-            // SAFETY: as above.
-            let a = unsafe { (&raw const (*socket).dst_ip6[0]).read_volatile() };
-            // SAFETY: as above.
-            let b = unsafe { (&raw const (*socket).dst_ip6[1]).read_volatile() };
-            // SAFETY: as above.
-            let c = unsafe { (&raw const (*socket).dst_ip6[2]).read_volatile() };
-            // SAFETY: as above.
-            let d = unsafe { (&raw const (*socket).dst_ip6[3]).read_volatile() };
-            let half = |high: u32, low: u32| u64::from(high) | (u64::from(low) << 32);
-            ends.remote = Addr::from_halves(half(a, b), half(c, d));
+            let half = |first: usize| {
+                let at = offset_of!(bpf_sock, dst_ip6) + 4 * first;
+                u64::from(word(socket, at)) | (u64::from(word(socket, at + 4)) << 32)
+            };
+            ends.remote = Addr::from_halves(half(0), half(2));
         }
         _ => ends.remote_port = 0,
     }
@@ -136,7 +131,7 @@ fn ends(skb: *mut __sk_buff, work: &mut Work) -> u32 {
 
 /// Judges what a socket of the node's network sends, and says in its mark who that was.
 #[inline(always)]
-pub fn sent(ctx: SkBuffContext, state: &HostState) -> bool {
+pub fn sent(ctx: &SkBuffContext, state: &HostState) -> bool {
     let packet = ctx.skb.skb;
     let slot = whose(packet, state);
     if slot == CGROUP_ELSEWHERE {

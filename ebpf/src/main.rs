@@ -123,7 +123,7 @@ pub fn host_out(ctx: SkBuffContext) -> i32 {
     let Some(state) = tables::host_state() else {
         return CGROUP_PASS;
     };
-    if !host::is_of_node(&ctx, state) || host::sent(ctx, state) { CGROUP_PASS } else { CGROUP_DROP }
+    if !host::is_of_node(&ctx, state) || host::sent(&ctx, state) { CGROUP_PASS } else { CGROUP_DROP }
 }
 
 /// Lets everything pass. Never attached: what a packet through any program costs, for the benchmark.

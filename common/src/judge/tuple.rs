@@ -436,7 +436,9 @@ impl<E: Environment> ByTuple<'_, E> {
             }
             (Direction::Ingress, Origin::Hairpin) => {
                 // The source is what translation made of the pod's: what the pod sends there can come to somebody else.
-                work.entry.tag |= FLOW_OPENED_INGRESS | FLOW_OWN_NODE | FLOW_DELIVERED;
+                // Among the node's own sockets nothing is translated on that way.
+                work.entry.tag |=
+                    FLOW_OPENED_INGRESS | FLOW_OWN_NODE | if self.is_host { 0 } else { FLOW_DELIVERED };
                 Packed::new(Verdict::allow(Reason::SelfTraffic))
             }
             (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation) => {
