@@ -863,3 +863,6 @@ pub use tuple::{ahead, by_tuple, decide, existing};
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+#[cfg(test)]
+mod host_tests;
