@@ -12,9 +12,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SkBuffContext;
 use portcullis_common::addr::Addr;
 use portcullis_common::event::{Action, Direction, Reason};
-use portcullis_common::judge::{
-    At, Delivery, Origin, Packed, SocketEnds, Verdict, Work, answering, judge, leaving,
-};
+use portcullis_common::judge::{At, Delivery, Origin, Packed, SocketEnds, Work, answering, judge, leaving};
 use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, SCTP, Shape, TCP, UDP, parse};
 use portcullis_common::wire::{CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT};
 
@@ -175,20 +173,13 @@ pub fn sent(ctx: &SkBuffContext, state: &HostState) -> bool {
         verdict.audited = false;
         verdict.reason = Reason::TablesUnreadable;
     }
-    let goes_on = tell(skb, &work.packet, slot, Direction::Egress, &verdict);
+    let goes_on = report::tell(skb, &work.packet, slot, Direction::Egress, &verdict);
     tables::leave(taken);
     match verdict.delivery {
         Delivery::Again | Delivery::Waits if loops => mark::write(packet, slot, verdict.delivery),
         Delivery::Done | Delivery::Again | Delivery::Waits => mark::say(packet, slot, loops),
     }
     goes_on != 0
-}
-
-/// Reports a verdict; whether the packet goes on. A function of its own for its stack.
-#[inline(never)]
-fn tell(skb: &Skb<'_>, packet: &Packet, slot: u32, direction: Direction, verdict: &Verdict) -> u32 {
-    report::report(skb, slot, direction, packet, verdict);
-    u32::from(crate::goes_on(verdict))
 }
 
 /// Says whose place this is; volatile, for who else takes it is not to be seen here.
@@ -209,7 +200,7 @@ fn owner_of(work: &Work) -> u32 {
 pub fn got(skb: &Skb<'_>, work: &mut Work, at: At) -> bool {
     ends(skb.ctx.skb.skb, work);
     let verdict = judge(&Maps, skb, work, at);
-    tell(skb, &work.packet, at.slot, Direction::Ingress, &verdict) != 0
+    report::tell(skb, &work.packet, at.slot, Direction::Ingress, &verdict) != 0
 }
 
 /// Where a packet that a socket gets came from.
@@ -264,7 +255,7 @@ pub fn unheard(skb: &Skb<'_>, work: &mut Work, node: u32) -> u32 {
 /// Reports a verdict on what leaves without a socket; whether it goes on.
 #[inline(never)]
 fn told(skb: &Skb<'_>, work: &Work, node: u32, verdict: Packed) -> u32 {
-    tell(skb, &work.packet, node, Direction::Egress, &verdict.verdict())
+    report::tell(skb, &work.packet, node, Direction::Egress, &verdict.verdict())
 }
 
 /// True for an echo that the kernel answers by itself.

@@ -183,11 +183,11 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         }
     }
     let verdict = judge(&Maps, skb, work, At { slot, direction, origin });
-    report::report(skb, slot, direction, &work.packet, &verdict);
+    let goes_on = report::tell(skb, &work.packet, slot, direction, &verdict);
     if let (Direction::Egress, false) = (direction, skb::is_probe()) {
         mark::write(packet, slot, verdict.delivery);
     }
-    code(&verdict)
+    if goes_on == PASSES { PASS } else { DROP }
 }
 
 /// Judges what leaves by another device than a pod's and waits for nothing, where the host firewall is on.

@@ -50,7 +50,8 @@ pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
     if verdict.0 & Packed::AGAIN != 0 {
         // What an unbound pod sends for others has no key.
         let sender = if work.own == NOT_OWN { NO_ENDPOINT } else { at.slot };
-        (work.sent_by, work.sent) = (sender, work.key);
+        work.sent_by = sender;
+        work.sent = work.key;
     }
     if let Part::First = work.packet.part
         && !verdict.drops()
@@ -169,14 +170,14 @@ impl<E: Environment> ByTuple<'_, E> {
                 }
             };
         }
-        work.key = FlowKey {
-            remote: *remote,
-            local_port,
-            remote_port,
-            protocol: packet.protocol,
-            local: own,
-            kind: FLOW_KIND_FLOW,
-        };
+        // Field by field, as an entry.
+        let key = &mut work.key;
+        key.remote = *remote;
+        key.local_port = local_port;
+        key.remote_port = remote_port;
+        key.protocol = packet.protocol;
+        key.local = own;
+        key.kind = FLOW_KIND_FLOW;
         work.again = Packed::NOT_ASKED;
         let mut held = self.env.existing(work, self.at);
         // Asked from here and not from where the flow is, for the stack.
@@ -299,8 +300,14 @@ impl<E: Environment> ByTuple<'_, E> {
             // Before the tables are read: if they change meanwhile, the flow's stamp is already old.
             let stamp = self.stamp(&key.remote);
             work.any = self.env.epoch(EPOCH_ANY);
-            work.entry =
-                FlowEntry { stamp, tag, seen: now, state: STATE_OPENING, counter: COUNTER_NONE, opened: now };
+            // Field by field: a whole one is made on the stack first.
+            let entry = &mut work.entry;
+            entry.stamp = stamp;
+            entry.tag = tag;
+            entry.seen = now;
+            entry.state = STATE_OPENING;
+            entry.counter = COUNTER_NONE;
+            entry.opened = now;
         }
         let (now, stamp) = (work.entry.seen, work.entry.stamp);
         let opening = matches!(packet.shape, Shape::Opening);
@@ -483,7 +490,7 @@ impl<E: Environment> ByTuple<'_, E> {
     }
 
     /// What the policies say now of the work's flow, which an older state of them allowed.
-    #[inline(always)]
+    #[inline(never)]
     fn judged_again(&self, work: &Work, opener: Direction, flags: u32) -> Packed {
         let key = &work.key;
         match opener {
@@ -527,7 +534,7 @@ impl<E: Environment> ByTuple<'_, E> {
 
     /// An ICMP error passes an isolated direction only with a live, allowed flow inside; it makes nothing. The work's key
     /// is that flow's.
-    #[inline(always)]
+    #[inline(never)]
     fn of_error(&self, work: &Work) -> Packed {
         let mut found = self.related(work);
         if found.0 & Packed::STALE != 0 {
