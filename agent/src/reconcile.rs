@@ -706,16 +706,22 @@ impl Reconciler {
             delivers &= !is_unwatched && op.role() != Some(Role::Device);
             trouble(format!("{op}: {error}"));
         }
-        let guards = self.host.is_some() && cluster.host.is_some();
-        let what_gets = if guards { load::HOST_IN } else { load::DELIVER_HERE };
+        let mut guards = self.host.is_some() && cluster.host.is_some();
+        // Both or neither: with one of them what it does not see would count as of nobody's socket.
+        if guards && let Err(error) = load_host(&mut self.ebpf) {
+            trouble(format!("{error:#}: the host firewall is off on this node"));
+            guards = false;
+        }
         if !guards {
             self.tables.kernel.set_host_state(HostState::default())?;
         }
+        let what_gets = if guards { load::HOST_IN } else { load::DELIVER_HERE };
         let root = self.host.as_ref().map(|host| &host.root).or(self.services.as_ref());
         if let Some(root) = root
             && let Err(error) = bring(&mut self.ebpf, root, Direction::Ingress, what_gets)
         {
             delivers = false;
+            guards = false;
             trouble(format!("{error:#}: virtual addresses of Services are denied"));
         }
         if let Some(root) = root {
@@ -725,16 +731,24 @@ impl Reconciler {
                 root.remove(Direction::Egress).map(|_| ()).map_err(Into::into)
             };
             if let Err(error) = done {
-                trouble(format!("{error:#}: what the node's own sockets send is judged as before"));
+                guards = false;
+                trouble(format!("{error:#}: the node's own sockets are judged as before"));
             }
         }
-        // Last: what no program has seen would count as of nobody's socket.
+        // Last, for the same reason.
         if guards && let Err(error) = self.guard(cluster) {
             trouble(format!("{error:#}: the node's own sockets are judged as before"));
         }
         self.tables.kernel.set_services(if delivers { SERVICES_DELIVERED } else { SERVICES_CLOSED })?;
         Ok(report.failed.is_empty())
     }
+}
+
+/// Has the programs of the host firewall verified, before one of them is attached.
+fn load_host(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    load::loaded(ebpf, load::HOST_IN)?;
+    load::loaded(ebpf, load::HOST_OUT)?;
+    Ok(())
 }
 
 fn bring(
