@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SkBuffContext;
 use portcullis_common::addr::Addr;
-use portcullis_common::event::{Action, Direction, Reason};
+use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::judge::{At, Delivery, Origin, Packed, SocketEnds, Work, answering, judge, leaving};
 use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, SCTP, Shape, TCP, UDP, parse};
 use portcullis_common::wire::{CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT};
@@ -271,13 +271,23 @@ pub fn is_refusal(packet: &Packet) -> bool {
         && packet.tcp_flags & RST != 0
 }
 
-/// True for the kernel's answer to the echo of a pod that the node's policies do not let in.
+/// True for the kernel's answer to the echo of a pod that the node's policies do not let in. It is counted and not told: an event
+/// is further down than the stack of Linux 6.1 reaches.
 #[inline(never)]
-pub fn refuses_echo(skb: &Skb<'_>, work: &Work) -> u32 {
-    match tables::host_state() {
-        Some(state) if is_echo(&work.packet) => u32::from(answered(skb, work, state.node) == 0),
-        _ => 0,
+pub fn refuses_echo(work: &Work) -> u32 {
+    let Some(state) = tables::host_state() else {
+        return 0;
+    };
+    if !is_echo(&work.packet) {
+        return 0;
     }
+    let verdict = answering(&Maps, work, state.node, 0);
+    if !verdict.drops() {
+        return 0;
+    }
+    let cell = verdict_cell(Direction::Egress, Outcome::Deny, verdict.verdict().reason);
+    tables::count_verdict(cell, work.packet.bytes);
+    1
 }
 
 /// Judges an answer of the kernel as what it answers.

@@ -161,12 +161,6 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         };
         parse(skb, link, &mut work.packet);
     }
-    if let (Direction::Ingress, false) = (direction, skb::is_probe())
-        && host::is_unheard(packet)
-        && host::refuses_echo(skb, work) != 0
-    {
-        return DROP;
-    }
     let mut origin = scratch.origin.forget(origin);
     if let (Direction::Ingress, false) = (direction, skb::is_probe())
         && let Some(sent) = mark::read(packet)
@@ -187,7 +181,17 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
     if let (Direction::Egress, false) = (direction, skb::is_probe()) {
         mark::write(packet, slot, verdict.delivery);
     }
-    if goes_on == PASSES { PASS } else { DROP }
+    if goes_on != PASSES {
+        return DROP;
+    }
+    // Last, for the verifier's sake: it would go through the judgement once for each answer.
+    if let (Direction::Ingress, false) = (direction, skb::is_probe())
+        && host::is_unheard(packet)
+        && host::refuses_echo(work) != 0
+    {
+        return DROP;
+    }
+    PASS
 }
 
 /// Judges what leaves by another device than a pod's and waits for nothing, where the host firewall is on.
