@@ -274,11 +274,12 @@ pub fn is_refusal(packet: &Packet) -> bool {
 /// True for the kernel's answer to the echo of a pod that the node's policies do not let in. It is counted and not told: an event
 /// is further down than the stack of Linux 6.1 reaches.
 #[inline(never)]
-pub fn refuses_echo(work: &Work) -> u32 {
-    let Some(state) = tables::host_state() else {
+pub fn refuses_echo(skb: *mut __sk_buff) -> u32 {
+    let (Some(state), Some(scratch)) = (tables::host_state(), tables::scratch()) else {
         return 0;
     };
-    if !is_echo(&work.packet) {
+    let work = &scratch.work;
+    if crate::skb::is_probe() || !is_unheard(skb) || !is_echo(&work.packet) {
         return 0;
     }
     let verdict = answering(&Maps, work, state.node, 0);

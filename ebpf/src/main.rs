@@ -39,7 +39,9 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 /// Traffic to a pod: TC egress of its host-side interface.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    run(ctx, Direction::Ingress)
+    let packet = ctx.skb.skb;
+    // Last, for the verifier's sake: it would go through the judgement once for each answer.
+    if run(ctx, Direction::Ingress) == PASS && host::refuses_echo(packet) == 0 { PASS } else { DROP }
 }
 
 /// What leaves by the node's other devices: TC egress of uplinks, tunnels, bridges and interfaces of nobody known. Judges
@@ -181,17 +183,7 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
     if let (Direction::Egress, false) = (direction, skb::is_probe()) {
         mark::write(packet, slot, verdict.delivery);
     }
-    if goes_on != PASSES {
-        return DROP;
-    }
-    // Last, for the verifier's sake: it would go through the judgement once for each answer.
-    if let (Direction::Ingress, false) = (direction, skb::is_probe())
-        && host::is_unheard(packet)
-        && host::refuses_echo(work) != 0
-    {
-        return DROP;
-    }
-    PASS
+    if goes_on == PASSES { PASS } else { DROP }
 }
 
 /// Judges what leaves by another device than a pod's and waits for nothing, where the host firewall is on.
