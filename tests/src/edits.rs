@@ -77,8 +77,5 @@ fn name_of(manifest: &Value) -> String {
         "" => "default",
         namespace => namespace,
     };
-    match text("/kind") {
-        kind @ "HostPolicy" => format!("{kind} {}", text("/metadata/name")),
-        kind => format!("{kind} {namespace}/{}", text("/metadata/name")),
-    }
+    format!("{} {namespace}/{}", text("/kind"), text("/metadata/name"))
 }

@@ -6,8 +6,7 @@ use serde_json::{Value, json};
 
 use crate::convert::METADATA_NAME;
 use crate::model::{
-    Cluster, DirectionSpec, HostPolicy, IsolationCause, Labels, Namespace, NetworkPolicy, ObjectKey,
-    PolicyRef, Rule,
+    Cluster, DirectionSpec, IsolationCause, Labels, Namespace, NetworkPolicy, ObjectKey, Rule,
 };
 use crate::written;
 
@@ -27,21 +26,21 @@ pub struct Change {
 pub enum Edit {
     /// Declare a namespace.
     CreateNamespace(String),
-    /// Write a new NetworkPolicy.
+    /// Write a new policy.
     CreatePolicy(ObjectKey, NetworkPolicy),
-    /// Write a new HostPolicy.
-    CreateHostPolicy(String, HostPolicy),
     /// Write the spec of a policy again that could not be read.
     ReplaceSpec {
-        /// What it says then, and which it is.
-        spec: Spec,
+        /// Which.
+        policy: ObjectKey,
+        /// What it says then.
+        spec: NetworkPolicy,
         /// What was wrong with it, where that is known: field and message.
         mend: Vec<(String, String)>,
     },
     /// Add a rule to a direction that the policy isolates.
     AppendRule {
         /// Which policy.
-        policy: PolicyRef,
+        policy: ObjectKey,
         /// Which list.
         direction: Direction,
         /// The rule.
@@ -50,7 +49,7 @@ pub enum Edit {
     /// Take a rule out.
     RemoveRule {
         /// Which policy.
-        policy: PolicyRef,
+        policy: ObjectKey,
         /// Which list.
         direction: Direction,
         /// Its index there, when the edits before this one are done.
@@ -58,7 +57,7 @@ pub enum Edit {
     },
     /// Write out policyTypes that were defaulted to both: without egress rules the default would leave egress
     /// open (S6). The model holds what was meant and does not change.
-    WriteTypes(PolicyRef),
+    WriteTypes(ObjectKey),
     /// Give a pod a label that it does not have.
     AddLabel {
         /// Which pod.
@@ -70,62 +69,17 @@ pub enum Edit {
     },
 }
 
-/// A policy of either kind, with its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Spec {
-    /// A NetworkPolicy.
-    Network(ObjectKey, NetworkPolicy),
-    /// A HostPolicy.
-    Host(String, HostPolicy),
-}
-
-impl Spec {
-    /// Of a policy of the cluster.
-    #[must_use]
-    pub fn of(cluster: &Cluster, policy: &PolicyRef) -> Option<Self> {
-        Some(match policy {
-            PolicyRef::Host(name) => Self::Host(name.clone(), cluster.host_policies.get(name)?.clone()),
-            PolicyRef::Network(key) => Self::Network(key.clone(), cluster.policies.get(key)?.clone()),
-        })
-    }
-
-    /// Which it is.
-    #[must_use]
-    pub fn policy(&self) -> PolicyRef {
-        match self {
-            Self::Network(key, _) => PolicyRef::Network(key.clone()),
-            Self::Host(name, _) => PolicyRef::Host(name.clone()),
-        }
-    }
-
-    /// Both directions, ingress first.
-    pub fn directions_mut(&mut self) -> [&mut DirectionSpec; 2] {
-        match self {
-            Self::Network(_, policy) => [&mut policy.ingress, &mut policy.egress],
-            Self::Host(_, policy) => [&mut policy.ingress, &mut policy.egress],
-        }
-    }
-
-    fn written(&self) -> Value {
-        match self {
-            Self::Network(key, policy) => written::spec(policy, &key.namespace),
-            Self::Host(_, policy) => written::host_spec(policy),
-        }
-    }
-}
-
 impl Edit {
     /// The object, `KIND NAMESPACE/NAME`.
     #[must_use]
     pub fn object(&self) -> String {
         match self {
             Self::CreateNamespace(name) => format!("Namespace {name}"),
-            Self::CreatePolicy(policy, _) => format!("NetworkPolicy {policy}"),
-            Self::CreateHostPolicy(name, _) => format!("HostPolicy {name}"),
-            Self::ReplaceSpec { spec, .. } => spec.policy().object(),
-            Self::AppendRule { policy, .. } | Self::RemoveRule { policy, .. } | Self::WriteTypes(policy) => {
-                policy.object()
-            }
+            Self::CreatePolicy(policy, _)
+            | Self::ReplaceSpec { policy, .. }
+            | Self::AppendRule { policy, .. }
+            | Self::RemoveRule { policy, .. }
+            | Self::WriteTypes(policy) => format!("NetworkPolicy {policy}"),
             Self::AddLabel { pod, .. } => format!("Pod {pod}"),
         }
     }
@@ -134,7 +88,7 @@ impl Edit {
     #[must_use]
     pub fn field(&self) -> String {
         match self {
-            Self::CreateNamespace(_) | Self::CreatePolicy(..) | Self::CreateHostPolicy(..) => String::new(),
+            Self::CreateNamespace(_) | Self::CreatePolicy(..) => String::new(),
             Self::ReplaceSpec { .. } => "spec".to_owned(),
             Self::AppendRule { direction, .. } => format!("spec.{}", direction.name()),
             Self::RemoveRule { direction, rule, .. } => format!("spec.{}[{rule}]", direction.name()),
@@ -148,7 +102,7 @@ impl Edit {
     #[must_use]
     pub const fn op(&self) -> &'static str {
         match self {
-            Self::CreateNamespace(_) | Self::CreatePolicy(..) | Self::CreateHostPolicy(..) => "create",
+            Self::CreateNamespace(_) | Self::CreatePolicy(..) => "create",
             Self::ReplaceSpec { .. } | Self::WriteTypes(_) => "replace",
             Self::AppendRule { .. } => "append",
             Self::RemoveRule { .. } => "remove",
@@ -162,10 +116,9 @@ impl Edit {
         match self {
             Self::CreateNamespace(name) => written::namespace(name),
             Self::CreatePolicy(key, policy) => written::policy(key, policy),
-            Self::CreateHostPolicy(name, policy) => written::host_policy(name, policy),
-            Self::ReplaceSpec { spec, .. } => spec.written(),
+            Self::ReplaceSpec { policy, spec, .. } => written::spec(spec, &policy.namespace),
             Self::AppendRule { policy, direction, rule } => {
-                written::rule(rule, *direction, policy.namespace().unwrap_or_default()).unwrap_or(Value::Null)
+                written::rule(rule, *direction, &policy.namespace).unwrap_or(Value::Null)
             }
             Self::RemoveRule { .. } => Value::Null,
             Self::WriteTypes(_) => json!(["Ingress", "Egress"]),
@@ -179,16 +132,11 @@ impl Edit {
         let (object, field) = (self.object(), self.field());
         match self {
             Self::CreateNamespace(_) => format!("declare {object}: pods of an undeclared one are isolated"),
-            Self::CreateHostPolicy(_, policy) => {
-                let of = written::host_spec(policy);
-                let of = of.get("subject").map(Value::to_string).unwrap_or_default();
-                format!(
-                    "create {object}, which isolates subject {of} for {} and allows nothing but what always passes",
-                    isolated(&policy.ingress).name()
-                )
-            }
             Self::CreatePolicy(_, policy) => {
-                let direction = isolated(&policy.ingress);
+                let direction = match policy.ingress {
+                    DirectionSpec::Isolated { .. } => Direction::Ingress,
+                    DirectionSpec::Ignored => Direction::Egress,
+                };
                 let of = written::spec(policy, "");
                 let of = of.get("podSelector").map(Value::to_string).unwrap_or_default();
                 format!(
@@ -222,14 +170,6 @@ impl Edit {
     }
 }
 
-/// The one direction that a new policy isolates.
-fn isolated(ingress: &DirectionSpec) -> Direction {
-    match ingress {
-        DirectionSpec::Isolated { .. } => Direction::Ingress,
-        DirectionSpec::Ignored => Direction::Egress,
-    }
-}
-
 /// The cluster after the edits. An edit of an object that is not there changes nothing.
 #[must_use]
 pub fn apply(cluster: &Cluster, change: &Change) -> Cluster {
@@ -253,16 +193,8 @@ pub fn apply_edits(cluster: &mut Cluster, edits: &[Edit]) {
             Edit::CreatePolicy(key, policy) => {
                 cluster.policies.insert(key.clone(), policy.clone());
             }
-            Edit::CreateHostPolicy(name, policy) => {
-                cluster.host_policies.insert(name.clone(), policy.clone());
-            }
-            Edit::ReplaceSpec { spec: Spec::Network(key, spec), .. } => {
-                if let Some(held) = cluster.policies.get_mut(key) {
-                    held.clone_from(spec);
-                }
-            }
-            Edit::ReplaceSpec { spec: Spec::Host(name, spec), .. } => {
-                if let Some(held) = cluster.host_policies.get_mut(name) {
+            Edit::ReplaceSpec { policy, spec, .. } => {
+                if let Some(held) = cluster.policies.get_mut(policy) {
                     held.clone_from(spec);
                 }
             }
@@ -293,22 +225,13 @@ pub fn apply_edits(cluster: &mut Cluster, edits: &[Edit]) {
 /// is added to them.
 fn rules_of<'a>(
     cluster: &'a mut Cluster,
-    policy: &PolicyRef,
+    policy: &ObjectKey,
     direction: Direction,
 ) -> Option<&'a mut Vec<Rule>> {
-    let [ingress, egress] = match policy {
-        PolicyRef::Host(name) => {
-            let policy = cluster.host_policies.get_mut(name)?;
-            [&mut policy.ingress, &mut policy.egress]
-        }
-        PolicyRef::Network(key) => {
-            let policy = cluster.policies.get_mut(key)?;
-            [&mut policy.ingress, &mut policy.egress]
-        }
-    };
+    let policy = cluster.policies.get_mut(policy)?;
     let spec = match direction {
-        Direction::Ingress => ingress,
-        Direction::Egress => egress,
+        Direction::Ingress => &mut policy.ingress,
+        Direction::Egress => &mut policy.egress,
     };
     match spec {
         DirectionSpec::Isolated { rules, cause: IsolationCause::Written } => Some(rules),

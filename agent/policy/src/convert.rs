@@ -4,7 +4,6 @@
 
 mod cidr;
 mod cluster;
-mod host;
 mod labels;
 mod mode;
 mod peers;
@@ -21,7 +20,6 @@ mod tests;
 mod value;
 
 pub use cluster::{METADATA_NAME, namespace, node};
-pub use host::host_policy;
 pub use mode::{MODE_ANNOTATION, SOURCE_BINDING_ANNOTATION};
 pub(crate) use pod::from_template;
 pub use pod::pod;

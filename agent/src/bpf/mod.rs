@@ -5,7 +5,6 @@ pub mod counters;
 pub mod events;
 pub mod figures;
 pub mod flows;
-pub(crate) mod host;
 mod inner;
 pub mod kernel;
 pub mod load;
@@ -14,7 +13,7 @@ pub mod probe;
 pub mod programs;
 pub mod shape;
 pub(crate) mod sys;
-pub(crate) mod wire;
+mod wire;
 
 pub use kernel::Kernel;
 pub use load::{BpfError, Pins};

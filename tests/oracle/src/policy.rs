@@ -31,19 +31,10 @@ enum Subject {
 
 /// One direction of a policy.
 #[derive(Debug)]
-pub(crate) struct Side {
-    pub(crate) isolation: Isolation,
+struct Side {
+    isolation: Isolation,
     /// All of them, those that match nothing too: the position names a rule.
     rules: Vec<Rule>,
-}
-
-/// Whose policy it is.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Owner<'a> {
-    /// A namespace's.
-    Namespace(&'a str),
-    /// The hosts': H2 to H4.
-    Hosts,
 }
 
 /// Whether, and why, a policy isolates the pods it selects in one direction (S2).
@@ -80,8 +71,6 @@ enum Peer {
         pods: Option<Selector>,
     },
     Block(IpBlock),
-    /// H4.
-    Nodes(Selector),
 }
 
 /// The other end of the connection, as a rule sees it.
@@ -92,8 +81,6 @@ pub(crate) struct Remote<'a> {
     pub(crate) pod: Option<&'a Pod>,
     /// The labels of that pod's namespace; none if no manifest declares it.
     pub(crate) namespace_labels: Option<&'a BTreeMap<String, String>>,
-    /// H4: the labels of each node whose address it is.
-    pub(crate) nodes: &'a [&'a BTreeMap<String, String>],
 }
 
 impl Policy {
@@ -101,7 +88,7 @@ impl Policy {
     pub(crate) fn read(key: PolicyKey, policy: &Value) -> Policy {
         let nothing = Value::Object(serde_json::Map::new());
         let spec = field(policy, "spec").unwrap_or(&nothing);
-        let closed = Side::closed;
+        let closed = || Side { isolation: Isolation::Invalid, rules: Vec::new() };
 
         let (subject, flaw) = match field(spec, "podSelector") {
             // S8.
@@ -121,9 +108,8 @@ impl Policy {
             return Policy { key, subject, ingress: closed(), egress: closed() };
         }
 
-        let owner = Owner::Namespace(&key.0);
-        let mut ingress = read_side(spec, Direction::Ingress, owner);
-        let mut egress = read_side(spec, Direction::Egress, owner);
+        let mut ingress = read_side(spec, Direction::Ingress);
+        let mut egress = read_side(spec, Direction::Egress);
         if flaw == Some(Flaw::Invalid) {
             // S13: in the policy's directions, and none of its rules allows anything.
             for side in [&mut ingress, &mut egress] {
@@ -154,7 +140,13 @@ impl Policy {
         traffic: Traffic,
         destination: Option<&Pod>,
     ) -> Option<usize> {
-        self.side(direction).first_match(remote, traffic, destination, Owner::Namespace(&self.key.0))
+        self.side(direction).rules.iter().position(|rule| match rule {
+            Rule::Nothing => false,
+            // S22: peer and port of one rule.
+            Rule::Allow { peers, ports } => {
+                peers.matches(remote, &self.key.0) && ports.matches(traffic, destination)
+            }
+        })
     }
 
     fn side(&self, direction: Direction) -> &Side {
@@ -165,32 +157,8 @@ impl Policy {
     }
 }
 
-impl Side {
-    /// Isolated for being invalid.
-    pub(crate) fn closed() -> Side {
-        Side { isolation: Isolation::Invalid, rules: Vec::new() }
-    }
-
-    /// The position of the first rule that allows the traffic.
-    pub(crate) fn first_match(
-        &self,
-        remote: Remote<'_>,
-        traffic: Traffic,
-        destination: Option<&Pod>,
-        owner: Owner<'_>,
-    ) -> Option<usize> {
-        self.rules.iter().position(|rule| match rule {
-            Rule::Nothing => false,
-            // S22: peer and port of one rule.
-            Rule::Allow { peers, ports } => {
-                peers.matches(remote, owner) && ports.matches(traffic, destination)
-            }
-        })
-    }
-}
-
 /// S5, S6, S7: isolation and rules of one direction.
-pub(crate) fn read_side(spec: &Value, direction: Direction, owner: Owner<'_>) -> Side {
+fn read_side(spec: &Value, direction: Direction) -> Side {
     let (kind, list, peers) = match direction {
         Direction::Ingress => ("Ingress", "ingress", "from"),
         Direction::Egress => ("Egress", "egress", "to"),
@@ -200,7 +168,7 @@ pub(crate) fn read_side(spec: &Value, direction: Direction, owner: Owner<'_>) ->
         None => Vec::new(),
         // Rules of the wrong type are there, and match nothing.
         Some(None) => vec![Rule::Nothing],
-        Some(Some(rules)) => rules.iter().map(|rule| read_rule(rule, peers, owner)).collect(),
+        Some(Some(rules)) => rules.iter().map(|rule| read_rule(rule, peers)).collect(),
     };
     let types = match field(spec, "policyTypes") {
         None => Some(Vec::new()),
@@ -228,9 +196,9 @@ pub(crate) fn read_side(spec: &Value, direction: Direction, owner: Owner<'_>) ->
     }
 }
 
-fn read_rule(rule: &Value, peers: &str, owner: Owner<'_>) -> Rule {
+fn read_rule(rule: &Value, peers: &str) -> Rule {
     // S49 goes before S13 and S24: an unknown field anywhere in it, and the rule matches nothing.
-    if !rule.is_object() || rule_has_unknown_fields(rule, peers, owner) {
+    if !rule.is_object() || rule_has_unknown_fields(rule, peers) {
         return Rule::Nothing;
     }
     let ports = Ports::read(rule);
@@ -238,20 +206,15 @@ fn read_rule(rule: &Value, peers: &str, owner: Owner<'_>) -> Rule {
         None => Peers::Anyone,
         Some(None) => Peers::Of(Vec::new()),
         Some(Some(peers)) if peers.is_empty() => Peers::Anyone,
-        Some(Some(peers)) => Peers::Of(peers.iter().map(|peer| read_peer(peer, owner)).collect()),
+        Some(Some(peers)) => Peers::Of(peers.iter().map(read_peer).collect()),
     };
     Rule::Allow { peers, ports }
 }
 
 /// S49.
-fn rule_has_unknown_fields(rule: &Value, peers: &str, owner: Owner<'_>) -> bool {
-    let known: &[&str] = match owner {
-        Owner::Namespace(_) => &["podSelector", "namespaceSelector", "ipBlock"],
-        Owner::Hosts => &["podSelector", "namespaceSelector", "ipBlock", "nodes"],
-    };
+fn rule_has_unknown_fields(rule: &Value, peers: &str) -> bool {
     let in_peer = |peer: &Value| {
-        has_unknown_field(peer, known)
-            || field(peer, "nodes").is_some_and(nodes_has_unknown_fields)
+        has_unknown_field(peer, &["podSelector", "namespaceSelector", "ipBlock"])
             || field(peer, "podSelector").is_some_and(selector::has_unknown_fields)
             || field(peer, "namespaceSelector").is_some_and(selector::has_unknown_fields)
             || field(peer, "ipBlock").is_some_and(|block| has_unknown_field(block, &["cidr", "except"]))
@@ -261,24 +224,8 @@ fn rule_has_unknown_fields(rule: &Value, peers: &str, owner: Owner<'_>) -> bool 
         || items(rule, "ports").any(|entry| has_unknown_field(entry, &["protocol", "port", "endPort"]))
 }
 
-/// S49, of `nodes` in a peer and in a subject.
-pub(crate) fn nodes_has_unknown_fields(nodes: &Value) -> bool {
-    has_unknown_field(nodes, &["nodeSelector"])
-        || field(nodes, "nodeSelector").is_some_and(selector::has_unknown_fields)
-}
-
-/// S13: what cannot be read, has no field, or mixes kinds matches nothing.
-fn read_peer(peer: &Value, owner: Owner<'_>) -> Peer {
-    if let (Owner::Hosts, Some(nodes)) = (owner, field(peer, "nodes")) {
-        let others = ["podSelector", "namespaceSelector", "ipBlock"];
-        if !nodes.is_object() || others.iter().any(|name| field(peer, name).is_some()) {
-            return Peer::Nothing;
-        }
-        // H4: no selector is every node.
-        let everything = Value::Object(serde_json::Map::new());
-        let selector = Selector::read(field(nodes, "nodeSelector").unwrap_or(&everything));
-        return selector.map_or(Peer::Nothing, Peer::Nodes);
-    }
+/// S13: what cannot be read, has no field, or mixes ipBlock with selectors matches nothing.
+fn read_peer(peer: &Value) -> Peer {
     let selector = |name: &str| field(peer, name).map(Selector::read).transpose();
     match (field(peer, "ipBlock"), selector("namespaceSelector"), selector("podSelector")) {
         (Some(block), Ok(None), Ok(None)) => IpBlock::read(block).map_or(Peer::Nothing, Peer::Block),
@@ -290,19 +237,18 @@ fn read_peer(peer: &Value, owner: Owner<'_>) -> Peer {
 }
 
 impl Peers {
-    fn matches(&self, remote: Remote<'_>, owner: Owner<'_>) -> bool {
+    fn matches(&self, remote: Remote<'_>, policy_namespace: &str) -> bool {
         match self {
             Peers::Anyone => true,
-            Peers::Of(peers) => peers.iter().any(|peer| peer.matches(remote, owner)),
+            Peers::Of(peers) => peers.iter().any(|peer| peer.matches(remote, policy_namespace)),
         }
     }
 }
 
 impl Peer {
-    fn matches(&self, remote: Remote<'_>, owner: Owner<'_>) -> bool {
+    fn matches(&self, remote: Remote<'_>, policy_namespace: &str) -> bool {
         match self {
             Peer::Nothing => false,
-            Peer::Nodes(selector) => remote.nodes.iter().any(|labels| selector.matches(labels)),
             // S16, S17: union with the other peers comes from their being separate.
             Peer::Block(block) => block.contains(remote.address),
             Peer::Pods { namespaces, pods } => {
@@ -312,11 +258,9 @@ impl Peer {
                     return false;
                 };
                 // S10: podSelector alone stays in the policy's namespace; both in one entry: and.
-                let namespace_matches = match (namespaces, owner) {
-                    (None, Owner::Namespace(own)) => pod.namespace == own,
-                    // A HostPolicy has no namespace of its own: every one.
-                    (None, Owner::Hosts) => true,
-                    (Some(selector), _) => selector.matches(namespace_labels),
+                let namespace_matches = match namespaces {
+                    None => pod.namespace == policy_namespace,
+                    Some(selector) => selector.matches(namespace_labels),
                 };
                 namespace_matches && pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
             }

@@ -6,7 +6,6 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use crate::hosts::Hosts;
 use crate::policy::{Isolation, Policy, Remote};
 use crate::read::{field, items, labels, text};
 use crate::verdict::{DirVerdict, Direction, Family, PairVerdict, Reason, Traffic, Verdict};
@@ -23,14 +22,12 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 #[derive(Debug)]
 pub struct World {
     /// Labels of the declared namespaces.
-    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Live pods with a network of their own, by namespace and name. Node and hostNetwork addresses are judged
     /// as any other address that is no pod's (S30), whatever node the pod is on.
     pods: BTreeMap<(String, String), Pod>,
     /// By namespace and name, the order in which rules are attributed.
-    pub(crate) policies: BTreeMap<(String, String), Policy>,
-    /// What the host firewall knows beside.
-    pub(crate) hosts: Hosts,
+    policies: BTreeMap<(String, String), Policy>,
     virtual_addresses: BTreeSet<IpAddr>,
 }
 
@@ -48,7 +45,6 @@ impl World {
             namespaces: BTreeMap::new(),
             pods: BTreeMap::new(),
             policies: BTreeMap::new(),
-            hosts: Hosts::default(),
             virtual_addresses: BTreeSet::new(),
         };
         for ((kind, namespace, name), object) in objects {
@@ -64,7 +60,6 @@ impl World {
                     world.namespaces.insert(key.1, labels);
                 }
                 Kind::Pod => {
-                    world.hosts.read_pod(&key, object);
                     if let Some(pod) = Pod::read(&key.0, &key.1, object) {
                         world.pods.insert(key, pod);
                     }
@@ -74,9 +69,7 @@ impl World {
                 }
                 Kind::Service => world.virtual_addresses.extend(virtual_addresses(object)),
                 // After all Services: what a node has is not virtual.
-                Kind::HostPolicy => world.hosts.read_policy(key.1, object),
                 Kind::Node => {
-                    world.hosts.read_node(key.1, object);
                     for address in node_addresses(object) {
                         world.virtual_addresses.remove(&address);
                     }
@@ -197,8 +190,6 @@ impl World {
             address,
             pod: peer,
             namespace_labels: peer.and_then(|peer| self.namespaces.get(&peer.namespace)),
-            // Peers of HostPolicies alone.
-            nodes: &[],
         };
         // S25: whose named ports count.
         let destination = match direction {
@@ -220,13 +211,13 @@ impl World {
         }
     }
 
-    pub(crate) fn pod(&self, key: &str) -> Option<&Pod> {
+    fn pod(&self, key: &str) -> Option<&Pod> {
         let (namespace, name) = key.split_once('/')?;
         self.pods.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// S50: of the pods that show it, the newest.
-    pub(crate) fn owner_of(&self, address: IpAddr) -> Option<&Pod> {
+    fn owner_of(&self, address: IpAddr) -> Option<&Pod> {
         self.pods.values().filter(|pod| pod.shown.contains(&address)).max_by(|one, other| one.newer(other))
     }
 
@@ -246,7 +237,6 @@ enum Kind {
     Namespace,
     Pod,
     NetworkPolicy,
-    HostPolicy,
     Service,
     Node,
 }
@@ -273,13 +263,12 @@ fn collect<'a>(
         "Node" if core => Kind::Node,
         // Of whatever apiVersion: a policy that is passed over would open pods.
         "NetworkPolicy" => Kind::NetworkPolicy,
-        "HostPolicy" => Kind::HostPolicy,
         _ => return,
     };
     let metadata = field(manifest, "metadata");
     let of = |name: &str| metadata.and_then(|metadata| text(metadata, name)).unwrap_or_default().to_owned();
     let namespace = match (kind, of("namespace")) {
-        (Kind::Namespace | Kind::Node | Kind::HostPolicy, _) => String::new(),
+        (Kind::Namespace, _) => String::new(),
         (_, namespace) if namespace.is_empty() => "default".to_owned(),
         (_, namespace) => namespace,
     };

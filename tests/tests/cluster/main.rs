@@ -15,7 +15,6 @@ mod churn;
 mod cyclonus;
 mod demo;
 mod events;
-mod host;
 mod nodes;
 mod removal;
 mod restart;

@@ -5,7 +5,6 @@
 mod cidrs;
 mod closing;
 mod cluster;
-mod hosts;
 mod modes;
 mod peers;
 mod pods;

@@ -32,12 +32,7 @@ pub(super) fn made(objects: &Objects<'_>) -> BTreeSet<WorkloadKey> {
                     made.insert((*workload, key.clone()));
                 }
             }
-            Kind::Namespace
-            | Kind::Node
-            | Kind::Service
-            | Kind::EndpointSlice
-            | Kind::NetworkPolicy
-            | Kind::HostPolicy => {}
+            Kind::Namespace | Kind::Node | Kind::Service | Kind::EndpointSlice | Kind::NetworkPolicy => {}
         }
     }
     made

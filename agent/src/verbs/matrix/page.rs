@@ -43,11 +43,7 @@ pub fn page(
     kernel: Option<&dyn AskKernel>,
     request: &MatrixRequest,
 ) -> Result<Reply<Page>, AskError> {
-    let (mut filler, ports, mut notes) = prepare(world, kernel, request)?;
-    if !filler.hosts.is_empty() {
-        filler.hosts.clear();
-        notes.push("the page shows no hosts: ask for a table or JSON".to_owned());
-    }
+    let (filler, ports, notes) = prepare(world, kernel, request)?;
     let explanations = explained(&filler, &ports, &world.problems, MAX_EXPLAINED);
     let matrices =
         ports.into_iter().map(|traffic| filler.matrix(traffic)).collect::<Result<_, AskError>>()?;

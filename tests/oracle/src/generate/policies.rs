@@ -6,10 +6,9 @@ use super::{Draft, NAMESPACES, PORT_NAMES, PORTS};
 
 /// Whose labels a selector is for.
 #[derive(Clone, Copy)]
-pub(super) enum Of {
+enum Of {
     Pods,
     Namespaces,
-    Nodes,
 }
 
 impl Draft {
@@ -68,7 +67,7 @@ impl Draft {
         Value::Object(spec)
     }
 
-    pub(super) fn policy_types(&mut self) -> Option<Value> {
+    fn policy_types(&mut self) -> Option<Value> {
         if self.dirty() {
             let invalid = [
                 json!(["Foo"]),
@@ -151,7 +150,7 @@ impl Draft {
         Value::Object(peer)
     }
 
-    pub(super) fn ip_block(&mut self) -> Value {
+    fn ip_block(&mut self) -> Value {
         let (mut cidr, mut excepts) = self.addresses.block(&mut self.rng);
         if self.dirty() {
             let unreadable = [
@@ -193,7 +192,7 @@ impl Draft {
         Value::Object(block)
     }
 
-    pub(super) fn port(&mut self) -> Value {
+    fn port(&mut self) -> Value {
         if self.rng.chance(self.dirt / 4) {
             return self.rng.pick(&[Value::Null, json!(80), json!("TCP/80")]).clone();
         }
@@ -246,7 +245,7 @@ impl Draft {
         Value::Object(port)
     }
 
-    pub(super) fn selector(&mut self, of: Of) -> Value {
+    fn selector(&mut self, of: Of) -> Value {
         let mut selector = Map::new();
         let kind = self.rng.below(10);
         if (2..7).contains(&kind) {
@@ -313,8 +312,6 @@ impl Draft {
             (Of::Pods, _) => ("tier", &["front", "back", "middle"]),
             (Of::Namespaces, 1..5) => ("team", &["a", "b", "", "c"]),
             (Of::Namespaces, 5..8) => ("env", &["prod", "prod", "dev", "test"]),
-            (Of::Nodes, 1..6) => ("role", &["edge", "core", "core", ""]),
-            (Of::Nodes, _) => ("zone", &["a", "b", "c"]),
             (Of::Namespaces, _) => ("kubernetes.io/metadata.name", &NAMESPACES),
         }
     }
