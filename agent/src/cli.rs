@@ -17,6 +17,7 @@ use crate::attach::HookChoice;
 use crate::cni::install::SettingsArgs;
 use crate::config;
 use crate::daemon;
+use crate::firewall::HostArgs;
 use crate::listen::ListenArgs;
 use crate::log::LogArgs;
 use crate::mark::MarkMask;
@@ -25,8 +26,9 @@ use crate::output::{self, Colour, Exit, Format};
 use crate::plugin;
 use crate::preflight::{self, Regard};
 use crate::source::Choice;
-use crate::verbs::ask::{ExplainRequest, Family, Judge, MatrixRequest, Sent, TrafficText};
+use crate::verbs::ask::{ExplainRequest, Family, Hosts, Judge, MatrixRequest, Sent, TrafficText};
 use crate::verbs::endpoints::{Scope, endpoints};
+use crate::verbs::host_firewall::Act;
 use crate::verbs::observe::{FilterArgs, Lines, WhenArgs, observe};
 use crate::verbs::offline::offline;
 use crate::verbs::policies::{PoliciesAsk, policies};
@@ -79,6 +81,9 @@ enum Verb {
         #[command(subcommand)]
         what: WaitFor,
     },
+    /// Turn the host firewall off on this node, or on again
+    #[command(after_help = examples::HOST_FIREWALL)]
+    HostFirewall(HostFirewallArgs),
     /// Take every program, link, map and pin of ours away
     #[command(after_help = examples::CLEANUP)]
     Cleanup(CleanupArgs),
@@ -160,6 +165,15 @@ enum OwnNodeEgress {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum HostNetworkPods {
+    /// Nothing
+    Ignore,
+    /// The NetworkPolicies of their namespaces, as of other pods
+    #[allow(clippy::doc_markdown)] // the text of --help
+    NetworkPolicy,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Services {
     /// Policies decide, where the backend that was chosen gets it
     Follow,
@@ -236,6 +250,8 @@ struct AgentArgs {
     /// /sys/fs/cgroup, or unified below it]
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_CGROUP_ROOT")]
     cgroup_root: Option<PathBuf>,
+    #[command(flatten)]
+    host: HostArgs,
     /// The bits of the packet mark that say who sent a packet that may be translated: 12 in one piece, which nobody else on
     /// the node writes
     #[arg(long, value_name = "MASK", env = "PORTCULLIS_MARK_MASK", default_value_t)]
@@ -333,19 +349,33 @@ struct AskArgs {
     /// Address family [default: IPv4 where it is there]
     #[arg(long)]
     family: Option<Family>,
+    /// With --source: judge the node of --node-name and its hostNetwork pods too, as an agent with a host firewall does
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, requires_all = ["source", "node_name"])]
+    host_firewall: bool,
+    /// With --host-firewall: what selects hostNetwork pods beside HostPolicies
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, default_value = "ignore", requires = "host_firewall")]
+    host_network_pods: HostNetworkPods,
 }
 
 impl AskArgs {
     fn from(self) -> From {
         match self.source {
             None => From::Agent { run_dir: self.run_dir.run_dir },
-            Some(dir) => From::Directory { dir, node: self.node.node_name, pod_cidrs: self.node.pod_cidrs },
+            Some(ref dir) => self.other(dir.clone()),
         }
     }
 
     /// Another directory, read as this one is.
     fn other(&self, dir: PathBuf) -> From {
-        From::Directory { dir, node: self.node.node_name.clone(), pod_cidrs: self.node.pod_cidrs.clone() }
+        let selects = match self.host_network_pods {
+            HostNetworkPods::Ignore => model::HostNetworkPods::Ignore,
+            HostNetworkPods::NetworkPolicy => model::HostNetworkPods::NetworkPolicy,
+        };
+        let hosts = self.host_firewall.then_some(selects);
+        let (node, pod_cidrs) = (self.node.node_name.clone(), self.node.pod_cidrs.clone());
+        From::Directory { dir, node, pod_cidrs, hosts }
     }
 }
 
@@ -405,6 +435,9 @@ struct MatrixArgs {
     /// times for several
     #[arg(long, value_name = "SERVICE", conflicts_with = "diff")]
     to: Vec<String>,
+    /// The node and the pods in its network as rows and columns too, where the host firewall is on
+    #[arg(long)]
+    hosts: bool,
     /// Show only what leaves or enters pods of this namespace, other cells stay blank; several times for several
     #[arg(short, long = "namespace", value_name = "NAMESPACE")]
     namespaces: Vec<String>,
@@ -479,6 +512,20 @@ struct PoliciesArgs {
     ask: PoliciesAsk,
     #[command(flatten)]
     live: LiveArgs,
+}
+
+#[derive(Debug, Args)]
+struct HostFirewallArgs {
+    /// What to do
+    #[arg(value_enum)]
+    act: Act,
+    #[command(flatten)]
+    run_dir: RunDir,
+    #[command(flatten)]
+    bpffs: Bpffs,
+    /// Format of the status
+    #[arg(short, long, default_value = "table")]
+    output: Format,
 }
 
 #[derive(Debug, Args)]
@@ -559,6 +606,9 @@ fn run(cli: Cli) -> Result<Exit, Failure> {
         Verb::Wait { what: WaitFor::Policy { policy, timeout, run_dir } } => {
             verbs::wait::policy(&run_dir.run_dir, policy, timeout)
         }
+        Verb::HostFirewall(args) => {
+            verbs::host_firewall::run(args.act, &args.run_dir.run_dir, &args.bpffs.bpffs, args.output)
+        }
         Verb::Cleanup(args) => verbs::cleanup::cleanup(&args.run_dir.run_dir, &args.bpffs.bpffs),
         Verb::Cni(CniArgs { verb: CniVerb::Install { dirs, plugin, run_dir, settings } }) => {
             let settings = settings.settings(&run_dir.run_dir);
@@ -580,6 +630,7 @@ fn matrix(args: MatrixArgs, colour: Colour) -> Result<Exit, Failure> {
         judge: if args.kernel { Judge::Kernel } else { Judge::Userspace },
         namespaces: args.namespaces,
         services: args.to,
+        hosts: if args.hosts { Hosts::In } else { Hosts::Out },
     };
     let other = args.diff.map(|dir| args.ask.other(dir));
     let from = args.ask.from();
@@ -601,6 +652,7 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
         Choice::Kube { .. } if args.node.node_name.is_none() => return Err(Failure::Nameless),
         Choice::Kube { .. } => {}
     }
+    let host = args.host.options(args.node.node_name.as_deref())?;
     args.log.init();
     let regard = if args.force { Regard::Force } else { Regard::Refuse };
     preflight::admit(args.hook, &args.bpffs.bpffs, regard).map_err(Failure::Agent)?;
@@ -618,9 +670,11 @@ fn agent(args: AgentArgs) -> Result<Exit, Failure> {
             OwnNodeEgress::Allow => daemon::OwnNodeEgress::Allow,
         },
         services: match args.services {
-            Services::Follow => daemon::Services::Follow(args.cgroup_root),
+            Services::Follow => daemon::Services::Follow,
             Services::Deny => daemon::Services::Deny,
         },
+        cgroup_root: args.cgroup_root,
+        host,
         mark_mask: args.mark_mask,
         unbound_namespaces: args.unbound_namespaces.into_iter().collect(),
         flows_per_endpoint: args.flows_per_endpoint,
@@ -651,6 +705,7 @@ mod tests {
     fn every_example_of_help_can_be_typed() {
         let all = [
             examples::AGENT,
+            examples::HOST_FIREWALL,
             examples::CLEANUP,
             examples::CNI,
             examples::COMPLETIONS,

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use portcullis_policy::compile::Compiler;
 use portcullis_policy::desired::CounterName;
 use portcullis_policy::findings::{Finding, findings};
 use portcullis_policy::manifest::{self, Loaded};
-use portcullis_policy::model::{Cluster, Mode, ObjectKey, Pod, Problem, Severity, SourceBinding};
+use portcullis_policy::model::{Cluster, Host, Mode, ObjectKey, Pod, Problem, Severity, SourceBinding};
 use portcullis_policy::select::Directory;
 use portcullis_policy::sizes::Sizes;
 use tokio::signal::unix::{SignalKind, signal};
@@ -30,17 +31,20 @@ use crate::attach::{self, Hook, HookChoice, cgroup};
 use crate::bpf::Pins;
 use crate::bpf::events::Events;
 use crate::bpf::figures::Figures;
-use crate::bpf::load::kernel_release;
+use crate::bpf::load::{kernel_release, tells_networks};
 use crate::bpf::probe::Asker;
 use crate::clock::monotonic;
 use crate::cni::conflist::Settings;
 use crate::cni::follow::{Following, follow};
+use crate::firewall::{self, Firewall, HostOptions};
 use crate::health::{Health, Wanting};
 use crate::holds::{Changed, Holds, TOLD};
+use crate::host_side::HostSide;
+use crate::host_status::{self, Reconciled};
 use crate::http::{self, Page, Pages};
 use crate::listen::{HealthPages, ListenArgs};
 use crate::mark::MarkMask;
-use crate::metrics::{self, Fill, Metrics, PolicyLabels};
+use crate::metrics::{self, Fill, HostReadings, Metrics, PolicyLabels};
 use crate::observe::Recorder;
 use crate::observe::names::{Asked, Moment, Named, Owners};
 use crate::older::OlderFlows;
@@ -49,7 +53,7 @@ use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
 use crate::source::dir::{DirSource, Signature};
-use crate::source::kube::{self, KubeSource, Said};
+use crate::source::kube::{self, HostPolicies, KubeSource, Said};
 use crate::source::{Choice, Source};
 use crate::verbs::endpoints::{Endpoint, Scope};
 use crate::verbs::policies::{PoliciesRequest, PolicyReport};
@@ -63,6 +67,8 @@ const QUIET: Duration = Duration::from_millis(150);
 const RESTLESS: Duration = Duration::from_millis(600);
 /// How often attachments are audited, and the directory looked at for changes that no event told of.
 const AUDIT: Duration = Duration::from_secs(1);
+/// How often the API server's name is resolved anew.
+const RESOLVE: Duration = Duration::from_secs(30);
 /// How often expired flows are removed.
 const EXPIRE: Duration = Duration::from_secs(30);
 /// Tables of flows that wait to grow.
@@ -93,6 +99,10 @@ pub struct Options {
     pub own_node_egress: OwnNodeEgress,
     /// What pods may send to virtual addresses.
     pub services: Services,
+    /// The root of the node's cgroups; else it is looked for.
+    pub cgroup_root: Option<PathBuf>,
+    /// How the node's own sockets are judged; none: by nobody.
+    pub host: Option<HostOptions>,
     /// Which bits of the packet mark are ours.
     pub mark_mask: MarkMask,
     /// Namespaces whose pods may send from any address, unless the Namespace itself says otherwise.
@@ -123,8 +133,8 @@ pub enum OwnNodeEgress {
 /// What pods whose egress is isolated may send to the virtual addresses of Services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Services {
-    /// What policies say of the backend that is chosen; the root of the node's cgroups, else it is looked for.
-    Follow(Option<PathBuf>),
+    /// What policies say of the backend that is chosen.
+    Follow,
     /// Nothing.
     Deny,
 }
@@ -134,30 +144,55 @@ impl Services {
     fn marks(&self, mask: MarkMask) -> Option<watch::Receiver<Vec<Problem>>> {
         match self {
             Self::Deny => None,
-            Self::Follow(_) => Some(marks::follow(mask)),
+            Self::Follow => Some(marks::follow(mask)),
         }
     }
+}
 
-    /// Where what ends at the node's own sockets is judged.
-    fn root(&self, pins: &Pins) -> anyhow::Result<Option<cgroup::Root>> {
-        let dir = match self {
-            Self::Deny => return Ok(None),
-            Self::Follow(None) => Path::new(cgroup::MOUNT),
-            Self::Follow(Some(dir)) => {
-                anyhow::ensure!(dir.is_dir(), "--cgroup-root {}: no such directory", dir.display());
-                dir
-            }
-        };
-        let Some(root) = cgroup::below(dir) else {
-            tracing::warn!(
-                "no cgroup2 is mounted at {}: virtual addresses of Services are denied where egress is isolated; mount it \
-                 (mount -t cgroup2 none DIR) and say --cgroup-root DIR",
-                dir.display()
-            );
-            return Ok(None);
-        };
-        Ok(Some(cgroup::Root::new(&root, &pins.links())))
+/// The root of the node's cgroups; none where there is none.
+fn cgroup_root(options: &Options, pins: &Pins) -> anyhow::Result<Option<cgroup::Root>> {
+    let dir = match &options.cgroup_root {
+        None => Path::new(cgroup::MOUNT),
+        Some(dir) => {
+            anyhow::ensure!(dir.is_dir(), "--cgroup-root {}: no such directory", dir.display());
+            dir
+        }
+    };
+    Ok(cgroup::below(dir).map(|root| cgroup::Root::new(&root, &pins.links())))
+}
+
+/// Lets the reconciler judge what ends at the node's own sockets, as far as it was asked for.
+fn judge_sockets(options: &Options, pins: &Pins, reconciler: &mut Reconciler) -> anyhow::Result<()> {
+    let root = cgroup_root(options, pins)?;
+    let mount = "mount it (mount -t cgroup2 none DIR) and say --cgroup-root DIR";
+    // Before the source is heard of: what is in force may be what keeps it away.
+    if options.host.is_none() || firewall::is_off(&options.run_dir) {
+        reconciler.release_host(root.as_ref())?;
     }
+    if let Some(host) = &options.host {
+        if !tells_networks() {
+            tracing::warn!(
+                "this kernel does not tell whose network a socket is in (Linux 6.15 does): new pods are closed until they are known, and \
+                 containers outside of kubepods are judged as the node"
+            );
+        }
+        let Some(root) = root.clone() else {
+            anyhow::bail!("--host-firewall: no cgroup2 is mounted: {mount}");
+        };
+        reconciler.guard_host(Some(HostSide::new(root, host.unknown)));
+    }
+    let services = match options.services {
+        Services::Deny => None,
+        Services::Follow => {
+            if root.is_none() {
+                tracing::warn!(
+                    "no cgroup2 is mounted: virtual addresses of Services are denied where egress is isolated; {mount}"
+                );
+            }
+            root
+        }
+    };
+    reconciler.follow_services(services, options.mark_mask)
 }
 
 /// What is in force, for those who ask.
@@ -173,6 +208,8 @@ pub(crate) struct Snapshot {
     pub(crate) fills: Vec<Fill>,
     pub(crate) older: OlderFlows,
     pub(crate) counters: BTreeMap<u32, CounterName>,
+    /// Of the host firewall.
+    pub(crate) host: HostReadings,
     /// Since when each policy is as it is, by the monotonic clock.
     pub(crate) since: Arc<BTreeMap<ObjectKey, u64>>,
     /// Looked for when somebody asks.
@@ -281,13 +318,22 @@ fn owners(snapshot: &Snapshot, last: &Snapshot) -> Owners {
     let pods: BTreeMap<&ObjectKey, Arc<Named>> = directory
         .pods
         .iter()
+        .chain(&directory.hosts)
         .map(|(key, facts)| (*key, Arc::new(Named { key: (*key).clone(), labels: facts.pod.labels.clone() })))
         .collect();
     let named = |key: &ObjectKey| pods.get(key).cloned();
+    let of_node = |key: &ObjectKey| {
+        let labels =
+            snapshot.cluster.nodes.get(&key.name).map(|node| node.labels.clone()).unwrap_or_default();
+        Arc::new(Named { key: key.clone(), labels })
+    };
+    let at_slot = |key: &ObjectKey| {
+        if key.is_node() || key.is_unknown() { Some(of_node(key)) } else { named(key) }
+    };
     let (new, old) = (&snapshot.cluster, &last.cluster);
     let is_new = new.services != old.services || new.nodes != old.nodes;
     Owners {
-        slots: snapshot.local.iter().filter_map(|(key, slot)| Some((*slot, named(key)?))).collect(),
+        slots: snapshot.local.iter().filter_map(|(key, slot)| Some((*slot, at_slot(key)?))).collect(),
         addresses: directory
             .owners
             .iter()
@@ -324,7 +370,7 @@ impl Backend for Shared {
         let world = snapshot.world.get_or_init(|| {
             let cluster = Cluster::clone(&snapshot.cluster);
             let mut problems = snapshot.problems.clone();
-            let desired = match Compiler::new(0).compile(&cluster, cluster.pods.keys()) {
+            let desired = match Compiler::new(0).compile(&cluster, &cluster.subjects()) {
                 Ok((desired, closed)) => {
                     problems.extend(closed);
                     desired
@@ -396,6 +442,17 @@ enum Opening {
 }
 
 impl Opening {
+    /// The API server's name and port.
+    fn server(&self) -> Option<(String, u16)> {
+        let Self::Server(config) = self else {
+            return None;
+        };
+        let url = &config.cluster_url;
+        let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 });
+        let name = url.host().unwrap_or_default().trim_matches(['[', ']']);
+        Some((name.to_owned(), port))
+    }
+
     /// Starts to follow it.
     fn source(self, options: &Options, reconciler: &mut Reconciler) -> anyhow::Result<Source> {
         match self {
@@ -408,7 +465,10 @@ impl Opening {
                 reconciler.keep_to_node(options.node_name.clone());
                 let unbound = options.unbound_namespaces.clone();
                 let node = options.node_name.clone().unwrap_or_default();
-                let source = KubeSource::start(*config, kube::Tuning::default(), unbound, node)?;
+                let host_policies =
+                    if options.host.is_some() { HostPolicies::Watched } else { HostPolicies::Ignored };
+                let tuning = kube::Tuning::default();
+                let source = KubeSource::start(*config, tuning, unbound, node, host_policies)?;
                 Ok(Source::Kube(Box::new(source)))
             }
         }
@@ -418,8 +478,32 @@ impl Opening {
 fn reconciler(options: &Options, pins: &Pins, hook: Hook) -> anyhow::Result<Reconciler> {
     let mut reconciler =
         Reconciler::open(pins, hook, options.flows_per_endpoint, options.mode, &options.sizes)?;
-    reconciler.follow_services(options.services.root(pins)?, options.mark_mask)?;
+    judge_sockets(options, pins, &mut reconciler)?;
     Ok(reconciler)
+}
+
+/// Resolves the API server's name, again and again: every address that it ever had stays one of the API server's.
+fn follow_servers(server: Option<(String, u16)>) -> watch::Receiver<Vec<SocketAddr>> {
+    let (send, receive) = watch::channel(Vec::new());
+    let Some((name, port)) = server else {
+        return receive;
+    };
+    let resolve = |name: &str| (name, port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
+    match resolve(&name) {
+        Ok(found) => drop(send.send_replace(found)),
+        Err(error) => tracing::warn!("{name}: {error}: its address is not known to be the API server's yet"),
+    }
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(RESOLVE).await;
+            let Ok(found) = tokio::net::lookup_host((name.as_str(), port)).await else { continue };
+            let new: Vec<SocketAddr> = found.filter(|at| !send.borrow().contains(at)).collect();
+            if !new.is_empty() {
+                send.send_modify(|all| all.extend(new));
+            }
+        }
+    });
+    receive
 }
 
 /// Runs until SIGTERM or SIGINT. Enforcement stays.
@@ -446,8 +530,9 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     // What earlier agents lost is nothing that this one's observers miss.
     let lost = reconciler.lost_events()?;
     let refused = RefusedFlows::new(reconciler.flows_refused()?);
-    let mut events = Events::open(reconciler.ebpf_mut())?;
+    let events = Events::open(reconciler.ebpf_mut())?;
     follow_logs(&mut reconciler);
+    let servers = follow_servers(opening.server());
     let source = opening.source(&options, &mut reconciler)?;
     let (in_force, awaited) = watch::channel(InForce::default());
     let (look, mut looks) = mpsc::channel(1);
@@ -472,7 +557,7 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         },
         waiter: Waiter { in_force: awaited, look, server },
     });
-    let mut wakes = wakes(options.source.directory())?;
+    let (wake, mut wakes) = wakes(options.source.directory())?;
     let mut agent = Agent {
         reconciler,
         source,
@@ -483,6 +568,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node: options.node_name.clone(),
         unbound: options.unbound_namespaces,
         own_node_egress: options.own_node_egress,
+        firewall: options.host.map(|host| Firewall::open(host, &options.run_dir)).transpose()?,
+        effective: None,
+        cgroups: Cgroups { wakes: wake, watcher: None, watched: BTreeSet::new() },
+        servers,
         ready,
         applied: 0,
         lost,
@@ -504,28 +593,31 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
     agent.following = options.cni.map(|(dir, settings)| follow(dir, settings));
     let (half_full, mut growing) = mpsc::channel(GROWING);
     tokio::spawn(api::server::serve(listener, shared.clone()));
-    tokio::spawn(async move {
-        loop {
-            let read = events.read(|event| {
-                if event.reason == NOTICE_FLOWS_HALF {
-                    // One that is not heard of now the audit finds.
-                    let _ = half_full.try_send(event.slot);
-                } else {
-                    shared.recorder.record(event);
-                }
-            });
-            if let Err(error) = read.await {
-                tracing::error!("reading events: {error}: `observe` is silent from here on");
-                return;
-            }
-        }
-    });
+    tokio::spawn(read_events(events, shared, half_full));
     let doing = match options.mode {
         Mode::Enforce => "enforcing",
         Mode::Audit => "auditing, nothing is dropped:",
     };
     tracing::info!("{doing} what {} says, by {hook:?}", options.source);
     agent.serve(&mut wakes, &mut growing, &mut looks, &mut asks).await
+}
+
+/// Hands events to whoever observes, and tells of tables of flows that are half full.
+async fn read_events(mut events: Events, shared: Arc<Shared>, half_full: mpsc::Sender<u32>) {
+    loop {
+        let read = events.read(|event| {
+            if event.reason == NOTICE_FLOWS_HALF {
+                // One that is not heard of now the audit finds.
+                let _ = half_full.try_send(event.slot);
+            } else {
+                shared.recorder.record(event);
+            }
+        });
+        if let Err(error) = read.await {
+            tracing::error!("reading events: {error}: `observe` is silent from here on");
+            return;
+        }
+    }
 }
 
 /// Why the main loop wakes.
@@ -535,6 +627,15 @@ enum Wake {
     Network,
 }
 
+/// What no source says and verdicts depend on.
+#[derive(Debug, PartialEq, Eq)]
+struct Around {
+    own_node: BTreeSet<IpAddr>,
+    host: Option<Host>,
+    /// HostPolicies that were rolled back.
+    left_out: BTreeSet<String>,
+}
+
 struct Agent {
     reconciler: Reconciler,
     source: Source,
@@ -542,6 +643,13 @@ struct Agent {
     node: Option<String>,
     unbound: BTreeSet<String>,
     own_node_egress: OwnNodeEgress,
+    firewall: Option<Firewall>,
+    /// What is enforced instead of what the source says, and what it was made from.
+    effective: Option<(Arc<Cluster>, Around, Arc<Cluster>)>,
+    /// Where pods' cgroups appear.
+    cgroups: Cgroups,
+    /// Where the source's API server is.
+    servers: watch::Receiver<Vec<SocketAddr>>,
     ready: PathBuf,
     applied: u64,
     lost: u64,
@@ -830,28 +938,43 @@ impl Agent {
         self.tell_losses();
     }
 
-    /// Follows the addresses of the node.
-    fn follow_own_node(&mut self) -> anyhow::Result<Arc<Cluster>> {
+    /// What the source says, with what it does not know: the node's addresses, and how the node's own sockets are judged.
+    fn effective(&mut self) -> anyhow::Result<Arc<Cluster>> {
         let own_node = match self.own_node_egress {
             OwnNodeEgress::Policy => BTreeSet::new(),
             OwnNodeEgress::Allow => attach::foreign::node_addresses()?,
         };
-        let cluster = self.cluster.get_or_insert_default();
-        if cluster.own_node != own_node {
-            *cluster = Arc::new(Cluster { own_node, ..Cluster::clone(cluster) });
+        let said = Arc::clone(self.cluster.get_or_insert_default());
+        let (host, left_out) = match &mut self.firewall {
+            None => (None, BTreeSet::new()),
+            Some(firewall) => firewall.look(&said, &self.servers.borrow()),
+        };
+        let around = Around { own_node, host, left_out };
+        if let Some((of, held, effective)) = &self.effective
+            && Arc::ptr_eq(of, &said)
+            && *held == around
+        {
+            return Ok(Arc::clone(effective));
         }
-        Ok(Arc::clone(cluster))
+        let mut effective = Cluster::clone(&said);
+        effective.own_node.clone_from(&around.own_node);
+        effective.host.clone_from(&around.host);
+        effective.host_policies.retain(|name, _| !around.left_out.contains(name));
+        let effective = Arc::new(effective);
+        self.effective = Some((said, around, Arc::clone(&effective)));
+        Ok(effective)
     }
 
     fn reconcile(&mut self) -> anyhow::Result<()> {
         let began = monotonic();
-        let cluster = self.follow_own_node()?;
+        let cluster = self.effective()?;
         let cluster = self.holds.over(&cluster, &mut self.reconciler);
         let outcome = self.reconciler.reconcile(&cluster)?;
         let seen = began.saturating_sub(self.noticed.map_or(0, nanoseconds_since));
         let ended = self.holds.reconciled(&cluster, &outcome, seen);
         let (complete, has_room) = (outcome.complete, outcome.held.is_empty());
         self.problems.outcome.clone_from(&outcome.problems);
+        self.problems.outcome.extend(self.firewall.iter().flat_map(Firewall::problems));
         let changed = self.pending || self.shared.snapshot().local != outcome.local;
         self.shared.health.wanting(Wanting {
             missing: missing(&cluster, self.node.as_deref(), &outcome.local),
@@ -864,7 +987,12 @@ impl Agent {
                 .collect(),
             unread: self.source.never_read().to_vec(),
         });
-        let snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
+        let mut snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
+        snapshot.host = host_status::readings(self.firewall.as_ref(), &cluster);
+        if let (Some(firewall), Some(said)) = (&self.firewall, &self.said) {
+            let after = Reconciled { cluster: &cluster, complete, held: &snapshot.held };
+            self.source.tell_status(host_status::states(said, &self.problems.objects, firewall, after));
+        }
         self.shared.publish(snapshot, began);
         ended.tell(&self.shared.metrics);
         // With a file that nobody could read nobody knows what should be in force.
@@ -890,6 +1018,7 @@ impl Agent {
         if let Some(noticed) = self.noticed.take().filter(|_| in_force) {
             self.shared.metrics.programmed(noticed.elapsed());
         }
+        self.cgroups.follow(self.reconciler.cgroup_directories());
         // What could not be placed may find what settling frees.
         self.reconciler.settle()?;
         anyhow::ensure!(complete, "not every pod could be placed and attached to");
@@ -933,6 +1062,7 @@ fn snapshot(
         fills: outcome.fills,
         older: outcome.older,
         counters: outcome.counters,
+        host: HostReadings::default(),
         since: Arc::default(),
         findings: Arc::default(),
         world: OnceLock::new(),
@@ -953,6 +1083,14 @@ fn missing(cluster: &Cluster, node: Option<&str>, local: &BTreeMap<ObjectKey, u3
 
 /// What is wrong with a watch.
 fn trouble(watch: &kube::WatchState) -> Option<Problem> {
+    if watch.absent {
+        let message = format!(
+            "the API server does not know the kind {}: there are none; apply its CustomResourceDefinition (deploy/manifests) to \
+             have some",
+            watch.kind.name()
+        );
+        return Some(Problem::of_node(Severity::Note, message));
+    }
     let trouble = watch.trouble.as_ref()?;
     if !watch.kind.decides_verdicts() {
         let means = "no verdict depends on it; backends of Services that `explain` names are those that pods and \
@@ -973,8 +1111,9 @@ fn nanoseconds_since(moment: Instant) -> u64 {
 }
 
 /// Changes of the directory, where there is one, and of the network.
-fn wakes(source: Option<&Path>) -> anyhow::Result<mpsc::Receiver<Wake>> {
+fn wakes(source: Option<&Path>) -> anyhow::Result<(mpsc::Sender<Wake>, mpsc::Receiver<Wake>)> {
     let (send, receive) = mpsc::channel(64);
+    let wake = send.clone();
     if let Some(source) = source {
         watch_directory(source, send.clone());
     }
@@ -986,7 +1125,45 @@ fn wakes(source: Option<&Path>) -> anyhow::Result<mpsc::Receiver<Wake>> {
             }
         }
     });
-    Ok(receive)
+    Ok((wake, receive))
+}
+
+/// Wakes the main loop when a pod's cgroup appears: until it is known whose it is, the pod is closed. What it misses the audit
+/// finds.
+struct Cgroups {
+    wakes: mpsc::Sender<Wake>,
+    watcher: Option<notify::RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+}
+
+impl Cgroups {
+    fn follow(&mut self, directories: &[PathBuf]) {
+        if directories.iter().eq(&self.watched) {
+            return;
+        }
+        let wakes = self.wakes.clone();
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            let is_change =
+                event.is_ok_and(|event| matches!(event.kind, EventKind::Create(_) | EventKind::Remove(_)));
+            if is_change {
+                // A full channel has a wake in it already.
+                let _ = wakes.try_send(Wake::Network);
+            }
+        });
+        let following = watcher.and_then(|mut watcher| {
+            for directory in directories {
+                watcher.watch(directory, RecursiveMode::NonRecursive)?;
+            }
+            Ok(watcher)
+        });
+        match following {
+            Ok(watcher) => {
+                self.watcher = Some(watcher);
+                self.watched = directories.iter().cloned().collect();
+            }
+            Err(error) => tracing::debug!("watching cgroups: {error}: new ones are seen once a second"),
+        }
+    }
 }
 
 fn watch_directory(source: &Path, send: mpsc::Sender<Wake>) {

@@ -48,6 +48,11 @@ struct KindLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct MapLabels {
     map: &'static str,
 }
@@ -93,6 +98,19 @@ pub struct Fill {
     pub capacity: u64,
 }
 
+/// Of the host firewall.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostReadings {
+    /// True while it is on.
+    pub enabled: bool,
+    /// HostPolicies that are in force here.
+    pub in_force: u64,
+    /// Those that are rolled back.
+    pub rolled_back: u64,
+    /// Times that policies were rolled back on this node.
+    pub rollbacks: u64,
+}
+
 /// What is read anew at each scrape. What is `None` could not be read, and stays as it was.
 #[derive(Clone, Debug, Default)]
 pub struct Readings {
@@ -116,6 +134,8 @@ pub struct Readings {
     pub endpoints_missing: u64,
     /// NetworkPolicies that are known.
     pub policies: u64,
+    /// Of the host firewall.
+    pub host: HostReadings,
     /// True if nothing is missing.
     pub ready: bool,
     /// Since the source was last read.
@@ -142,6 +162,9 @@ pub struct Metrics {
     endpoints: Gauge,
     endpoints_missing: Gauge,
     policies: Gauge,
+    host_policies: Family<StateLabels, Gauge>,
+    host_rollbacks: Counter,
+    host_enabled: Gauge,
     ready: Gauge,
     events_lost: Counter,
     flows_refused: Counter,
@@ -170,6 +193,9 @@ impl Metrics {
             endpoints: Gauge::default(),
             endpoints_missing: Gauge::default(),
             policies: Gauge::default(),
+            host_policies: Family::default(),
+            host_rollbacks: Counter::default(),
+            host_enabled: Gauge::default(),
             ready: Gauge::default(),
             events_lost: Counter::default(),
             flows_refused: Counter::default(),
@@ -239,6 +265,7 @@ impl Metrics {
         );
         registry.register("ready", "1 while /readyz says so", metrics.ready.clone());
         metrics.register_source(&mut registry);
+        metrics.register_host(&mut registry);
         match policy_labels {
             PolicyLabels::Off => {}
             PolicyLabels::On => registry.register(
@@ -260,6 +287,24 @@ impl Metrics {
             "watch_silence_seconds",
             "Since the watch of this kind last heard anything from the API server, bookmarks included",
             self.silence.clone(),
+        );
+    }
+
+    fn register_host(&self, registry: &mut Registry) {
+        registry.register(
+            "host_firewall_enabled",
+            "1 while the host firewall is on",
+            self.host_enabled.clone(),
+        );
+        registry.register(
+            "host_policies",
+            "HostPolicies that are known, in force or rolled back on this node",
+            self.host_policies.clone(),
+        );
+        registry.register(
+            "host_policy_rollbacks",
+            "Times that HostPolicies were rolled back on this node",
+            self.host_rollbacks.clone(),
         );
     }
 
@@ -327,6 +372,12 @@ impl Metrics {
         self.endpoints.set(gauge(readings.endpoints));
         self.endpoints_missing.set(gauge(readings.endpoints_missing));
         self.policies.set(gauge(readings.policies));
+        let host = readings.host;
+        for (state, count) in [("in-force", host.in_force), ("rolled-back", host.rolled_back)] {
+            self.host_policies.get_or_create(&StateLabels { state }).set(gauge(count));
+        }
+        store(&self.host_rollbacks, host.rollbacks);
+        self.host_enabled.set(i64::from(host.enabled));
         self.ready.set(i64::from(readings.ready));
         self.staleness.set(readings.staleness.as_secs_f64());
         for (kind, silence) in &readings.watches {
@@ -373,6 +424,7 @@ mod tests {
             flows: Some(8),
             flows_capacity: Some(11),
             flows_adopted: 10,
+            host: HostReadings { enabled: true, in_force: 12, rolled_back: 1, rollbacks: 13 },
             ready: true,
             reconcile_errors: 9,
             ..Readings::default()
@@ -399,6 +451,10 @@ mod tests {
             "portcullis_bpf_map_capacity{map=\"rules\"} 7",
             "portcullis_flows 8",
             "portcullis_flows_capacity 11",
+            "portcullis_host_firewall_enabled 1",
+            "portcullis_host_policies{state=\"in-force\"} 12",
+            "portcullis_host_policies{state=\"rolled-back\"} 1",
+            "portcullis_host_policy_rollbacks_total 13",
             "portcullis_ready 1",
             "portcullis_reconcile_errors_total 9",
             "portcullis_policy_programming_duration_seconds_bucket{le=\"0.1\"} 0",

@@ -9,7 +9,8 @@ use std::time::Instant;
 use portcullis_common::flow::{STATE_ANSWERED, STATE_CLOSING, STATE_ESTABLISHED, STATE_OPENING};
 use portcullis_common::packet::{SCTP, TCP};
 use portcullis_common::wire::{
-    COUNTER_NONE, EndpointConfig, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FlowEntry, FlowKey,
+    COUNTER_NONE, ENDPOINT_HOST, EndpointConfig, FLOW_DELIVERED, FLOW_OPENED_INGRESS, FLOW_OWN_NODE,
+    FlowEntry, FlowKey,
 };
 use portcullis_policy::desired::{ip_addr, wire_addr};
 use portcullis_policy::model::{Problem, Severity};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::attach::AttachError;
 use crate::attach::conntrack::{ConntrackError, Listed, Stage, Tracked, Tuple, tracked};
 use crate::attach::foreign::addresses;
+use crate::attach::sockets::{Connected, connected};
 use crate::bpf::BpfError;
 use crate::bpf::flows::{FlowTables, Growth, Written};
 use crate::clock::monotonic_seconds;
@@ -95,8 +97,10 @@ impl Older {
             Ok(took) => took,
             Err((severity, why)) => return self.lost(fresh, &why, severity),
         };
-        for one in fresh {
-            self.unknown.remove(&one.slot);
+        let mut problems = Vec::new();
+        match &took.pods_unknown {
+            Some((severity, why)) => problems = self.lost(fresh, why, *severity),
+            None => fresh.iter().for_each(|one| drop(self.unknown.remove(&one.slot))),
         }
         self.adopted += took.adopted;
         let without_room = self.without_room + took.no_room;
@@ -113,7 +117,8 @@ impl Older {
         });
         let failure = took.failure.map(|error| format!("taking flows older than their endpoint: {error}"));
         let all = [unreadable, no_room, failure].into_iter().flatten();
-        all.map(|message| Problem::of_node(Severity::Warning, message)).collect()
+        problems.extend(all.map(|message| Problem::of_node(Severity::Warning, message)));
+        problems
     }
 
     /// Writes what is tracked of these endpoints, and was not found by the last look.
@@ -127,14 +132,31 @@ impl Older {
         let known = std::mem::take(&mut self.known);
         let mut taking = Taking::new(tables, largest, fresh, known)
             .map_err(|error| (Severity::Warning, error.to_string()))?;
-        let listed = tracked(|connection| taking.one(connection)).map_err(|error| {
-            let severity = match &error {
-                ConntrackError::Absent => Severity::Note,
-                ConntrackError::List(_) => Severity::Warning,
-            };
-            (severity, error.to_string())
-        })?;
-        let (took, known) = taking.finish(listed);
+        let (hosts, pods): (Vec<&Fresh>, Vec<&Fresh>) =
+            fresh.iter().partition(|one| one.config.flags & ENDPOINT_HOST != 0);
+        if !hosts.is_empty() {
+            let sockets =
+                connected().map_err(|error| (Severity::Warning, format!("listing sockets: {error}")))?;
+            for socket in &sockets {
+                taking.of_host(socket);
+            }
+        }
+        let mut listed = Listed::default();
+        let mut pods_unknown = None;
+        if !pods.is_empty() {
+            match tracked(|connection| taking.one(connection)) {
+                Ok(all) => listed = all,
+                Err(error) => {
+                    let severity = match &error {
+                        ConntrackError::Absent => Severity::Note,
+                        ConntrackError::List(_) => Severity::Warning,
+                    };
+                    pods_unknown = Some((severity, error.to_string()));
+                }
+            }
+        }
+        let (mut took, known) = taking.finish(listed);
+        took.pods_unknown = pods_unknown;
         self.known = known;
         tracing::debug!(
             "{} connections are tracked, {} flows taken for {} endpoints, in {:?}",
@@ -162,7 +184,8 @@ impl Older {
     }
 
     fn lost(&mut self, fresh: &[Fresh], why: &str, severity: Severity) -> Vec<Problem> {
-        self.unknown.extend(fresh.iter().map(|one| (one.slot, why.to_owned())));
+        let pods = fresh.iter().filter(|one| one.config.flags & ENDPOINT_HOST == 0);
+        self.unknown.extend(pods.map(|one| (one.slot, why.to_owned())));
         vec![Problem::of_node(
             severity,
             format!(
@@ -201,6 +224,8 @@ struct Took {
     adopted: u64,
     no_room: u64,
     failure: Option<String>,
+    /// Why nothing is known of what pods had.
+    pods_unknown: Option<(Severity, String)>,
 }
 
 impl<'a> Taking<'a> {
@@ -257,6 +282,37 @@ impl<'a> Taking<'a> {
             entries.push(entry);
             if keys.len() >= MOST_WAITING {
                 self.write(*index);
+            }
+        }
+    }
+
+    /// A connection of the node's own sockets is a flow of each host endpoint: whose of them the socket is nobody says, and
+    /// of a tuple that is not its own an endpoint sees no packet.
+    fn of_host(&mut self, socket: &Connected) {
+        let key = FlowKey {
+            remote: wire_addr(socket.remote.ip()),
+            local_port: socket.local.port(),
+            remote_port: socket.remote.port(),
+            protocol: socket.protocol,
+            ..FlowKey::default()
+        };
+        // What it sends may be translated: that its next packet tells.
+        let flags = if socket.is_accepted { FLOW_OPENED_INGRESS } else { FLOW_DELIVERED };
+        for index in 0..self.endpoints.len() {
+            let Some(waiting) = self.endpoints.get_mut(index) else { continue };
+            let Fresh { slot, config, generation } = waiting.fresh;
+            if config.flags & ENDPOINT_HOST == 0 || !self.known.insert((slot, key)) {
+                continue;
+            }
+            let entry = unjudged(&key, flags, socket.stage, generation, self.now);
+            let direction = usize::from(socket.is_accepted);
+            let (keys, entries) = (&mut waiting.keys, &mut waiting.entries);
+            if let (Some(keys), Some(entries)) = (keys.get_mut(direction), entries.get_mut(direction)) {
+                keys.push(key);
+                entries.push(entry);
+                if keys.len() >= MOST_WAITING {
+                    self.write(index);
+                }
             }
         }
     }
@@ -345,22 +401,26 @@ fn flow(connection: &Tracked, opener: Opener, local: u8, generation: u32, now: u
         }
         Opener::Other { .. } => FLOW_OPENED_INGRESS,
     };
-    let state = match connection.stage {
+    (key, unjudged(&key, flags, connection.stage, generation, now))
+}
+
+/// An entry that the programs judge with its next packet.
+fn unjudged(key: &FlowKey, flags: u32, stage: Stage, generation: u32, now: u32) -> FlowEntry {
+    let how_far = match stage {
         Stage::Opening => STATE_OPENING,
         Stage::Answered => STATE_ANSWERED,
         Stage::Established => STATE_ESTABLISHED,
         Stage::Closing => STATE_CLOSING,
     };
-    let entry = FlowEntry {
-        // Generation and epochs only grow, so their sum never is this: the programs judge the flow with its next packet.
+    FlowEntry {
+        // Generation and epochs only grow, so their sum never is this.
         stamp: generation.wrapping_sub(1),
         tag: key.tag() | flags,
         seen: now,
-        state,
+        state: how_far,
         counter: COUNTER_NONE,
         opened: now,
-    };
-    (key, entry)
+    }
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use aya::Ebpf;
@@ -10,8 +11,9 @@ use nix::time::{ClockId, clock_gettime};
 use portcullis_common::addr::Addr;
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig, EndpointWord, LINK_ETHERNET, LINK_IP,
-    MARK_SLOT, MAX_ENDPOINT_ADDRS, RULESET_OPEN, SERVICES_CLOSED, SERVICES_DELIVERED,
+    CGROUP_ELSEWHERE, ENDPOINT_HOST, ENDPOINT_MAC, ENDPOINT_QUARANTINED, ENDPOINT_USED, EndpointConfig,
+    EndpointWord, HOST_ON, HostState, LINK_ETHERNET, LINK_IP, MARK_SLOT, MAX_ENDPOINT_ADDRS, RULESET_OPEN,
+    SERVICES_CLOSED, SERVICES_DELIVERED,
 };
 use portcullis_policy::answer::{binding_flags, endpoint_config, owned_addresses};
 use portcullis_policy::compile::{Held, NO_ROOM};
@@ -27,6 +29,7 @@ use crate::bpf::counters::CounterNames;
 use crate::bpf::flows::Growth;
 use crate::bpf::load;
 use crate::bpf::{Kernel, Pins};
+use crate::host_side::HostSide;
 use crate::mark::MarkMask;
 use crate::metrics::Fill;
 use crate::node_ports::NodePorts;
@@ -105,6 +108,8 @@ pub struct Reconciler {
     started: bool,
     /// Where what ends at the node's own sockets is judged; none: virtual addresses are denied.
     services: Option<cgroup::Root>,
+    /// How the node's own sockets are judged; none: by nobody.
+    host: Option<HostSide>,
     /// The only node whose pods are looked for here; `None`: any pod to whose address an interface leads.
     node: Option<String>,
 }
@@ -137,6 +142,7 @@ impl Reconciler {
             sizes: sizes.clone(),
             started: false,
             services: None,
+            host: None,
             node: None,
         })
     }
@@ -152,6 +158,26 @@ impl Reconciler {
         self.tables.kernel.set_mark(mark)?;
         self.services = root;
         Ok(())
+    }
+
+    /// From now on nobody judges the node's own sockets, whatever an earlier agent left.
+    pub fn release_host(&mut self, root: Option<&cgroup::Root>) -> anyhow::Result<()> {
+        self.tables.kernel.set_host_state(HostState::default())?;
+        if let Some(root) = root {
+            root.remove(Direction::Egress)?;
+        }
+        Ok(())
+    }
+
+    /// From the next reconciliation on the node's own sockets are judged, where the cluster says how.
+    pub fn guard_host(&mut self, host: Option<HostSide>) {
+        self.host = host;
+    }
+
+    /// Where pods' cgroups appear, where they are looked at.
+    #[must_use]
+    pub fn cgroup_directories(&self) -> &[PathBuf] {
+        self.host.as_ref().map_or(&[], HostSide::directories)
     }
 
     /// The object, for its rings.
@@ -194,7 +220,15 @@ impl Reconciler {
         let Found { interfaces, quarantined, told, closed, devices } =
             self.interfaces(&directory, &mut outcome)?;
         let node = self.node.as_deref();
-        let wanted = wanted(&directory, node, &interfaces, &told, &closed, &mut outcome.problems);
+        let mut wanted = wanted(&directory, node, &interfaces, &told, &closed, &mut outcome.problems);
+        if let Some(host) = &mut self.host {
+            if let Err(error) = host.look() {
+                let message =
+                    format!("looking for the cgroups of pods: {error}; those that were seen last count");
+                outcome.problems.push(Problem::of_node(Severity::Error, message));
+            }
+            wanted.extend(host.endpoints(&directory, cluster, &mut outcome.problems));
+        }
         let mut adopted = BTreeMap::new();
         if !self.started {
             adopted = self.adopt(&wanted)?;
@@ -413,9 +447,17 @@ impl Reconciler {
     ) -> anyhow::Result<BTreeMap<ObjectKey, Enforced>> {
         let found = self.tables.kernel.found_endpoints()?;
         let ifaces = self.tables.kernel.found_ifaces();
+        let cgroups = self.tables.kernel.found_cgroups();
+        let host = self.tables.kernel.host_state()?;
         let mut adopted = BTreeMap::new();
         for (key, config) in wanted {
-            let slot = ifaces.get(&config.ifindex).copied();
+            let slot = match (config.flags & ENDPOINT_HOST, config.cgroup) {
+                (0, _) => ifaces.get(&config.ifindex).copied(),
+                (_, 0) if host.flags & HOST_ON == 0 => None,
+                (_, 0) if key.is_unknown() => Some(host.unknown),
+                (_, 0) => Some(host.node),
+                (_, cgroup) => cgroups.get(&cgroup).copied(),
+            };
             if let Some((slot, found)) = slot.and_then(|slot| found.get(&slot).map(|f| (slot, f)))
                 && found.config == *config
             {
@@ -429,6 +471,15 @@ impl Reconciler {
         for (ifindex, slot) in ifaces.iter().filter(|(_, slot)| !kept.contains(slot)) {
             self.tables.kernel.forget_iface(*ifindex)?;
             tracing::debug!("interface {ifindex} had endpoint {slot} of a pod that is gone");
+        }
+        for (cgroup, _) in
+            cgroups.iter().filter(|(_, slot)| !kept.contains(slot) && **slot != CGROUP_ELSEWHERE)
+        {
+            self.tables.kernel.forget_cgroup(*cgroup)?;
+        }
+        // Nobody would be let in or out by an endpoint that is gone; until there is another the node is not judged.
+        if !kept.contains(&host.node) || (host.unknown != CGROUP_ELSEWHERE && !kept.contains(&host.unknown)) {
+            self.tables.kernel.set_host_state(HostState::default())?;
         }
         for slot in found.keys() {
             self.free.remove(slot);
@@ -448,7 +499,7 @@ impl Reconciler {
             .map(|(key, enforced)| (key.clone(), *enforced))
             .collect();
         for (key, enforced) in gone {
-            self.tables.kernel.forget_iface(enforced.config.ifindex)?;
+            self.tables.kernel.unlead(&enforced.config)?;
             self.retired.push(enforced.slot);
             self.older.forget(enforced.slot);
             self.endpoints.remove(&key);
@@ -528,7 +579,15 @@ impl Reconciler {
                 closed(key, message);
                 continue;
             };
-            let of = rulesets.get(key).copied().unwrap_or(EndpointRulesets::CLOSED);
+            let of = match rulesets.get(key) {
+                Some(of) => *of,
+                // What always passes to and from the node would not.
+                None if config.flags & ENDPOINT_HOST != 0 => {
+                    self.free.insert(slot);
+                    continue;
+                }
+                None => EndpointRulesets::CLOSED,
+            };
             let word = EndpointWord { ingress: of.ingress, egress: of.egress, generation: 1 };
             if let Err(error) = self.tables.kernel.add_endpoint(slot, *config, word, self.flows) {
                 self.free.insert(slot);
@@ -541,7 +600,7 @@ impl Reconciler {
         let fresh: Vec<Fresh> = added.iter().map(|(_, enforced)| enforced.fresh()).collect();
         self.older.take_early(&mut self.tables.kernel.flow_tables, self.flows, &fresh);
         for ((key, enforced), fresh) in added.into_iter().zip(fresh) {
-            if let Err(error) = self.tables.kernel.lead_to(enforced.config.ifindex, enforced.slot) {
+            if let Err(error) = self.tables.kernel.lead(&enforced.config, enforced.slot) {
                 self.older.forget(enforced.slot);
                 self.free.insert(enforced.slot);
                 closed(key, format!("{error}: it will be tried again"));
@@ -575,6 +634,26 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Tells the programs how the node's own sockets are judged. Without an endpoint for the node they are not told anew.
+    fn guard(&mut self, cluster: &Cluster) -> anyhow::Result<()> {
+        let (Some(side), Some(host)) = (&self.host, &cluster.host) else {
+            return Ok(());
+        };
+        let slot = |key: ObjectKey| self.endpoints.get(&key).map(|enforced| enforced.slot);
+        let Some(node) = slot(ObjectKey::of_node(&host.node)) else {
+            anyhow::bail!("the node has no endpoint");
+        };
+        let unknown = slot(ObjectKey::of_unknown());
+        anyhow::ensure!(unknown.is_some() || side.opens_unknown(), "unknown pods have no endpoint");
+        let state = side.state(node, unknown)?;
+        let of_pods = self.endpoints.values().map(|enforced| enforced.config.cgroup).filter(|one| *one != 0);
+        self.tables
+            .kernel
+            .set_nodes(&cluster.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect())?;
+        self.tables.kernel.set_elsewhere(&side.elsewhere(cluster), &of_pods.collect())?;
+        Ok(self.tables.kernel.set_host_state(state)?)
+    }
+
     /// Attaches what is wanted, replaces what another load attached, keeps what stays on an interface whose
     /// pod is gone: there it drops everything. Returns whether all of it could be done.
     fn attach(
@@ -588,10 +667,11 @@ impl Reconciler {
     ) -> anyhow::Result<bool> {
         let observed = self.attacher.observed()?;
         let mut interfaces = BTreeMap::new();
-        if self.services.is_some() {
+        if self.services.is_some() || self.host.is_some() {
             interfaces.extend(devices.keys().map(|device| (*device, Role::Device)));
         }
-        let pods = wanted.values().map(|config| config.ifindex).chain(quarantined.keys().copied());
+        let behind_interfaces = wanted.values().filter(|config| config.flags & ENDPOINT_HOST == 0);
+        let pods = behind_interfaces.map(|config| config.ifindex).chain(quarantined.keys().copied());
         interfaces.extend(pods.chain(closed.iter().copied()).map(|interface| (interface, Role::Pod)));
         // Only a pod's has a program for what comes from it.
         interfaces.extend(observed.iter().filter_map(|one| match (one.state, one.slot.direction) {
@@ -626,15 +706,58 @@ impl Reconciler {
             delivers &= !is_unwatched && op.role() != Some(Role::Device);
             trouble(format!("{op}: {error}"));
         }
-        if let Some(root) = &self.services
-            && let Err(error) = root.bring(load::deliver_here(&mut self.ebpf)?)
+        let mut guards = self.host.is_some() && cluster.host.is_some();
+        // Both or neither: with one of them what it does not see would count as of nobody's socket.
+        if guards && let Err(error) = load_host(&mut self.ebpf) {
+            trouble(format!("{error:#}: the host firewall is off on this node"));
+            guards = false;
+        }
+        if !guards {
+            self.tables.kernel.set_host_state(HostState::default())?;
+        }
+        let what_gets = if guards { load::HOST_IN } else { load::DELIVER_HERE };
+        let root = self.host.as_ref().map(|host| &host.root).or(self.services.as_ref());
+        if let Some(root) = root
+            && let Err(error) = bring(&mut self.ebpf, root, Direction::Ingress, what_gets)
         {
             delivers = false;
-            trouble(format!("{error}: virtual addresses of Services are denied"));
+            guards = false;
+            trouble(format!("{error:#}: virtual addresses of Services are denied"));
+        }
+        if let Some(root) = root {
+            let done = if guards {
+                bring(&mut self.ebpf, root, Direction::Egress, load::HOST_OUT)
+            } else {
+                root.remove(Direction::Egress).map(|_| ()).map_err(Into::into)
+            };
+            if let Err(error) = done {
+                guards = false;
+                trouble(format!("{error:#}: the node's own sockets are judged as before"));
+            }
+        }
+        // Last, for the same reason.
+        if guards && let Err(error) = self.guard(cluster) {
+            trouble(format!("{error:#}: the node's own sockets are judged as before"));
         }
         self.tables.kernel.set_services(if delivers { SERVICES_DELIVERED } else { SERVICES_CLOSED })?;
         Ok(report.failed.is_empty())
     }
+}
+
+/// Has the programs of the host firewall verified, before one of them is attached.
+fn load_host(ebpf: &mut Ebpf) -> anyhow::Result<()> {
+    load::loaded(ebpf, load::HOST_IN)?;
+    load::loaded(ebpf, load::HOST_OUT)?;
+    Ok(())
+}
+
+fn bring(
+    ebpf: &mut Ebpf,
+    root: &cgroup::Root,
+    direction: Direction,
+    name: &'static str,
+) -> anyhow::Result<()> {
+    Ok(root.bring(direction, load::loaded(ebpf, name)?)?)
 }
 
 /// What was found out about the interfaces of this network namespace.
@@ -749,7 +872,7 @@ fn pod_problem(pod: &str, message: String) -> Problem {
 }
 
 /// FNV-1a over UID and name.
-fn identity(uid: &str, key: &ObjectKey) -> u64 {
+pub(crate) fn identity(uid: &str, key: &ObjectKey) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for byte in uid.bytes().chain([0]).chain(key.to_string().bytes()) {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);

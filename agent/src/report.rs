@@ -7,11 +7,11 @@ use std::time::Duration;
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{ENDPOINT_UNBOUND, RULESET_CLOSED, RULESET_OPEN};
 use portcullis_policy::answer::owned_addresses;
-use portcullis_policy::compile::ruleset::isolating;
+use portcullis_policy::compile::ruleset::{isolating, selects_host};
 use portcullis_policy::desired::{CounterName, EndpointRulesets, RuleSource};
 use portcullis_policy::findings::{FindingKind, policy_object, selected};
-use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, Severity, SourceBinding};
-use portcullis_policy::select::Directory;
+use portcullis_policy::model::{DirectionSpec, Mode, ObjectKey, PolicyRef, Severity, SourceBinding};
+use portcullis_policy::select::{Directory, PodFacts, Subject};
 
 use crate::api::observed::rfc3339;
 use crate::api::{PodName, Refusal};
@@ -161,13 +161,14 @@ impl Reporter<'_> {
                 let ruleset = u32::from(rulesets.of(direction));
                 // No policy is why a direction is closed whose pod's labels or namespace are not known, or that
                 // could not be programmed.
+                let is_known =
+                    |facts: &PodFacts<'_>| facts.pod.has_known_labels() && facts.namespace_labels.is_some();
                 let known = directory
-                    .pods
-                    .get(key)
-                    .filter(|facts| facts.pod.has_known_labels() && facts.namespace_labels.is_some())
+                    .subject(key)
+                    .filter(|subject| subject.facts().is_none_or(is_known))
                     .filter(|_| ruleset != RULESET_CLOSED);
-                let policies = known.map_or_else(Vec::new, |facts| {
-                    isolating(&self.snapshot.cluster, key, &facts.pod.labels, direction)
+                let policies = known.map_or_else(Vec::new, |subject| {
+                    isolating(&self.snapshot.cluster, key, &subject, direction)
                 });
                 // A pod whose policies have no room has other rulesets than they say.
                 let as_written = !self.snapshot.held.contains(key);
@@ -179,7 +180,7 @@ impl Reporter<'_> {
                             || (as_written
                                 && !policies.is_empty()
                                 && policies.iter().all(|one| one.mode == Mode::Audit))),
-                    policies: policies.into_iter().map(|one| one.name.into()).collect(),
+                    policies: policies.iter().map(|one| (&one.policy).into()).collect(),
                 }
             };
             let flows = self.figures.flows(enforced.slot).ok();
@@ -212,7 +213,7 @@ impl Reporter<'_> {
         let reports = self.all_policies(request, &counters);
         match &request.policy {
             Some(name) if reports.is_empty() => Err(Refusal {
-                error: format!("no NetworkPolicy {name}: `portcullis policies` lists those that there are"),
+                error: format!("no policy {name}: `portcullis policies` lists those that there are"),
                 exit: Exit::Usage.code(),
             }),
             Some(_) | None => Ok(reports),
@@ -231,7 +232,7 @@ impl Reporter<'_> {
             request.namespace.as_ref().is_none_or(|only| *only == key.namespace)
                 && request.policy.as_ref().is_none_or(|only| only.0 == PodName::from(key))
         };
-        let mut reports = Vec::new();
+        let mut reports = self.host_policies(request, counters, &mut problems);
         for (key, policy) in self.snapshot.cluster.policies.iter().filter(|(key, _)| wanted(key)) {
             let pods = selected(&directory, key, policy);
             let here: Vec<PodName> = pods
@@ -250,26 +251,11 @@ impl Reporter<'_> {
                             .to_owned(),
                 });
             }
-            let directions = [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)]
-                .into_iter()
-                .filter_map(|(direction, spec)| match spec {
-                    DirectionSpec::Ignored => None,
-                    DirectionSpec::Isolated { rules, .. } => {
-                        let hits = |source| self.hits(counters, &CounterName { source, direction });
-                        Some(DirectionReport {
-                            direction: direction.name().to_owned(),
-                            rules: (0u32..)
-                                .zip(rules)
-                                .map(|(rule, _)| RuleReport {
-                                    rule,
-                                    hits: hits(RuleSource::NetworkPolicy(key.clone(), rule)),
-                                })
-                                .collect(),
-                            isolation: hits(RuleSource::Isolation(key.clone())),
-                        })
-                    }
-                })
-                .collect();
+            let directions = self.directions(
+                counters,
+                &PolicyRef::Network(key.clone()),
+                [&policy.ingress, &policy.egress],
+            );
             reports.push(PolicyReport {
                 kind: "NetworkPolicy".to_owned(),
                 name: key.into(),
@@ -282,6 +268,73 @@ impl Reporter<'_> {
             });
         }
         reports
+    }
+
+    /// HostPolicies, before all others. Of a cluster each node's agent counts its own hosts only.
+    fn host_policies(
+        &self,
+        request: &PoliciesRequest,
+        counters: &BTreeMap<&CounterName, u32>,
+        problems: &mut BTreeMap<String, Vec<ProblemReport>>,
+    ) -> Vec<PolicyReport> {
+        let cluster = &self.snapshot.cluster;
+        let directory = Directory::new(cluster);
+        let asked = request.policy.as_ref().map(|name| &name.0);
+        let wanted = |policy: &PolicyRef| {
+            request.namespace.is_none()
+                && asked.is_none_or(|only| (&*only.namespace, &*only.name) == (policy.kind(), policy.name()))
+        };
+        let subjects: Vec<(ObjectKey, Subject<'_>)> = directory
+            .hosts
+            .iter()
+            .map(|(key, facts)| ((*key).clone(), Subject::HostPod(*facts)))
+            .chain(directory.node.map(|node| (ObjectKey::of_node(node), Subject::Node(node))))
+            .collect();
+        let mut reports = Vec::new();
+        for (name, policy) in &cluster.host_policies {
+            let of = PolicyRef::Host(name.clone());
+            if !wanted(&of) {
+                continue;
+            }
+            let selected: Vec<&ObjectKey> = subjects
+                .iter()
+                .filter(|(_, subject)| selects_host(cluster, policy, subject))
+                .map(|(key, _)| key)
+                .collect();
+            reports.push(PolicyReport {
+                kind: of.kind().to_owned(),
+                name: (&of).into(),
+                mode: policy.mode.name().to_owned(),
+                since: None,
+                selects: selected.len() as u64,
+                selects_here: selected.into_iter().map(Into::into).collect(),
+                directions: self.directions(counters, &of, [&policy.ingress, &policy.egress]),
+                problems: problems.remove(&of.object()).unwrap_or_default(),
+            });
+        }
+        reports
+    }
+
+    /// The directions that a policy isolates, with what was counted.
+    fn directions(
+        &self,
+        counters: &BTreeMap<&CounterName, u32>,
+        policy: &PolicyRef,
+        [ingress, egress]: [&DirectionSpec; 2],
+    ) -> Vec<DirectionReport> {
+        let report = |(direction, spec): (Direction, &DirectionSpec)| match spec {
+            DirectionSpec::Ignored => None,
+            DirectionSpec::Isolated { rules, .. } => {
+                let hits = |source| self.hits(counters, &CounterName { source, direction });
+                let rule = |(rule, _)| RuleReport { rule, hits: hits(RuleSource::rule(policy, rule)) };
+                Some(DirectionReport {
+                    direction: direction.name().to_owned(),
+                    rules: (0u32..).zip(rules).map(rule).collect(),
+                    isolation: hits(RuleSource::isolation(policy)),
+                })
+            }
+        };
+        [(Direction::Ingress, ingress), (Direction::Egress, egress)].into_iter().filter_map(report).collect()
     }
 
     /// By object: what the conversion and the compiler said, then what is odd.
@@ -336,6 +389,7 @@ impl Reporter<'_> {
             endpoints: self.snapshot.endpoints.len() as u64,
             endpoints_missing: progress.wanting.missing.len() as u64,
             policies: self.snapshot.cluster.policies.len() as u64,
+            host: self.snapshot.host,
             ready: self.health.not_ready().is_empty(),
             staleness: self.health.staleness(),
             watches: progress
@@ -350,15 +404,11 @@ impl Reporter<'_> {
 
     fn rule_packets(&self) -> Vec<RulePackets> {
         let packets = |(counter, name): (&u32, &CounterName)| {
-            let (key, rule) = match &name.source {
-                RuleSource::NetworkPolicy(key, rule) => (key, Some(*rule)),
-                RuleSource::Isolation(key) => (key, None),
-                RuleSource::UndeclaredNamespace(_) | RuleSource::OwnNode => return None,
-            };
+            let (policy, rule) = name.source.policy()?;
             Some(RulePackets {
                 direction: name.direction.name(),
-                namespace: key.namespace.clone(),
-                policy: key.name.clone(),
+                namespace: policy.namespace().unwrap_or_default().to_owned(),
+                policy: policy.name().to_owned(),
                 rule,
                 packets: self.figures.rule(*counter).ok()?.packets,
             })

@@ -16,7 +16,9 @@ use portcullis_agent::bpf::figures::{Counted, Wanting};
 use portcullis_agent::metrics::{Fill, Metrics, PolicyLabels, Readings, RulePackets};
 use portcullis_common::event::{Direction, Outcome, Reason};
 use portcullis_common::wire::Stats;
-use serde_json::Value;
+use portcullis_policy::convert::{Report, host_policy};
+use portcullis_policy::manifest::{SourceFile, parse_file};
+use serde_json::{Value, json};
 
 const PREFIX: &str = "portcullis_";
 
@@ -205,4 +207,54 @@ fn the_manifests_install_the_plugin_as_the_agent_keeps_it_and_the_cleanup_takes_
     assert!(installed.unwrap().contains(&run_dir), "{said}");
     assert!(taken, "{told}");
     assert!(left.is_empty() && conf_left == 1, "{told}");
+}
+
+/// An object that has every field of a schema.
+fn everything(name: &str, schema: &Value) -> Value {
+    if let Some(fields) = schema["properties"].as_object() {
+        return fields.iter().map(|(name, schema)| (name.clone(), everything(name, schema))).collect();
+    }
+    if let Some(first) = schema["enum"].as_array().and_then(|all| all.first()) {
+        return first.clone();
+    }
+    match (schema["type"].as_str(), name) {
+        (Some("array"), "except") => json!([]),
+        (Some("array"), _) => json!([everything(name, &schema["items"])]),
+        (Some("integer"), _) => json!(65_535),
+        (Some("object"), _) => json!({"a": everything("", &schema["additionalProperties"])}),
+        (None, _) => json!(80),
+        (Some(_), "cidr") => json!("10.0.0.0/8"),
+        (Some(_), _) => json!("a"),
+    }
+}
+
+#[test]
+fn the_agent_knows_every_field_that_the_definition_of_host_policies_has() {
+    let content = read("deploy/chart/portcullis/crds/hostpolicies.portcullis.dev.yaml");
+    let parsed = parse_file(&SourceFile { path: "crd.yaml", content: content.as_bytes() }).unwrap();
+    let definition = &parsed.objects[0].value;
+    let version = &definition["spec"]["versions"][0];
+    let api_version =
+        [&definition["spec"]["group"], &version["name"]].map(|text| text.as_str().unwrap()).join("/");
+    assert_eq!(api_version, "portcullis.dev/v1alpha1");
+    let mut object = everything("", &version["schema"]["openAPIV3Schema"]);
+    assert_eq!(object["spec"]["ingress"][0]["ports"][0]["endPort"], 65_535, "{object}");
+    // What only other objects may have beside it.
+    object["metadata"] = json!({"name": "all"});
+    object["spec"]["policyTypes"] = json!(["Ingress", "Egress"]);
+    object["spec"]["subject"].as_object_mut().unwrap().remove("pods");
+    for peers in ["/spec/ingress/0/from", "/spec/egress/0/to"] {
+        let peers = object.pointer_mut(peers).unwrap().as_array_mut().unwrap();
+        let all = peers.remove(0);
+        let kinds = [&["podSelector", "namespaceSelector"][..], &["ipBlock"], &["nodes"]];
+        peers.extend(
+            kinds.map(|kind| kind.iter().map(|name| ((*name).to_owned(), all[*name].clone())).collect()),
+        );
+        assert!(
+            peers.iter().all(|peer: &Value| peer.as_object().unwrap().values().all(|one| !one.is_null()))
+        );
+    }
+    let mut report = Report::new("HostPolicy all", None);
+    drop(host_policy(&object, &mut report));
+    assert_eq!(report.into_problems(), [], "{object}");
 }

@@ -1,4 +1,4 @@
-//! What the documents show is what the program prints: every command of `docs/verbs.md` that works offline is run,
+//! What the documents show is what the program prints: every command of the [`DOCUMENTS`] that works offline is run,
 //! as nobody, and its output compared. `PORTCULLIS_BLESS=1` writes what it prints into the document instead.
 //!
 //! A fenced block of `console` holds commands (`$ ...`) and under each what it prints, errors included. A block that
@@ -13,6 +13,19 @@ use std::path::{Path, PathBuf};
 use common::{Sandbox, drop_rights};
 
 const FENCE: &str = "```console";
+const DOCUMENTS: [&str; 2] = ["verbs.md", "host-firewall.md"];
+/// What a reader of them has beside them.
+const EXAMPLES: [&str; 9] = [
+    "example/pods.yaml",
+    "example/services.yaml",
+    "example/policies.yaml",
+    "example-broken/policies.yaml",
+    "example-hosts/cluster.yaml",
+    "example-hosts/pods.yaml",
+    "example-hosts/nodes.yaml",
+    "example-hosts/audit.yaml",
+    "agent.yaml",
+];
 
 /// The directory of documents.
 fn docs() -> PathBuf {
@@ -22,8 +35,7 @@ fn docs() -> PathBuf {
 /// A sandbox with the examples in it.
 fn sandbox() -> Sandbox {
     let sandbox = Sandbox::new();
-    let examples = ["example/pods.yaml", "example/services.yaml", "example/policies.yaml"];
-    for name in examples.into_iter().chain(["example-broken/policies.yaml", "agent.yaml"]) {
+    for name in EXAMPLES {
         sandbox.write(name, &fs::read_to_string(docs().join(name)).unwrap());
     }
     sandbox
@@ -62,20 +74,36 @@ fn present(sandbox: &Sandbox, text: &str) -> (String, usize) {
 }
 
 #[test]
-fn the_document_shows_what_the_program_prints() {
-    let path = docs().join("verbs.md");
-    let written = fs::read_to_string(&path).unwrap();
-    let (printed, commands) = present(&sandbox(), &written);
-    assert!(commands > 0, "there is nothing to compare");
-    if std::env::var_os("PORTCULLIS_BLESS").is_some_and(|value| value == "1") {
-        fs::write(&path, printed).unwrap();
-        return;
+fn the_documents_show_what_the_program_prints() {
+    for name in DOCUMENTS {
+        let path = docs().join(name);
+        let written = fs::read_to_string(&path).unwrap();
+        let (printed, commands) = present(&sandbox(), &written);
+        assert!(commands > 0, "there is nothing to compare in {name}");
+        if std::env::var_os("PORTCULLIS_BLESS").is_some_and(|value| value == "1") {
+            fs::write(&path, printed).unwrap();
+            continue;
+        }
+        for (number, (was, is)) in (1..).zip(written.lines().zip(printed.lines())) {
+            assert_eq!(was, is, "docs/{name}:{number}: PORTCULLIS_BLESS=1 writes what is printed now");
+        }
+        assert_eq!(written, printed, "PORTCULLIS_BLESS=1 writes what is printed now");
+        println!("{commands} commands of docs/{name} print what it shows");
     }
-    for (number, (was, is)) in (1..).zip(written.lines().zip(printed.lines())) {
-        assert_eq!(was, is, "docs/verbs.md:{number}: PORTCULLIS_BLESS=1 writes what is printed now");
+}
+
+/// What a document quotes of an example is in it.
+#[test]
+fn policies_that_are_quoted_are_the_examples() {
+    let text = fs::read_to_string(docs().join("host-firewall.md")).unwrap();
+    let examples: Vec<String> =
+        EXAMPLES.iter().map(|name| fs::read_to_string(docs().join(name)).unwrap()).collect();
+    let quoted: Vec<&str> =
+        text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    assert_eq!(quoted.len(), 3);
+    for block in quoted {
+        assert!(examples.iter().any(|example| example.contains(block)), "no example has\n{block}");
     }
-    assert_eq!(written, printed, "PORTCULLIS_BLESS=1 writes what is printed now");
-    println!("{commands} commands of docs/verbs.md print what it shows");
 }
 
 #[test]

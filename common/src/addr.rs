@@ -96,6 +96,13 @@ impl Addr {
         self.bytes[0] == 0xff
     }
 
+    /// True for groups of both families, the IPv4 broadcast address included.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_multicast(&self) -> bool {
+        if self.is_v4() { self.bytes[12] >= 0xe0 } else { self.is_multicast_v6() }
+    }
+
     /// A 32-bit mix of the address: the tag of exact peer entries, and what chooses the epoch cell.
     #[inline(always)]
     #[must_use]

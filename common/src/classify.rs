@@ -5,9 +5,9 @@ use crate::addr::Addr;
 use crate::event::{Action, Reason};
 use crate::wire::{
     ACTION_ALLOW, ACTION_AUDIT, ACTION_DENY, ACTION_PASS, CLASS_CLAIMED, CLASS_NONE, CLASS_VIRTUAL,
-    COUNTER_NONE, KIND_INVALID, KIND_ISOLATION, KIND_OWN_NODE, MAX_CHUNKS, PeerRowKey, PeerRowWord, PeerWord,
-    PortRange, ROW_BITS, RULESET_AUDIT, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN, Row, Rule, Ruleset,
-    SEARCH_STEPS, port_position,
+    COUNTER_NONE, KIND_FAILSAFE, KIND_INVALID, KIND_ISOLATION, KIND_OWN_NODE, MAX_CHUNKS, PeerRowKey,
+    PeerRowWord, PeerWord, PortRange, ROW_BITS, RULESET_AUDIT, RULESET_CLOSED, RULESET_EGRESS, RULESET_OPEN,
+    Row, Rule, Ruleset, SEARCH_STEPS, port_position,
 };
 
 /// The policy tables, as they stand at this moment. A reader may see an element of a hash that is being
@@ -144,6 +144,7 @@ fn walk<T: Tables>(tables: &T, id: u32, remote: &Addr, position: u32) -> Result<
         KIND_ISOLATION => Reason::Isolated,
         KIND_INVALID => Reason::InvalidClosed,
         KIND_OWN_NODE => Reason::OwnNode,
+        KIND_FAILSAFE => Reason::Failsafe,
         _ => Reason::Rule,
     };
     let audited = rule.action == ACTION_AUDIT;

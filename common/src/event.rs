@@ -165,6 +165,8 @@ reasons! {
     FragmentAhead = 23, Deny, "fragment-ahead";
     /// To a Service: judged again where the backend that was chosen gets it.
     Service = 24, Allow, "service";
+    /// One of the ports that always stay open, of the node or of a pod in its network.
+    Failsafe = 25, Allow, "failsafe";
 }
 
 /// In place of a reason: no verdict, but word that the endpoint's table of flows is half full.

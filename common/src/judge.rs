@@ -5,10 +5,12 @@
 use crate::addr::Addr;
 use crate::classify::{Decision, Tables};
 use crate::event::{Action, Direction, Outcome, Reason};
-use crate::packet::{Bytes, Embedded, ND_MAX_BYTES, Packet, PacketView, Shape, parse_embedded};
+use crate::packet::{
+    Bytes, Embedded, ND_MAX_BYTES, Packet, PacketView, SCTP, Shape, TCP, UDP, parse_embedded,
+};
 use crate::wire::{
-    COUNTER_NONE, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord,
-    FLOW_KIND_FLOW, FlowEntry, FlowKey, NO_ENDPOINT, RULESET_AUDIT, RULESET_OPEN,
+    COUNTER_NONE, ENDPOINT_HOST, ENDPOINT_QUARANTINED, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig,
+    EndpointWord, FLOW_KIND_FLOW, FlowEntry, FlowKey, NO_ENDPOINT, RULESET_AUDIT, RULESET_OPEN,
 };
 
 /// Where a packet came to the hook from.
@@ -23,7 +25,8 @@ pub enum Origin {
     OtherStation,
     /// The node itself: no device, and a socket (without the socket it can be forged).
     OwnNode,
-    /// The pod itself, by way of a Service that chose it.
+    /// The pod itself, by way of a Service that chose it. Of what a pod in the node's network sends: by way of the loopback
+    /// device, to whom is known where it ends.
     Hairpin,
 }
 
@@ -103,6 +106,15 @@ pub trait Environment: Tables + Flows {
         by_tuple(self, work, at)
     }
 
+    /// [`existing`]. The kernel's programs have it as a global function.
+    #[inline(always)]
+    fn existing(&self, work: &mut Work, at: At) -> Packed
+    where
+        Self: Sized,
+    {
+        existing(self, work, at)
+    }
+
     /// [`ahead`]. The kernel's programs have it as a global function.
     #[inline(always)]
     fn ahead(&self, work: &Work, verdict: Packed) -> Packed
@@ -161,7 +173,7 @@ pub struct Verdict {
 
 /// A [`Verdict`] in one register: what functions return that are their own in eBPF, where a value in memory
 /// would cost stack in every caller.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Packed(pub u64);
 
 impl Packed {
@@ -180,6 +192,10 @@ impl Packed {
     const AGAIN: u64 = 1 << 13;
     /// It is virtual: judged only there.
     const WAITS: u64 = 1 << 14;
+    /// No verdict: there is a flow, of these flags (in the place of the counter), that the policies have to be asked about anew.
+    const STALE: u64 = 1 << 15;
+    /// Nobody has asked.
+    const NOT_ASKED: Self = Self(Self::STALE);
 
     #[inline(always)]
     const fn new(verdict: Verdict) -> Self {
@@ -195,6 +211,19 @@ impl Packed {
         Self(verdict.reason as u64 | denied | news | audited | ((verdict.counter as u64) << 32))
     }
 
+    /// The policies have to be asked about a flow of these flags.
+    #[inline(always)]
+    const fn stale(flags: u32) -> Self {
+        Self(Self::STALE | ((flags as u64) << 32))
+    }
+
+    /// True where a flow decided.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_of_flow(self) -> bool {
+        self.0 & Self::REASON == Reason::Flow as u64 && !self.drops()
+    }
+
     /// True where the tables could not be read.
     #[inline(always)]
     const fn is_unreadable(self) -> bool {
@@ -203,7 +232,8 @@ impl Packed {
 
     /// True if the packet does not go on.
     #[inline(always)]
-    const fn drops(self) -> bool {
+    #[must_use]
+    pub const fn drops(self) -> bool {
         self.0 & (Self::DENIED | Self::AUDITED) == Self::DENIED
     }
 
@@ -213,9 +243,11 @@ impl Packed {
         (self.0 >> 32) as u32
     }
 
+    /// What it stands for.
     #[inline(always)]
+    #[must_use]
     #[allow(clippy::cast_possible_truncation)]
-    fn verdict(self) -> Verdict {
+    pub fn verdict(self) -> Verdict {
         Verdict {
             action: if self.0 & Self::DENIED == 0 { Action::Allow } else { Action::Deny },
             audited: self.0 & Self::AUDITED != 0,
@@ -308,6 +340,37 @@ pub struct Work {
     /// The last packet here that is judged again where it is delivered: its endpoint and its flow.
     sent_by: u32,
     sent: FlowKey,
+    /// What the policies say now of the flow that the packet belongs to, where they were asked.
+    again: Packed,
+    /// Which of the CPU's places this is, and who took it: another program that took it meanwhile leaves its own number.
+    pub place: u32,
+    /// As above.
+    pub owner: u32,
+    /// The endpoint opened the packet's flow.
+    is_opener: bool,
+    /// The endpoint is the node, or a pod in its network.
+    is_host: bool,
+    /// What the sender's socket says, where it is a socket of the node's network.
+    pub ends: SocketEnds,
+}
+
+/// The ends of a connection as its socket knows them: what it sends is seen after translation, what it gets before the socket
+/// sees it too, so that only these tell which answers belong to what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketEnds {
+    /// Whom it is connected to.
+    pub remote: Addr,
+    /// At which port; 0: it is not connected.
+    pub remote_port: u16,
+    /// Its own port.
+    pub local_port: u16,
+    /// Its cookie, of UDP where it is not connected; else 0.
+    pub cookie: u64,
+}
+
+impl SocketEnds {
+    /// Of no socket, or of one that is not connected.
+    pub const NONE: Self = Self { remote: Addr::UNSPECIFIED, remote_port: 0, local_port: 0, cookie: 0 };
 }
 
 impl Work {
@@ -331,6 +394,12 @@ impl Work {
         any: 0,
         sent_by: NO_ENDPOINT,
         sent: Self::NO_KEY,
+        again: Packed::NOT_ASKED,
+        place: 0,
+        owner: 0,
+        is_opener: false,
+        is_host: false,
+        ends: SocketEnds::NONE,
     };
 }
 
@@ -460,6 +529,16 @@ fn own_index(config: &EndpointConfig, addr: &Addr) -> Option<u8> {
     }
 }
 
+/// [`own_index`] at an endpoint of the node's network: there all addresses are one, for what leaves may bear another than its
+/// socket does. What is for a group has no flows.
+#[inline(always)]
+fn host_index(direction: Direction, local: &Addr) -> u8 {
+    match direction {
+        Direction::Ingress if local.is_multicast() => NOT_OWN,
+        Direction::Ingress | Direction::Egress => 0,
+    }
+}
+
 /// No index: there are fewer addresses.
 const NOT_OWN: u8 = u8::MAX;
 
@@ -558,7 +637,12 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             Direction::Ingress => (&packet.dst, &packet.src),
             Direction::Egress => (&packet.src, &packet.dst),
         };
-        locate(self.config, local, &mut work.own);
+        work.is_host = self.is_host();
+        if work.is_host {
+            work.own = host_index(self.at.direction, local);
+        } else {
+            locate(self.config, local, &mut work.own);
+        }
         let own = if work.own == NOT_OWN { None } else { Some(work.own) };
         if let Some(verdict) = self.unconditional(packet, own) {
             return verdict;
@@ -566,7 +650,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if let Shape::Unreadable = packet.shape {
             return unreadable(self.env, self.word.ruleset(self.at.direction), packet.error.reason());
         }
-        if self.is_to_itself(remote) {
+        if self.is_to_itself(remote, packet.protocol) {
             return Verdict::allow(Reason::SelfTraffic);
         }
         if let Shape::IcmpError = packet.shape
@@ -577,10 +661,21 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         self.env.by_tuple(work, self.at).verdict()
     }
 
+    #[inline(always)]
+    const fn is_host(&self) -> bool {
+        self.config.flags & ENDPOINT_HOST != 0
+    }
+
     /// True for what the pod says to itself.
     #[inline(always)]
-    fn is_to_itself(&self, remote: &Addr) -> bool {
+    fn is_to_itself(&self, remote: &Addr, protocol: u8) -> bool {
         match (self.at.direction, self.at.origin) {
+            // Nobody sends so but who asks.
+            (Direction::Egress, Origin::OwnInterface) if self.is_host() => true,
+            // The packet's mark said so. What has ports makes a flow: its tuple was another's before, perhaps.
+            (Direction::Ingress, Origin::OwnInterface) if self.is_host() => {
+                !matches!(protocol, TCP | UDP | SCTP)
+            }
             (Direction::Egress, _) | (Direction::Ingress, Origin::OwnInterface) => {
                 own_index(self.config, remote).is_some()
             }
@@ -598,7 +693,7 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             Direction::Ingress => false,
             Direction::Egress => true,
         };
-        if from_pod && matches!(packet.shape, Shape::RouterAdvertisement) {
+        if from_pod && !self.is_host() && matches!(packet.shape, Shape::RouterAdvertisement) {
             return Some(Verdict::deny(Reason::RouterAdvertisement));
         }
         if from_pod && self.config.flags & ENDPOINT_UNBOUND == 0 {
@@ -637,7 +732,9 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             {
                 None
             }
-            Shape::Neighbour | Shape::NeighbourAdvertisement if from_pod && !self.stays_on_link(packet) => {
+            Shape::Neighbour | Shape::NeighbourAdvertisement
+                if from_pod && !self.is_host() && !self.stays_on_link(packet) =>
+            {
                 None
             }
             // A report is for a group (RFC 3810 section 5.2.14), and queries are a router's.
@@ -702,6 +799,10 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
         if u32::from(ruleset) == RULESET_OPEN {
             return Some(Verdict::allow(Reason::NotIsolated));
         }
+        // The node routes: it tells senders what became of packets of others, which it keeps no flows of.
+        if let (Direction::Egress, true) = (self.at.direction, self.is_host()) {
+            return Some(Verdict::allow(Reason::RelatedError));
+        }
         (self.embedded(work) == EMBEDDED_NONE).then(|| isolated(self.env, ruleset, Reason::UnrelatedError))
     }
 
@@ -718,9 +819,14 @@ impl<E: Environment, V: PacketView> Judge<'_, E, V> {
             Direction::Ingress => (&inner.src, &inner.dst, inner.src_port, inner.dst_port, &packet.dst),
             Direction::Egress => (&inner.dst, &inner.src, inner.dst_port, inner.src_port, &packet.src),
         };
-        let Some(index) = own_index(self.config, local) else {
-            return EMBEDDED_NONE;
+        let index = if self.is_host() {
+            host_index(self.at.direction, local)
+        } else {
+            position_of(self.config, local)
         };
+        if index == NOT_OWN {
+            return EMBEDDED_NONE;
+        }
         // What the pod tells is for who sent what it is about, and for nobody else.
         let is_for_another = match self.at.direction {
             Direction::Ingress => false,
@@ -748,10 +854,15 @@ const EMBEDDED_KEY: u32 = 1;
 
 mod delivered;
 mod fragments;
+mod leaving;
 mod tuple;
 
 pub use delivered::delivered;
-pub use tuple::{ahead, by_tuple, decide};
+pub use leaving::{answering, leaving};
+pub use tuple::{ahead, by_tuple, decide, existing};
 
 #[cfg(test)]
 pub(crate) mod tests;
+
+#[cfg(test)]
+mod host_tests;

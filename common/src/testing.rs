@@ -270,6 +270,7 @@ impl World {
             flags: ENDPOINT_USED,
             addr_count: 2,
             pod: 1,
+            cgroup: 0,
             mac: [0; 8],
             addrs,
         };

@@ -69,6 +69,8 @@ pub const MAX_DEVICES: u32 = 4096;
 pub const EVENT_WAKE_BYTES: u32 = 1 << 14;
 /// Nodes' addresses at which ports are translated.
 pub const MAX_NODE_ADDRS: u32 = 16_384;
+/// Cgroups of pods of this node.
+pub const MAX_CGROUPS: u32 = 4096;
 /// Words of `node_ports`: a bit for each port of TCP, UDP and SCTP.
 pub const NODE_PORT_WORDS: u32 = 3 * (65_536 / 64);
 /// Milliseconds after which whoever reads events looks by itself.
@@ -158,6 +160,8 @@ wire! {
         pub addr_count: u32,
         /// A hash of the pod's UID and name: another pod never inherits this one's flows.
         pub pod: u64,
+        /// The cgroup of a pod in the node's network; 0 of all others.
+        pub cgroup: u64,
         /// The pod's MAC address in the first six, with [`ENDPOINT_MAC`].
         pub mac: [u8; 8],
         /// The pod's addresses.
@@ -186,6 +190,54 @@ pub const ENDPOINT_UNBOUND: u32 = 2;
 pub const ENDPOINT_MAC: u32 = 4;
 /// It is not clear whose interface this is: neighbour discovery passes, so that it can become clear, nothing else.
 pub const ENDPOINT_QUARANTINED: u32 = 8;
+/// The node, or a pod in its network: any of the node's addresses is its own.
+pub const ENDPOINT_HOST: u32 = 16;
+
+wire! {
+    /// `cgroups`: a cgroup's number to whose sockets are in it and below it.
+    pub struct CgroupWord {
+        /// The endpoint, or [`CGROUP_ELSEWHERE`].
+        pub slot: u32,
+        /// [`cgroup_tag`] of the key.
+        pub tag: u32,
+    }
+}
+
+/// A pod with a network of its own: its sockets are judged at its interface.
+pub const CGROUP_ELSEWHERE: u32 = NO_ENDPOINT - 1;
+
+/// The tag of an entry of `cgroups`.
+#[inline(always)]
+#[must_use]
+#[allow(clippy::cast_possible_truncation)]
+pub const fn cgroup_tag(cgroup: u64) -> u32 {
+    mix64(cgroup) as u32
+}
+
+wire! {
+    /// `host_state`, one entry: how the node's own sockets are judged.
+    pub struct HostState {
+        /// The cgroup below which the pods' are; 0: there is none.
+        pub pods: u64,
+        /// Or of the `HOST_` flags.
+        pub flags: u32,
+        /// The node's endpoint.
+        pub node: u32,
+        /// The endpoint of pods of which nothing is known yet, or [`CGROUP_ELSEWHERE`] where they pass.
+        pub unknown: u32,
+        /// Not used; 0.
+        pub reserved: u32,
+        /// The cookie of the node's network namespace, where the programs can ask for a socket's.
+        pub network: u64,
+    }
+}
+
+/// The host firewall is on.
+pub const HOST_ON: u32 = 1;
+/// Levels below the pods' cgroup at which a pod's may lie: at once, or below that of its class of service.
+pub const CGROUP_LEVELS: u32 = 2;
+/// Levels below the machine's root at which the pods' cgroup is looked for: a node may itself be a container.
+pub const CGROUP_DEPTH: u32 = 12;
 
 wire! {
     /// `peers` and `prefixes`: address to class.
@@ -314,7 +366,7 @@ wire! {
         pub counter: u32,
         /// [`ACTION_ALLOW`], [`ACTION_DENY`], [`ACTION_PASS`] or [`ACTION_AUDIT`].
         pub action: u8,
-        /// [`KIND_RULE`], [`KIND_ISOLATION`], [`KIND_INVALID`] or [`KIND_OWN_NODE`].
+        /// [`KIND_RULE`], [`KIND_ISOLATION`], [`KIND_INVALID`], [`KIND_OWN_NODE`] or [`KIND_FAILSAFE`].
         pub kind: u8,
         /// 0 Admin, 1 NetworkPolicy, 2 Baseline; only 1 is used now.
         pub tier: u8,
@@ -339,6 +391,8 @@ pub const KIND_ISOLATION: u8 = 1;
 pub const KIND_INVALID: u8 = 2;
 /// The agent lets pods reach their own node.
 pub const KIND_OWN_NODE: u8 = 3;
+/// A port that always stays open, of the node or of a pod in its network.
+pub const KIND_FAILSAFE: u8 = 4;
 
 wire! {
     /// `rule_stats` and `verdicts`, a value for each CPU. Of a flow, a rule counts the packet that opened it, and
@@ -390,6 +444,9 @@ pub const FLOW_KIND_FLOW: u16 = 0;
 pub const FLOW_KIND_FRAGMENTS_INGRESS: u16 = 1;
 /// The entry is a datagram from the pod, whose first fragment has passed.
 pub const FLOW_KIND_FRAGMENTS_EGRESS: u16 = 2;
+/// A socket of the node's network that is not connected has sent something that passed: of it virtual addresses may answer.
+/// Instead of the remote address the key has the socket's cookie.
+pub const FLOW_KIND_SOCKET: u16 = 3;
 
 /// Bits of a flow's tag word that are flags.
 pub const FLOW_TAG_FLAGS: u32 = 7;
@@ -534,7 +591,7 @@ pub struct CounterKey {
     pub namespace: [u8; NAMESPACE_BYTES],
     /// The policy's name.
     pub name: [u8; NAME_BYTES],
-    /// [`POLICY_NETWORK`], [`POLICY_NO_NAMESPACE`] or [`POLICY_OWN_NODE`].
+    /// One of the `POLICY_` numbers.
     pub policy_kind: u16,
     /// 0 ingress, 1 egress.
     pub direction: u16,
@@ -548,6 +605,12 @@ pub const POLICY_NETWORK: u16 = 0;
 pub const POLICY_NO_NAMESPACE: u16 = 1;
 /// No policy: the agent lets pods reach their own node.
 pub const POLICY_OWN_NODE: u16 = 2;
+/// A HostPolicy, which has no namespace.
+pub const POLICY_HOST: u16 = 3;
+/// No policy: ports that always stay open.
+pub const POLICY_FAILSAFE: u16 = 4;
+/// No policy: of a host, what no policy could be applied to.
+pub const POLICY_CLOSED: u16 = 5;
 /// Rule index of a policy's isolation.
 pub const RULE_ISOLATION: u32 = u32::MAX;
 

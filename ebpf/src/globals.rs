@@ -18,11 +18,36 @@ const NOTHING: u64 = Packed::UNREADABLE.0;
 pub fn by_tuple(work: &mut Work, at: At) -> Packed {
     // The function finds it by itself; from here on the compiler has to expect that.
     black_box(core::ptr::from_mut(work));
-    let (slot, origin) = (at.slot.into(), at.origin.number().into());
+    let origin = at.origin.number() | (work.place << PLACE_SHIFT);
+    let (slot, origin) = (at.slot.into(), origin.into());
     Packed(match at.direction {
         Direction::Ingress => ingress_tuple(slot, origin),
         Direction::Egress => egress_tuple(slot, origin),
     })
+}
+
+/// [`judge::existing`] of what this CPU works on.
+#[inline(always)]
+pub fn existing(work: &mut Work, at: At) -> Packed {
+    black_box(core::ptr::from_mut(work));
+    let place = u64::from(at.slot) | (u64::from(work.place) << 32);
+    let origin = u64::from(at.origin.number()) | (u64::from(at.direction.index()) << PLACE_SHIFT);
+    Packed(held_flow(place, origin))
+}
+
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn held_flow(place: u64, origin: u64) -> u64 {
+    let Some(scratch) = tables::scratch_at((place >> 32) as u32) else {
+        return NOTHING;
+    };
+    let direction = if (origin >> PLACE_SHIFT) as u8 == Direction::Ingress.index() {
+        Direction::Ingress
+    } else {
+        Direction::Egress
+    };
+    let origin = Origin::from_number(u32::from(origin as u8));
+    judge::existing(&Maps, &mut scratch.work, At { slot: place as u32, direction, origin }).0
 }
 
 /// [`judge::decide`].
@@ -60,12 +85,15 @@ extern "C" fn egress_tuple(slot: u64, origin: u64) -> u64 {
     tuple(slot, origin, Direction::Egress)
 }
 
+/// Above an origin's number: at which of the CPU's places the work is.
+const PLACE_SHIFT: u32 = 8;
+
 #[inline(always)]
 fn tuple(slot: u64, origin: u64, direction: Direction) -> u64 {
-    let Some(scratch) = tables::scratch() else {
+    let Some(scratch) = tables::scratch_at((origin >> PLACE_SHIFT) as u32) else {
         return NOTHING;
     };
-    let origin = Origin::from_number(origin as u32);
+    let origin = Origin::from_number(u32::from(origin as u8));
     judge::by_tuple(&Maps, &mut scratch.work, At { slot: slot as u32, direction, origin }).0
 }
 

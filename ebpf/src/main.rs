@@ -4,6 +4,7 @@
 #![no_main]
 
 mod globals;
+mod host;
 mod mark;
 mod report;
 mod skb;
@@ -14,7 +15,7 @@ use aya_ebpf::programs::{SkBuffContext, TcContext};
 use portcullis_common::event::{Action, Direction, Outcome, Reason};
 use portcullis_common::judge::{At, Delivery, News, Origin, Verdict, Work, delivered, judge};
 use portcullis_common::packet::{Link, Packet, parse};
-use portcullis_common::wire::{COUNTER_NONE, LINK_IP, NO_ENDPOINT};
+use portcullis_common::wire::{CGROUP_ELSEWHERE, COUNTER_NONE, LINK_IP, NO_ENDPOINT};
 
 use mark::Sent;
 use skb::{Skb, Source};
@@ -38,7 +39,9 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 /// Traffic to a pod: TC egress of its host-side interface.
 #[classifier]
 pub fn pod_ingress(ctx: TcContext) -> i32 {
-    run(ctx, Direction::Ingress)
+    let packet = ctx.skb.skb;
+    // Last, for the verifier's sake: it would go through the judgement once for each answer.
+    if run(ctx, Direction::Ingress) == PASS && host::refuses_echo(packet) == 0 { PASS } else { DROP }
 }
 
 /// What leaves by the node's other devices: TC egress of uplinks, tunnels, bridges and interfaces of nobody known. Judges
@@ -47,7 +50,7 @@ pub fn pod_ingress(ctx: TcContext) -> i32 {
 pub fn deliver_out(ctx: TcContext) -> i32 {
     let packet = ctx.skb.skb;
     let Some(sent) = mark::read(packet) else {
-        return PASS;
+        return leaves(ctx);
     };
     let Some(scratch) = tables::scratch() else {
         return DROP;
@@ -73,6 +76,56 @@ pub fn deliver_here(ctx: SkBuffContext) -> i32 {
     };
     let skb = &Skb::new(TcContext::new(packet), &mut scratch.head);
     if deliver(skb, &mut scratch.work, Link::Ip, sent) == PASS { CGROUP_PASS } else { CGROUP_DROP }
+}
+
+/// The same where the host firewall is on: what the node's own sockets get is judged by the policies of the pod in whose cgroup the
+/// socket was made, or of the node.
+#[cgroup_skb]
+#[allow(clippy::needless_pass_by_value)]
+pub fn host_in(ctx: SkBuffContext) -> i32 {
+    let packet = ctx.skb.skb;
+    let waits = mark::read(packet);
+    let state = tables::host_state().filter(|state| host::is_of_node(&ctx, state));
+    let slot = state.map_or(CGROUP_ELSEWHERE, |state| host::whose(packet, state));
+    if slot == CGROUP_ELSEWHERE && waits.is_none() {
+        return CGROUP_PASS;
+    }
+    let Some(scratch) = tables::scratch() else {
+        return CGROUP_DROP;
+    };
+    let work = &mut scratch.work;
+    let skb = &Skb::new(TcContext::new(packet), &mut scratch.head);
+    work.packet = Packet::OTHER;
+    parse(skb, Link::Ip, &mut work.packet);
+    let from = host::sender(packet);
+    if let Some(waits) = waits
+        && from != slot
+    {
+        let Packet { shape, protocol, src_port, dst_port, .. } = work.packet;
+        if !passes(skb, work, waits) {
+            return CGROUP_DROP;
+        }
+        work.packet = Packet { shape, protocol, src_port, dst_port, ..work.packet };
+    }
+    let Some(state) = state else {
+        return CGROUP_PASS;
+    };
+    if slot == CGROUP_ELSEWHERE {
+        return CGROUP_PASS;
+    }
+    let origin = scratch.origin.forget(host::origin(from, slot, state));
+    let at = At { slot, direction: Direction::Ingress, origin };
+    if host::got(skb, work, at) { CGROUP_PASS } else { CGROUP_DROP }
+}
+
+/// What the node's own sockets send, as it leaves: `cgroup_skb` egress of the node's root.
+#[cgroup_skb]
+#[allow(clippy::needless_pass_by_value)]
+pub fn host_out(ctx: SkBuffContext) -> i32 {
+    let Some(state) = tables::host_state() else {
+        return CGROUP_PASS;
+    };
+    if !host::is_of_node(&ctx, state) || host::sent(&ctx, state) { CGROUP_PASS } else { CGROUP_DROP }
 }
 
 /// Lets everything pass. Never attached: what a packet through any program costs, for the benchmark.
@@ -126,11 +179,50 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
         }
     }
     let verdict = judge(&Maps, skb, work, At { slot, direction, origin });
-    report::report(skb, slot, direction, &work.packet, &verdict);
+    let goes_on = report::tell(skb, &work.packet, slot, direction, &verdict);
     if let (Direction::Egress, false) = (direction, skb::is_probe()) {
         mark::write(packet, slot, verdict.delivery);
     }
-    code(&verdict)
+    if goes_on == PASSES { PASS } else { DROP }
+}
+
+/// Judges what leaves by another device than a pod's and waits for nothing, where the host firewall is on.
+#[inline(always)]
+fn leaves(ctx: TcContext) -> i32 {
+    let packet = ctx.skb.skb;
+    let Some(state) = tables::host_state() else {
+        return PASS;
+    };
+    let is_unheard = host::is_unheard(packet);
+    let node = match if is_unheard { host::whose(packet, state) } else { state.node } {
+        CGROUP_ELSEWHERE => state.node,
+        slot => slot,
+    };
+    // What is forwarded is not the node's. A tunnel's outer packet looks as if it were, and has the mark of the inner.
+    mark::say(packet, node, false);
+    if !is_unheard {
+        return PASS;
+    }
+    let Some(scratch) = tables::scratch() else {
+        return DROP;
+    };
+    // SAFETY: the context is valid for the whole program.
+    let link = tables::link_of(unsafe { (*packet).ifindex });
+    let skb = &Skb::new(ctx, &mut scratch.head);
+    let work = &mut scratch.work;
+    work.packet = Packet::OTHER;
+    parse(skb, link, &mut work.packet);
+    let packet = &work.packet;
+    let passes = if host::is_echo(packet) {
+        host::answered(skb, work, node)
+    } else if host::is_refusal(packet) {
+        // In somebody else's name, as a firewall's.
+        let is_another = !skb.has_socket() && !tables::is_node(&packet.src);
+        if is_another || host::is_in_flow(work, node) { PASSES } else { host::answered(skb, work, node) }
+    } else {
+        host::unheard(skb, work, node)
+    };
+    if passes == PASSES { PASS } else { DROP }
 }
 
 /// Parses what is delivered, and judges it.
@@ -161,7 +253,13 @@ fn left(skb: &Skb<'_>, work: &mut Work, slot: u32, opens: u32) -> u32 {
     }
     let verdict = Verdict { news: News::Event, ..verdict };
     report::report_via(skb, slot, Direction::Egress, &work.packet, &verdict, via);
-    u32::from(code(&verdict) == PASS)
+    u32::from(goes_on(&verdict))
+}
+
+/// True if the packet passes.
+#[inline(always)]
+fn goes_on(verdict: &Verdict) -> bool {
+    code(verdict) == PASS
 }
 
 #[inline(always)]

@@ -43,6 +43,20 @@ pub fn read(skb: *mut __sk_buff) -> Option<Sent> {
     (bits & MARK_JUDGE != 0).then_some(Sent { slot: bits & MARK_SLOT, opens: bits & MARK_OPENS != 0 })
 }
 
+/// Says that this is judged already, and to who gets it by the loopback device who sent it, if there is room for the name.
+#[inline(always)]
+pub fn say(skb: *mut __sk_buff, slot: u32, loops: bool) {
+    put(skb, if loops && slot > MARK_SLOT { 0 } else { MARK_OPENS | (slot & MARK_SLOT) });
+}
+
+/// Who sent this, whatever is still to be judged.
+#[inline(always)]
+pub fn sender(skb: *mut __sk_buff) -> Option<u32> {
+    // SAFETY: the context is valid for the whole program.
+    let bits = unsafe { (*skb).mark } >> shift();
+    (bits & (MARK_JUDGE | MARK_OPENS) != 0).then_some(bits & MARK_SLOT)
+}
+
 /// Takes our bits out.
 #[inline(always)]
 pub fn clear(skb: *mut __sk_buff) {

@@ -21,6 +21,13 @@ pub fn report(skb: &Skb<'_>, slot: u32, direction: Direction, packet: &Packet, v
     report_via(skb, slot, direction, packet, verdict, None);
 }
 
+/// The same as a function of its own, for its stack; returns 1 if the packet goes on.
+#[inline(never)]
+pub fn tell(skb: &Skb<'_>, packet: &Packet, slot: u32, direction: Direction, verdict: &Verdict) -> u32 {
+    report(skb, slot, direction, packet, verdict);
+    u32::from(crate::goes_on(verdict))
+}
+
 /// The same of a packet that was sent to another address, by the key of its sender's flow.
 #[inline(always)]
 pub fn report_via(

@@ -164,8 +164,9 @@ impl<'a> Skb<'a> {
         Origin::Forwarded
     }
 
+    /// True if a socket sent it, of whatever kind.
     #[inline(always)]
-    fn has_socket(&self) -> bool {
+    pub fn has_socket(&self) -> bool {
         let skb = self.ctx.skb.skb;
         // One read to the verifier, two operations to Rust, which takes the union for one of its own.
         #[allow(clippy::multiple_unsafe_ops_per_block)]

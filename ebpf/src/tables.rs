@@ -15,12 +15,13 @@ use portcullis_common::event::{Event, VERDICT_CELLS};
 use portcullis_common::judge::{At, Environment, Flows, Origin, Packed, Work};
 use portcullis_common::packet::Link;
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, DEFAULT_MARK_SHIFT, EPOCH_ANY, EVENT_RING_BYTES, EVENT_WAKE_BYTES,
-    EndpointConfig, EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS, FLOW_OPENED_INGRESS, FlowCount,
-    FlowEntry, FlowKey, FlowRoom, IFACE_CELLS, IfaceWord, LINK_IP, MAX_COUNTERS, MAX_DEVICES, MAX_ENDPOINTS,
-    MAX_NODE_ADDRS, MAX_PEER_ROWS, MAX_PEERS, MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES,
-    MAX_RULESETS, MODE_AUDIT, NODE_PORT_WORDS, NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PeerWord,
-    PortRange, Row, Rule, Ruleset, SERVICES_DELIVERED, Stats, node_port,
+    BANKS, CgroupWord, CounterKey, CpuState, DEFAULT_MARK_SHIFT, EPOCH_ANY, EVENT_RING_BYTES,
+    EVENT_WAKE_BYTES, EndpointConfig, EndpointWord, FIRST_FLOWS, FLOW_KIND_FRAGMENTS_INGRESS,
+    FLOW_OPENED_INGRESS, FlowCount, FlowEntry, FlowKey, FlowRoom, HOST_ON, HostState, IFACE_CELLS, IfaceWord,
+    LINK_IP, MAX_CGROUPS, MAX_COUNTERS, MAX_DEVICES, MAX_ENDPOINTS, MAX_NODE_ADDRS, MAX_PEER_ROWS, MAX_PEERS,
+    MAX_PORT_RANGES, MAX_PREFIXES, MAX_ROWS, MAX_RULES, MAX_RULESETS, MODE_AUDIT, NODE_PORT_WORDS,
+    NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+    SERVICES_DELIVERED, Stats, cgroup_tag, node_port,
 };
 
 use crate::globals;
@@ -42,6 +43,13 @@ static DEVICES: HashMap<u32, u32, { MAX_DEVICES as usize }> = HashMap::new();
 static NODE_ADDRS: HashMap<Addr, NodeAddrWord, { MAX_NODE_ADDRS as usize }, NO_PREALLOC> = HashMap::new();
 #[btf_map(name = "node_ports")]
 static NODE_PORTS: Array<u64, { NODE_PORT_WORDS as usize }> = Array::new();
+/// Addresses of all nodes, between which the kernel's tunnels go on.
+#[btf_map(name = "nodes")]
+static NODES: HashMap<Addr, NodeAddrWord, { MAX_NODE_ADDRS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "cgroups")]
+static CGROUPS: HashMap<u64, CgroupWord, { MAX_CGROUPS as usize }, NO_PREALLOC> = HashMap::new();
+#[btf_map(name = "host_state")]
+static HOST_STATE: Array<HostState, 1> = Array::new();
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: Array<EndpointWord, { MAX_ENDPOINTS as usize }> = Array::new();
 #[btf_map(name = "endpoint_cfg")]
@@ -92,7 +100,14 @@ pub struct Scratch {
     pub head: Head,
     /// Where it came from.
     pub origin: SomeOrigin,
+    /// In the first: how many of the others are taken.
+    taken: u32,
+    reserved: u32,
 }
+
+/// Programs of what sockets send that may be under way on one CPU: of a process, of the softirqs that interrupt it, and of
+/// processes that take its place.
+const NESTED: u32 = 6;
 
 /// An origin by way of memory, for which the verifier forgets it: else it would go on with each as a case of its own.
 #[repr(C, align(8))]
@@ -113,7 +128,7 @@ impl SomeOrigin {
 /// What this CPU's program works on. In a map, not on the stack: the stack is short, and the verifier forgets
 /// what it knew of a value that comes from a map, so that the parser's many ways out become one.
 #[btf_map(name = "scratch")]
-static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+static SCRATCH: PerCpuArray<Scratch, { 1 + NESTED as usize }> = PerCpuArray::new();
 
 // Userspace's own: which rule a counter counts, for agents to come.
 #[btf_map(name = "counter_names")]
@@ -185,6 +200,40 @@ pub fn slot_of(ifindex: u32) -> Option<u32> {
     None
 }
 
+/// How the node's own sockets are judged; none where they are not.
+#[inline(always)]
+pub fn host_state() -> Option<&'static HostState> {
+    HOST_STATE.get(0).filter(|state| state.flags & HOST_ON != 0)
+}
+
+/// Whose sockets are below a cgroup.
+#[inline(always)]
+pub fn slot_of_cgroup(cgroup: u64) -> Option<u32> {
+    let tag = cgroup_tag(cgroup);
+    for _ in 0..2 {
+        if let Some(word) = CGROUPS.get_ptr(cgroup) {
+            let (slot, found) = split(load_word(word.cast()));
+            if found == tag {
+                return Some(slot);
+            }
+        }
+    }
+    None
+}
+
+/// True for an address of a node, this one or another.
+#[inline(always)]
+pub fn is_node(addr: &Addr) -> bool {
+    of_node(addr) != 0
+}
+
+/// [`is_node`] as a function of its own, for its stack.
+#[inline(never)]
+fn of_node(addr: &Addr) -> u32 {
+    let tag = addr.hash();
+    u32::from(NODES.get_ptr(addr).is_some_and(|word| split(load_word(word.cast())).0 == tag))
+}
+
 /// How packets of a device start that is no pod's.
 #[inline(always)]
 pub fn link_of(ifindex: u32) -> Link {
@@ -207,11 +256,48 @@ pub fn config_of(slot: u32) -> Option<&'static EndpointConfig> {
     ENDPOINT_CFG.get(slot)
 }
 
-/// This CPU's place to work. Programs at TC run with softirqs off: none interrupts another on a CPU.
+/// This CPU's place to work. Programs at TC, and of cgroups towards a socket, run with softirqs off: none interrupts another
+/// on a CPU.
 #[inline(always)]
 pub fn scratch<'a>() -> Option<&'a mut Scratch> {
-    // SAFETY: the only reference on this CPU until the program ends, see above.
-    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
+    scratch_at(0)
+}
+
+/// One of this CPU's places to work, by its number.
+#[inline(always)]
+pub fn scratch_at<'a>(place: u32) -> Option<&'a mut Scratch> {
+    // SAFETY: the only reference on this CPU until the program ends, see `scratch` and `enter`.
+    SCRATCH.get_ptr_mut(place).map(|scratch| unsafe { &mut *scratch })
+}
+
+/// Takes a place to work for what a socket sends: softirqs are on there, so another program can run in between, on this CPU and
+/// before this one ends. Returns the place, and how many were taken before; none where all are.
+#[inline(always)]
+pub fn enter() -> Option<(u32, u32)> {
+    let depth = nesting()?;
+    // SAFETY: a field of a value that a lookup returned; what interrupts leaves it as it was.
+    let taken = unsafe { core::ptr::read_volatile(depth) };
+    if taken >= NESTED {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(depth, taken + 1) };
+    Some((taken + 1, taken))
+}
+
+/// Gives the last place back: as many are taken as before.
+#[inline(always)]
+pub fn leave(taken: u32) {
+    if let Some(depth) = nesting() {
+        // SAFETY: as in `enter`.
+        unsafe { core::ptr::write_volatile(depth, taken) };
+    }
+}
+
+#[inline(always)]
+fn nesting() -> Option<*mut u32> {
+    // SAFETY: a field of a value that a lookup returned.
+    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &raw mut (*scratch).taken })
 }
 
 /// Counts a packet under a rule.
@@ -535,6 +621,11 @@ impl Environment for Maps {
     #[inline(always)]
     fn by_tuple(&self, work: &mut Work, at: At) -> Packed {
         globals::by_tuple(work, at)
+    }
+
+    #[inline(always)]
+    fn existing(&self, work: &mut Work, at: At) -> Packed {
+        globals::existing(work, at)
     }
 
     #[inline(always)]

@@ -146,6 +146,7 @@ impl Cluster {
 
     /// Has the agent run and ready on every node, by our manifests.
     pub fn install(&self) -> Result<()> {
+        self.apply_file("deploy/manifests/hostpolicies.yaml")?;
         self.apply_file("deploy/manifests/portcullis.yaml")?;
         self.rolled_out()
     }

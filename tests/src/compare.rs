@@ -185,18 +185,19 @@ pub fn agrees(ours: &DirectionAnswer, theirs: &DirVerdict) -> bool {
         Verdict::Deny => Action::Deny,
     };
     let key = |policy: &(String, String)| ObjectKey::new(policy.0.clone(), policy.1.clone());
+    let policy = |policy: &(String, String)| model::PolicyRef::Network(key(policy));
     let source = ours.decided_by.as_ref().map(|name| &name.source);
     let why = match (&theirs.reason, ours.reason) {
         (Why::NotIsolated, Reason::NotIsolated)
         | (Why::SelfTraffic, Reason::SelfTraffic)
         | (Why::ServiceUnresolved, Reason::ServiceNotResolved) => true,
-        (Why::Rule { policy, index }, Reason::Rule) => {
-            source == Some(&RuleSource::NetworkPolicy(key(policy), u32::try_from(*index).unwrap_or(u32::MAX)))
+        (Why::Rule { policy: of, index }, Reason::Rule) => {
+            source == Some(&RuleSource::NetworkPolicy(key(of), u32::try_from(*index).unwrap_or(u32::MAX)))
         }
         (Why::Isolated { first, all }, Reason::Isolated)
         | (Why::InvalidClosed { first, all }, Reason::InvalidClosed) => {
             source == Some(&RuleSource::Isolation(key(first)))
-                && ours.policies == all.iter().map(key).collect::<Vec<_>>()
+                && ours.policies == all.iter().map(policy).collect::<Vec<_>>()
         }
         (Why::UndeclaredNamespace, Reason::Isolated) => {
             matches!(source, Some(RuleSource::UndeclaredNamespace(_)))

@@ -77,5 +77,8 @@ fn name_of(manifest: &Value) -> String {
         "" => "default",
         namespace => namespace,
     };
-    format!("{} {namespace}/{}", text("/kind"), text("/metadata/name"))
+    match text("/kind") {
+        kind @ "HostPolicy" => format!("{kind} {}", text("/metadata/name")),
+        kind => format!("{kind} {namespace}/{}", text("/metadata/name")),
+    }
 }

@@ -12,6 +12,7 @@ pub mod flow;
 pub mod foreign;
 pub mod frames;
 pub mod fuzz;
+pub mod hosts;
 pub mod ipvs;
 pub mod kernel;
 pub mod lifecycle;

@@ -393,6 +393,16 @@ impl Score {
         }
     }
 
+    /// That nothing went wrong.
+    ///
+    /// # Panics
+    ///
+    /// Else.
+    pub fn check_all(&self) {
+        let Self { asked, wrong, .. } = self;
+        assert!(*asked > 0 && wrong.is_empty(), "{} of {asked}:\n{}", wrong.len(), wrong.join("\n"));
+    }
+
     /// That nothing went wrong, and that enough was allowed and denied to tell.
     ///
     /// # Panics

@@ -269,8 +269,16 @@ fn the_programs_are_far_from_what_the_verifier_gives_up_at() {
         }
         if purpose == Purpose::Attach {
             let out = load::classifier(&mut ebpf, load::DELIVER_OUT).unwrap().info().unwrap();
-            let here = load::deliver_here(&mut ebpf).unwrap().info().unwrap();
-            for (name, info) in [(load::DELIVER_OUT, out), (load::DELIVER_HERE, here)] {
+            let here = load::of_cgroup(&mut ebpf, load::DELIVER_HERE).unwrap().info().unwrap();
+            let host_in = load::loaded(&mut ebpf, load::HOST_IN).unwrap().info().unwrap();
+            let host_out = load::loaded(&mut ebpf, load::HOST_OUT).unwrap().info().unwrap();
+            let all = [
+                (load::DELIVER_OUT, out),
+                (load::DELIVER_HERE, here),
+                (load::HOST_IN, host_in),
+                (load::HOST_OUT, host_out),
+            ];
+            for (name, info) in all {
                 let looked_at = info.verified_instruction_count().unwrap_or(0);
                 println!("{purpose:?} {name}: {looked_at} instructions");
                 assert!(looked_at < VERIFIER_LIMIT / 4, "{name}: {looked_at}");

@@ -76,6 +76,7 @@ fn column(lab: &Lab, judge: Judge) -> Vec<String> {
         judge,
         namespaces: Vec::new(),
         services: vec!["svc/life/web:80".to_owned()],
+        hosts: portcullis_agent::verbs::ask::Hosts::Out,
     });
     let answer = client::ask(lab.run_dir(), &request).and_then(client::Asked::answer);
     let Reply { result, .. }: Reply<Vec<Matrix>> = answer.unwrap();

@@ -5,7 +5,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portcullis_agent::source::kube::{Config, Kind, KubeSource, Said, Tuning};
+use portcullis_agent::source::kube::status::{Selects, Standing};
+use portcullis_agent::source::kube::{
+    Config, HostPolicies, HostPolicyState, Kind, KubeSource, Said, Tuning, Version,
+};
 use portcullis_policy::model::ObjectKey;
 use portcullis_tests::apiserver::{ApiServer, Fault, Streaming, schedule};
 use portcullis_tests::privilege::number;
@@ -54,9 +57,10 @@ fn source_by(config: Config) -> KubeSource {
         backoff_first: Duration::from_millis(1),
         backoff_most: Duration::from_millis(20),
         event_spread: Duration::ZERO,
+        status_pause: Duration::from_millis(1),
         ..Tuning::default()
     };
-    KubeSource::start(config, tuning, BTreeSet::new(), "n1".to_owned()).unwrap()
+    KubeSource::start(config, tuning, BTreeSet::new(), "n1".to_owned(), HostPolicies::Watched).unwrap()
 }
 
 /// Waits until the source says so.
@@ -309,5 +313,213 @@ fn where_nothing_changes_a_silent_watch_is_opened_anew_and_is_no_trouble() {
         // and a change is still heard
         server.put(Kind::NetworkPolicy, policy("later"));
         until(&mut source, "a policy", |said| has_policy(said, "later")).await;
+    });
+}
+
+fn host_policy(name: &str, generation: u64) -> Value {
+    json!({
+        "apiVersion": "portcullis.dev/v1alpha1", "kind": "HostPolicy",
+        "metadata": {"name": name, "uid": name, "generation": generation},
+        "spec": {"subject": {"nodes": {}}, "ingress": [{"from": [{"ipBlock": {"cidr": "192.0.2.0/24"}}]}]},
+    })
+}
+
+fn has_host_policy(said: &Said, name: &str) -> bool {
+    said.cluster.host_policies.contains_key(name)
+}
+
+/// What an agent says that has this policy in force.
+fn in_force(said: &Said, name: &str) -> HostPolicyState {
+    HostPolicyState {
+        name: name.to_owned(),
+        version: said.host_versions[name].clone(),
+        problems: Vec::new(),
+        selects: Selects { node: true, pods: 0 },
+        standing: Standing::InForce,
+        rolled_back: None,
+    }
+}
+
+/// Waits until so many statuses were applied.
+async fn applied(server: &ApiServer, count: usize) -> Vec<(String, Value)> {
+    let wait = async {
+        while server.applied().len() < count {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(timeout(HANGS, wait).await.is_ok(), "{:?}", server.applied());
+    server.applied()
+}
+
+/// The status of the condition of a type, of node n1.
+fn condition(body: &Value, kind: &str) -> Option<String> {
+    let all = body["status"]["nodes"]["n1"]["conditions"].as_array()?;
+    all.iter().find(|one| one["type"] == kind)?["status"].as_str().map(str::to_owned)
+}
+
+#[test]
+fn host_policies_are_followed_and_a_change_of_their_status_is_none() {
+    runtime().block_on(async {
+        let server = ApiServer::start().await;
+        server.put(Kind::HostPolicy, host_policy("web", 1));
+        let mut source = source(&server);
+        until(&mut source, "the policy", |said| has_host_policy(said, "web")).await;
+        let said = source.read().unwrap();
+        assert_eq!(said.host_versions["web"].generation, 1);
+        // Another agent writes; then something that counts comes.
+        let mut written = host_policy("web", 1);
+        written["status"]["nodes"]["n2"] = json!({"observedGeneration": 1});
+        server.put(Kind::HostPolicy, written);
+        server.put(Kind::HostPolicy, host_policy("db", 1));
+        until(&mut source, "another", |said| has_host_policy(said, "db")).await;
+        let first = source.read().unwrap().host_versions["web"].clone();
+        assert_eq!(first, said.host_versions["web"], "the state that was read first");
+        server.put(Kind::HostPolicy, host_policy("web", 2));
+        until(&mut source, "its change", |said| said.host_versions["web"].generation == 2).await;
+        server.delete(Kind::HostPolicy, &(String::new(), "web".to_owned()));
+        until(&mut source, "its end", |said| !has_host_policy(said, "web")).await;
+    });
+}
+
+#[test]
+fn what_became_of_a_host_policy_is_applied_once_and_only_where_it_changes() {
+    runtime().block_on(async {
+        let server = ApiServer::start().await;
+        server.put(Kind::HostPolicy, host_policy("web", 3));
+        let mut source = source(&server);
+        until(&mut source, "the policy", |said| has_host_policy(said, "web")).await;
+        let state = in_force(&source.read().unwrap(), "web");
+        // given a server that refuses twice
+        server.refuse_status(500);
+        server.refuse_status(403);
+        source.tell_status(vec![state.clone()]);
+        let all = applied(&server, 1).await;
+        let (manager, body) = &all[0];
+        assert_eq!(manager, "portcullis-n1");
+        assert_eq!(body["metadata"], json!({"name": "web", "uid": "web"}));
+        assert_eq!(body["status"]["nodes"]["n1"]["observedGeneration"], 3);
+        assert_eq!(condition(body, "Accepted").as_deref(), Some("True"));
+        assert_eq!(condition(body, "Realised").as_deref(), Some("True"));
+        // when the same is told again, and by an agent that was started anew
+        source.tell_status(vec![state.clone()]);
+        let mut next = source_by(Config::new(server.url().parse().unwrap()));
+        until(&mut next, "the policy", |said| has_host_policy(said, "web")).await;
+        next.tell_status(vec![state.clone()]);
+        // then nothing is written until it is another
+        let pending = HostPolicyState { standing: Standing::Pending, ..state.clone() };
+        next.tell_status(vec![state]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(server.applied().len(), 1, "{:?}", server.applied());
+        next.tell_status(vec![pending]);
+        let (_, body) = applied(&server, 2).await.remove(1);
+        assert_eq!(condition(&body, "Realised").as_deref(), Some("False"));
+    });
+}
+
+#[test]
+fn a_host_policy_that_was_rolled_back_has_a_condition_and_one_event() {
+    runtime().block_on(async {
+        let server = ApiServer::start().await;
+        server.put(Kind::HostPolicy, host_policy("web", 1));
+        let mut source = source(&server);
+        until(&mut source, "the policy", |said| has_host_policy(said, "web")).await;
+        let fine = in_force(&source.read().unwrap(), "web");
+        let back = HostPolicyState { rolled_back: Some("the API server".to_owned()), ..fine };
+        source.tell_status(vec![back.clone()]);
+        let (_, body) = applied(&server, 1).await.remove(0);
+        assert_eq!(condition(&body, "RolledBack").as_deref(), Some("True"));
+        // More pods come, and it is as rolled back as before.
+        source.tell_status(vec![HostPolicyState { selects: Selects { node: true, pods: 1 }, ..back }]);
+        let wait = async {
+            while server.events().is_empty() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        timeout(HANGS, wait).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let events = server.events();
+        assert_eq!(events.len(), 1, "{events:?}");
+        assert_eq!(events[0]["reason"], "RolledBack");
+        assert_eq!(events[0]["involvedObject"]["kind"], "HostPolicy");
+        assert_eq!(events[0]["metadata"]["namespace"], "default");
+    });
+}
+
+#[test]
+fn a_status_of_a_policy_that_is_gone_or_another_by_now_is_not_written() {
+    runtime().block_on(async {
+        let server = ApiServer::start().await;
+        server.put(Kind::HostPolicy, host_policy("web", 1));
+        server.put(Kind::HostPolicy, host_policy("db", 1));
+        let mut source = source(&server);
+        until(&mut source, "the policies", |said| {
+            has_host_policy(said, "web") && has_host_policy(said, "db")
+        })
+        .await;
+        let said = source.read().unwrap();
+        let gone = HostPolicyState { name: "gone".to_owned(), ..in_force(&said, "db") };
+        let other = Version { uid: "another".to_owned(), ..said.host_versions["web"].clone() };
+        let another = HostPolicyState { version: other, ..in_force(&said, "web") };
+        source.tell_status(vec![gone, another, in_force(&said, "db")]);
+        let all = applied(&server, 1).await;
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].1["metadata"]["name"], "db");
+    });
+}
+
+#[test]
+fn a_server_that_does_not_know_host_policies_is_asked_again_and_holds_nothing_back() {
+    runtime().block_on(async {
+        let server = ApiServer::start().await;
+        server.put(Kind::Pod, pod("a"));
+        for _ in 0..100_000 {
+            server.refuse(Kind::HostPolicy, 404);
+        }
+        let mut source = source(&server);
+        until(&mut source, "a pod", |said| said.cluster.pods.len() == 1).await;
+        let watch = |source: &KubeSource| {
+            source.watches().into_iter().find(|watch| watch.kind == Kind::HostPolicy).unwrap()
+        };
+        let state = watch(&source);
+        assert!(state.absent && state.listed && state.trouble.is_none(), "{state:?}");
+        // The definition is applied, and a policy.
+        server.heal();
+        server.put(Kind::HostPolicy, host_policy("web", 1));
+        until(&mut source, "the policy", |said| has_host_policy(said, "web")).await;
+        assert!(!watch(&source).absent);
+        // One that is forgotten for a moment, as by a server that has just started, takes nothing away.
+        server.refuse(Kind::HostPolicy, 404);
+        server.refuse(Kind::HostPolicy, 404);
+        server.fault(Kind::HostPolicy, Fault::Gone);
+        server.put(Kind::HostPolicy, host_policy("db", 1));
+        until(&mut source, "the next", |said| {
+            assert!(has_host_policy(said, "web"));
+            has_host_policy(said, "db")
+        })
+        .await;
+        // The kind is taken away for good.
+        for _ in 0..100_000 {
+            server.refuse(Kind::HostPolicy, 404);
+        }
+        server.fault(Kind::HostPolicy, Fault::Gone);
+        until(&mut source, "none", |said| said.cluster.host_policies.is_empty()).await;
+    });
+}
+
+#[test]
+fn host_policies_are_not_asked_for_where_nobody_needs_them() {
+    runtime().block_on(async {
+        let server = ApiServer::start().await;
+        server.put(Kind::Pod, pod("a"));
+        for _ in 0..100 {
+            server.refuse(Kind::HostPolicy, 404);
+        }
+        let config = Config::new(server.url().parse().unwrap());
+        let node = "n1".to_owned();
+        let mut source =
+            KubeSource::start(config, Tuning::default(), BTreeSet::new(), node, HostPolicies::Ignored)
+                .unwrap();
+        until(&mut source, "a pod", |said| said.cluster.pods.len() == 1).await;
+        assert!(source.watches().iter().all(|watch| watch.kind != Kind::HostPolicy));
     });
 }

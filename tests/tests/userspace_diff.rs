@@ -66,6 +66,7 @@ fn the_difference_is_that_of_the_oracles_matrices() {
                 judge: Judge::Userspace,
                 namespaces: Vec::new(),
                 services: Vec::new(),
+                hosts: portcullis_agent::verbs::ask::Hosts::Out,
             };
             let (Some(first), Some(second)) = (matrices(&before, &request), matrices(&after, &request))
             else {

@@ -143,7 +143,7 @@ fn action_of(verdict: Verdict) -> Action {
 fn compile_for(cluster: &Cluster, parties: [&Party; 2]) -> Desired {
     let pods = parties.into_iter().filter_map(|party| match party {
         Party::Pod(key, _) => Some(key),
-        Party::OwnNode(_) | Party::Address(_) => None,
+        Party::HostPod(..) | Party::OwnNode(_) | Party::Address(_) => None,
     });
     let (desired, problems) = Compiler::new(0).compile(cluster, pods).expect("tables have room");
     assert!(problems.is_empty(), "{problems:?}");
@@ -179,7 +179,7 @@ impl Asked<'_> {
         let sight = Sight { cluster: self.cluster, directory, subject, direction, remote, traffic };
         let first = |findings: &[Finding]| {
             let matching = findings.iter().find(|finding| finding.why.is_none());
-            matching.map(|finding| RuleSource::NetworkPolicy(finding.policy.clone(), finding.rule))
+            matching.map(|finding| RuleSource::rule(&finding.policy, finding.rule))
         };
         let findings = sight.findings();
         let isolated = matches!(judged.reason, Reason::Isolated | Reason::InvalidClosed);
@@ -210,7 +210,7 @@ impl Asked<'_> {
             let policy = finding.policy.clone();
             edits.push(Edit::RemoveRule { policy: policy.clone(), direction, rule: finding.rule });
             let defaulted = matches!(
-                cluster.policies[&policy].ingress,
+                cluster.policies[policy.network().expect("a NetworkPolicy")].ingress,
                 DirectionSpec::Isolated { cause: IsolationCause::Written, .. }
             );
             if defaulted && direction == Way::Egress && policy != kept.policy {
@@ -220,7 +220,7 @@ impl Asked<'_> {
         // Rules of unreadable policies are counted in the model and match nothing.
         let readable = |edit: &Edit| {
             let Edit::RemoveRule { policy, .. } = edit else { return true };
-            let policy = &self.cluster.policies[policy];
+            let policy = &self.cluster.policies[policy.network().expect("a NetworkPolicy")];
             let side = if direction == Way::Ingress { &policy.ingress } else { &policy.egress };
             matches!(side, DirectionSpec::Isolated { cause: IsolationCause::Written, .. })
         };

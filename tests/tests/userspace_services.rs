@@ -236,6 +236,7 @@ fn columns(
         judge: Judge::Userspace,
         namespaces: Vec::new(),
         services: drawn.iter().map(|of| format!("svc/{}:{}/{}", of.service, of.port, of.protocol)).collect(),
+        hosts: portcullis_agent::verbs::ask::Hosts::Out,
     };
     let Ok(reply) = matrix(world, None, &request) else { return };
     let found = &reply.result[0];

@@ -25,19 +25,32 @@ const NOT_PLAIN: &str = "app.kubernetes.io/managed-by: Helm";
 struct Manifest {
     path: &'static str,
     about: &'static str,
-    flags: &'static [&'static str],
+    made: Made,
+}
+
+enum Made {
+    /// By templates, with these flags.
+    Rendered(&'static [&'static str]),
+    /// The chart's own definitions of kinds.
+    Definitions,
 }
 
 const MANIFESTS: &[Manifest] = &[
+    // By itself: without the definition its objects go, and who installs the agent anew wants to keep them.
+    Manifest {
+        path: "deploy/manifests/hostpolicies.yaml",
+        about: "The kind HostPolicy. Deleting it deletes every HostPolicy.",
+        made: Made::Definitions,
+    },
     Manifest {
         path: "deploy/manifests/portcullis.yaml",
         about: "The agent on every node, with the chart's defaults.",
-        flags: &[],
+        made: Made::Rendered(&[]),
     },
     Manifest {
         path: "deploy/cleanup.yaml",
         about: "Takes everything of portcullis off every node, after the agent is deleted: docs/operations.md.",
-        flags: &["--set", "cleanup.enabled=true", "--show-only", "templates/cleanup.yaml"],
+        made: Made::Rendered(&["--set", "cleanup.enabled=true", "--show-only", "templates/cleanup.yaml"]),
     },
 ];
 
@@ -86,9 +99,22 @@ fn compare(helm: &PathBuf) -> Result<()> {
 
 fn render(helm: &PathBuf, manifest: &Manifest) -> Result<String> {
     let mut command = in_root(helm);
-    command.args(["template", RELEASE, CHART, "--namespace", NAMESPACE, "--kube-version", KUBERNETES]);
-    let text = sh::output(command.args(manifest.flags))?;
-    Ok(plain(manifest.about, &text))
+    match manifest.made {
+        Made::Rendered(flags) => {
+            command.args([
+                "template",
+                RELEASE,
+                CHART,
+                "--namespace",
+                NAMESPACE,
+                "--kube-version",
+                KUBERNETES,
+            ]);
+            command.args(flags)
+        }
+        Made::Definitions => command.args(["show", "crds", CHART]),
+    };
+    Ok(plain(manifest.about, &sh::output(&mut command)?))
 }
 
 /// Helm's output as a file of its own.
@@ -152,7 +178,7 @@ mod tests {
             assert!(chart.lines().any(|found| found == line), "{line} is not in the chart");
         }
         let image = format!("image: \"{}:{version}\"", crate::image::REPOSITORY);
-        for manifest in MANIFESTS {
+        for manifest in MANIFESTS.iter().filter(|one| matches!(one.made, Made::Rendered(_))) {
             assert!(read(manifest.path).contains(&image), "{} has no {image}", manifest.path);
         }
     }

@@ -10,15 +10,16 @@ use portcullis_common::event::{Action, Direction, Reason};
 use portcullis_common::judge::{At, Environment, Flows, Origin, Verdict, Work, judge};
 use portcullis_common::packet::{Link, parse};
 use portcullis_common::wire::{
-    ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey, LINK_ETHERNET,
-    LINK_IP, MAX_ENDPOINT_ADDRS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule, Ruleset,
+    ENDPOINT_HOST, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord, FlowEntry, FlowKey,
+    LINK_ETHERNET, LINK_IP, MAX_ENDPOINT_ADDRS, PeerRowKey, PeerRowWord, PeerWord, PortRange, Row, Rule,
+    Ruleset,
 };
 
 use crate::compile::ruleset::isolating;
 use crate::desired::{CounterName, Desired, EndpointRulesets, wire_addr};
 use crate::frame::{self, Traffic};
-use crate::model::{Cluster, ObjectKey, PodNetwork, SourceBinding};
-use crate::select::Directory;
+use crate::model::{Cluster, ObjectKey, PodNetwork, PolicyRef, SourceBinding};
+use crate::select::{Directory, is_local};
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,7 +61,9 @@ impl Family {
 pub enum Party {
     /// A live pod with a network of its own, by the address that it owns.
     Pod(ObjectKey, IpAddr),
-    /// The pod's own node.
+    /// A live pod in the own node's network, by an address of the node: judged where the host firewall is on.
+    HostPod(ObjectKey, IpAddr),
+    /// The pod's own node; where the host firewall is on its node, which is judged then.
     OwnNode(IpAddr),
     /// Anyone else.
     Address(IpAddr),
@@ -71,14 +74,10 @@ impl Party {
     #[must_use]
     pub fn address(&self) -> IpAddr {
         match self {
-            Self::Pod(_, address) | Self::OwnNode(address) | Self::Address(address) => *address,
-        }
-    }
-
-    fn pod(&self) -> Option<&ObjectKey> {
-        match self {
-            Self::Pod(key, _) => Some(key),
-            Self::OwnNode(_) | Self::Address(_) => None,
+            Self::Pod(_, address)
+            | Self::HostPod(_, address)
+            | Self::OwnNode(address)
+            | Self::Address(address) => *address,
         }
     }
 }
@@ -95,10 +94,10 @@ pub struct DirectionAnswer {
     /// The rule or isolation that decided.
     pub decided_by: Option<CounterName>,
     /// Every policy that isolates the subject in this direction, where isolation decided.
-    pub policies: Vec<ObjectKey>,
+    pub policies: Vec<PolicyRef>,
 }
 
-/// The verdict of a flow; a direction whose subject is no pod has none.
+/// The verdict of a flow; a direction whose end no policy can select has none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// What the sender's policies say.
@@ -119,7 +118,7 @@ impl Answer {
 /// One direction of a flow as a question to one endpoint: what userspace judges, and what the kernel is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// The pod whose policies decide.
+    /// The pod whose policies decide, or the node ([`ObjectKey::of_node`]).
     pub pod: ObjectKey,
     /// Which way.
     pub direction: Direction,
@@ -143,8 +142,10 @@ impl<'a> Answers<'a> {
     #[must_use]
     pub fn new(cluster: &'a Cluster, desired: &'a Desired) -> Self {
         let directory = Directory::new(cluster);
-        let configs =
-            directory.pods.keys().map(|key| ((*key).clone(), pod_config(&directory, key))).collect();
+        let of_pods = directory.pods.keys().map(|key| ((*key).clone(), pod_config(&directory, key)));
+        let hosts = directory.hosts.keys().map(|key| (*key).clone());
+        let hosts = hosts.chain(directory.node.map(ObjectKey::of_node));
+        let configs = of_pods.chain(hosts.map(|key| (key, host_config()))).collect();
         Self { cluster, directory, desired, configs }
     }
 
@@ -170,6 +171,66 @@ impl<'a> Answers<'a> {
             .collect()
     }
 
+    /// Where the host firewall is on: the node and the live pods in its network, in this order, by the addresses
+    /// of the family that the node has, or shows by one of these pods.
+    #[must_use]
+    pub fn hosts(&self, family: Family) -> Vec<Party> {
+        let Some(node) = self.directory.node else { return Vec::new() };
+        let of_family = |addresses: &[IpAddr]| addresses.iter().copied().find(|a| Family::of(*a) == family);
+        let own = self.cluster.nodes.get(node).and_then(|node| of_family(&node.addresses));
+        let shown = || self.directory.hosts.values().find_map(|facts| of_family(&facts.pod.addresses));
+        let of_pods = self.directory.hosts.iter().filter_map(|(key, facts)| {
+            let address = own.or_else(|| of_family(&facts.pod.addresses))?;
+            Some(Party::HostPod((*key).clone(), address))
+        });
+        own.or_else(shown).map(Party::OwnNode).into_iter().chain(of_pods).collect()
+    }
+
+    /// The key by which an end is a subject; `None`: no policy here selects it.
+    #[must_use]
+    pub fn subject(&self, party: &Party) -> Option<ObjectKey> {
+        match party {
+            Party::Pod(key, _) => Some(key.clone()),
+            Party::HostPod(key, _) => self.directory.hosts.contains_key(key).then(|| key.clone()),
+            Party::OwnNode(_) => self.directory.node.map(ObjectKey::of_node),
+            Party::Address(_) => None,
+        }
+    }
+
+    /// Where what one end sends comes to the other from.
+    fn origin(&self, from: &Party, to: &Party) -> Origin {
+        let sends_itself = || self.subject(from).is_some() && self.subject(from) == self.subject(to);
+        let is_of_node = || match from {
+            Party::OwnNode(_) => true,
+            // Another node's nobody knows here.
+            Party::HostPod(key, _) => self.directory.hosts.contains_key(key),
+            Party::Pod(..) | Party::Address(_) => false,
+        };
+        // Where nobody says which node it is, it is the one that the receiver runs on.
+        let is_local = |pod: &ObjectKey| {
+            let facts = self.directory.pods.get(pod);
+            self.directory.node.is_none_or(|node| facts.is_some_and(|facts| is_local(facts.pod, node)))
+        };
+        match (from, to) {
+            (Party::Pod(from, _), Party::Pod(to, _)) if from == to => Origin::OwnInterface,
+            (Party::HostPod(..) | Party::OwnNode(_), Party::HostPod(..) | Party::OwnNode(_))
+                if sends_itself() =>
+            {
+                Origin::OwnInterface
+            }
+            (Party::OwnNode(_), Party::HostPod(..) | Party::OwnNode(_) | Party::Address(_)) => {
+                Origin::OwnNode
+            }
+            (Party::OwnNode(_) | Party::HostPod(..), Party::Pod(to, _)) if is_of_node() && is_local(to) => {
+                Origin::OwnNode
+            }
+            // One hostNetwork pod to another too: by address each is the node, and neither's process is (H8).
+            (Party::Pod(..) | Party::HostPod(..) | Party::OwnNode(_) | Party::Address(_), _) => {
+                Origin::Forwarded
+            }
+        }
+    }
+
     fn address(&self, pod: &ObjectKey, family: Family) -> Option<IpAddr> {
         owned_addresses(&self.directory, pod).into_iter().find(|address| Family::of(*address) == family)
     }
@@ -189,6 +250,15 @@ impl<'a> Answers<'a> {
         }
     }
 
+    /// The same, where it may be known which pod is meant: of a pod in the node's network the address does not tell.
+    #[must_use]
+    pub fn party_of(&self, pod: Option<&ObjectKey>, address: IpAddr) -> Party {
+        match pod.filter(|pod| self.directory.hosts.contains_key(*pod)) {
+            Some(pod) => Party::HostPod(pod.clone(), address),
+            None => self.party_at(address),
+        }
+    }
+
     /// The questions that a flow puts to the sender's and to the receiver's endpoint.
     #[must_use]
     pub fn questions(
@@ -200,19 +270,21 @@ impl<'a> Answers<'a> {
         let Some(frame) = frame::opening(from.address(), to.address(), traffic) else {
             return (None, None);
         };
-        let egress = from.pod().map(|pod| Question {
-            pod: pod.clone(),
+        let origin = self.origin(from, to);
+        let egress = self.subject(from).map(|pod| Question {
+            pod,
             direction: Direction::Egress,
-            origin: Origin::OwnInterface,
+            // A host has no interface of its own: of what it sends only what it says to itself comes from there.
+            origin: match from {
+                Party::OwnNode(_) | Party::HostPod(..) if origin != Origin::OwnInterface => Origin::Forwarded,
+                Party::OwnNode(_) | Party::HostPod(..) | Party::Pod(..) | Party::Address(_) => {
+                    Origin::OwnInterface
+                }
+            },
             frame: frame.clone(),
         });
-        let origin = match (from, to) {
-            (Party::OwnNode(_), _) => Origin::OwnNode,
-            (Party::Pod(from, _), Party::Pod(to, _)) if from == to => Origin::OwnInterface,
-            (Party::Pod(..) | Party::Address(_), _) => Origin::Forwarded,
-        };
         let ingress =
-            to.pod().map(|pod| Question { pod: pod.clone(), direction: Direction::Ingress, origin, frame });
+            self.subject(to).map(|pod| Question { pod, direction: Direction::Ingress, origin, frame });
         (egress, ingress)
     }
 
@@ -250,16 +322,15 @@ impl<'a> Answers<'a> {
         }
     }
 
-    /// Every policy that isolates a pod in a direction.
+    /// Every policy that isolates a subject in a direction.
     #[must_use]
-    pub fn isolating(&self, pod: &ObjectKey, direction: Direction) -> Vec<ObjectKey> {
-        let Some(facts) = self.directory.pods.get(pod).filter(|facts| facts.pod.has_known_labels()) else {
+    pub fn isolating(&self, subject: &ObjectKey, direction: Direction) -> Vec<PolicyRef> {
+        let Some(found) = self.directory.subject(subject) else { return Vec::new() };
+        if found.facts().is_some_and(|facts| !facts.pod.has_known_labels()) {
             return Vec::new();
-        };
-        isolating(self.cluster, pod, &facts.pod.labels, direction)
-            .into_iter()
-            .map(|policy| policy.name.clone())
-            .collect()
+        }
+        let policies = isolating(self.cluster, subject, &found, direction);
+        policies.into_iter().map(|isolating| isolating.policy).collect()
     }
 }
 
@@ -304,6 +375,13 @@ pub fn pod_config(directory: &Directory<'_>, key: &ObjectKey) -> EndpointConfig 
     let mut config = endpoint_config(&owned_addresses(directory, key));
     config.flags |= binding_flags(directory.source_binding(key));
     config
+}
+
+/// A host's endpoint: it sends from any address, and which are its own no table says.
+#[must_use]
+pub fn host_config() -> EndpointConfig {
+    let flags = ENDPOINT_USED | ENDPOINT_UNBOUND | ENDPOINT_HOST;
+    EndpointConfig { flags, link: LINK_ETHERNET, ..EndpointConfig::default() }
 }
 
 /// How an endpoint is marked whose pod's sources are bound, or are not.

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use crate::convert::METADATA_NAME;
 use crate::model::{
-    Cluster, DirectionSpec, IsolationCause, Labels, Namespace, NetworkPolicy, ObjectKey, Rule,
+    Cluster, DirectionSpec, HostPolicy, IsolationCause, Labels, Namespace, NetworkPolicy, ObjectKey,
+    PolicyRef, Rule,
 };
 use crate::written;
 
@@ -26,21 +27,21 @@ pub struct Change {
 pub enum Edit {
     /// Declare a namespace.
     CreateNamespace(String),
-    /// Write a new policy.
+    /// Write a new NetworkPolicy.
     CreatePolicy(ObjectKey, NetworkPolicy),
+    /// Write a new HostPolicy.
+    CreateHostPolicy(String, HostPolicy),
     /// Write the spec of a policy again that could not be read.
     ReplaceSpec {
-        /// Which.
-        policy: ObjectKey,
-        /// What it says then.
-        spec: NetworkPolicy,
+        /// What it says then, and which it is.
+        spec: Spec,
         /// What was wrong with it, where that is known: field and message.
         mend: Vec<(String, String)>,
     },
     /// Add a rule to a direction that the policy isolates.
     AppendRule {
         /// Which policy.
-        policy: ObjectKey,
+        policy: PolicyRef,
         /// Which list.
         direction: Direction,
         /// The rule.
@@ -49,7 +50,7 @@ pub enum Edit {
     /// Take a rule out.
     RemoveRule {
         /// Which policy.
-        policy: ObjectKey,
+        policy: PolicyRef,
         /// Which list.
         direction: Direction,
         /// Its index there, when the edits before this one are done.
@@ -57,7 +58,7 @@ pub enum Edit {
     },
     /// Write out policyTypes that were defaulted to both: without egress rules the default would leave egress
     /// open (S6). The model holds what was meant and does not change.
-    WriteTypes(ObjectKey),
+    WriteTypes(PolicyRef),
     /// Give a pod a label that it does not have.
     AddLabel {
         /// Which pod.
@@ -69,17 +70,62 @@ pub enum Edit {
     },
 }
 
+/// A policy of either kind, with its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Spec {
+    /// A NetworkPolicy.
+    Network(ObjectKey, NetworkPolicy),
+    /// A HostPolicy.
+    Host(String, HostPolicy),
+}
+
+impl Spec {
+    /// Of a policy of the cluster.
+    #[must_use]
+    pub fn of(cluster: &Cluster, policy: &PolicyRef) -> Option<Self> {
+        Some(match policy {
+            PolicyRef::Host(name) => Self::Host(name.clone(), cluster.host_policies.get(name)?.clone()),
+            PolicyRef::Network(key) => Self::Network(key.clone(), cluster.policies.get(key)?.clone()),
+        })
+    }
+
+    /// Which it is.
+    #[must_use]
+    pub fn policy(&self) -> PolicyRef {
+        match self {
+            Self::Network(key, _) => PolicyRef::Network(key.clone()),
+            Self::Host(name, _) => PolicyRef::Host(name.clone()),
+        }
+    }
+
+    /// Both directions, ingress first.
+    pub fn directions_mut(&mut self) -> [&mut DirectionSpec; 2] {
+        match self {
+            Self::Network(_, policy) => [&mut policy.ingress, &mut policy.egress],
+            Self::Host(_, policy) => [&mut policy.ingress, &mut policy.egress],
+        }
+    }
+
+    fn written(&self) -> Value {
+        match self {
+            Self::Network(key, policy) => written::spec(policy, &key.namespace),
+            Self::Host(_, policy) => written::host_spec(policy),
+        }
+    }
+}
+
 impl Edit {
     /// The object, `KIND NAMESPACE/NAME`.
     #[must_use]
     pub fn object(&self) -> String {
         match self {
             Self::CreateNamespace(name) => format!("Namespace {name}"),
-            Self::CreatePolicy(policy, _)
-            | Self::ReplaceSpec { policy, .. }
-            | Self::AppendRule { policy, .. }
-            | Self::RemoveRule { policy, .. }
-            | Self::WriteTypes(policy) => format!("NetworkPolicy {policy}"),
+            Self::CreatePolicy(policy, _) => format!("NetworkPolicy {policy}"),
+            Self::CreateHostPolicy(name, _) => format!("HostPolicy {name}"),
+            Self::ReplaceSpec { spec, .. } => spec.policy().object(),
+            Self::AppendRule { policy, .. } | Self::RemoveRule { policy, .. } | Self::WriteTypes(policy) => {
+                policy.object()
+            }
             Self::AddLabel { pod, .. } => format!("Pod {pod}"),
         }
     }
@@ -88,7 +134,7 @@ impl Edit {
     #[must_use]
     pub fn field(&self) -> String {
         match self {
-            Self::CreateNamespace(_) | Self::CreatePolicy(..) => String::new(),
+            Self::CreateNamespace(_) | Self::CreatePolicy(..) | Self::CreateHostPolicy(..) => String::new(),
             Self::ReplaceSpec { .. } => "spec".to_owned(),
             Self::AppendRule { direction, .. } => format!("spec.{}", direction.name()),
             Self::RemoveRule { direction, rule, .. } => format!("spec.{}[{rule}]", direction.name()),
@@ -102,7 +148,7 @@ impl Edit {
     #[must_use]
     pub const fn op(&self) -> &'static str {
         match self {
-            Self::CreateNamespace(_) | Self::CreatePolicy(..) => "create",
+            Self::CreateNamespace(_) | Self::CreatePolicy(..) | Self::CreateHostPolicy(..) => "create",
             Self::ReplaceSpec { .. } | Self::WriteTypes(_) => "replace",
             Self::AppendRule { .. } => "append",
             Self::RemoveRule { .. } => "remove",
@@ -116,9 +162,10 @@ impl Edit {
         match self {
             Self::CreateNamespace(name) => written::namespace(name),
             Self::CreatePolicy(key, policy) => written::policy(key, policy),
-            Self::ReplaceSpec { policy, spec, .. } => written::spec(spec, &policy.namespace),
+            Self::CreateHostPolicy(name, policy) => written::host_policy(name, policy),
+            Self::ReplaceSpec { spec, .. } => spec.written(),
             Self::AppendRule { policy, direction, rule } => {
-                written::rule(rule, *direction, &policy.namespace).unwrap_or(Value::Null)
+                written::rule(rule, *direction, policy.namespace().unwrap_or_default()).unwrap_or(Value::Null)
             }
             Self::RemoveRule { .. } => Value::Null,
             Self::WriteTypes(_) => json!(["Ingress", "Egress"]),
@@ -132,11 +179,16 @@ impl Edit {
         let (object, field) = (self.object(), self.field());
         match self {
             Self::CreateNamespace(_) => format!("declare {object}: pods of an undeclared one are isolated"),
+            Self::CreateHostPolicy(_, policy) => {
+                let of = written::host_spec(policy);
+                let of = of.get("subject").map(Value::to_string).unwrap_or_default();
+                format!(
+                    "create {object}, which isolates subject {of} for {} and allows nothing but what always passes",
+                    isolated(&policy.ingress).name()
+                )
+            }
             Self::CreatePolicy(_, policy) => {
-                let direction = match policy.ingress {
-                    DirectionSpec::Isolated { .. } => Direction::Ingress,
-                    DirectionSpec::Ignored => Direction::Egress,
-                };
+                let direction = isolated(&policy.ingress);
                 let of = written::spec(policy, "");
                 let of = of.get("podSelector").map(Value::to_string).unwrap_or_default();
                 format!(
@@ -170,6 +222,14 @@ impl Edit {
     }
 }
 
+/// The one direction that a new policy isolates.
+fn isolated(ingress: &DirectionSpec) -> Direction {
+    match ingress {
+        DirectionSpec::Isolated { .. } => Direction::Ingress,
+        DirectionSpec::Ignored => Direction::Egress,
+    }
+}
+
 /// The cluster after the edits. An edit of an object that is not there changes nothing.
 #[must_use]
 pub fn apply(cluster: &Cluster, change: &Change) -> Cluster {
@@ -193,8 +253,16 @@ pub fn apply_edits(cluster: &mut Cluster, edits: &[Edit]) {
             Edit::CreatePolicy(key, policy) => {
                 cluster.policies.insert(key.clone(), policy.clone());
             }
-            Edit::ReplaceSpec { policy, spec, .. } => {
-                if let Some(held) = cluster.policies.get_mut(policy) {
+            Edit::CreateHostPolicy(name, policy) => {
+                cluster.host_policies.insert(name.clone(), policy.clone());
+            }
+            Edit::ReplaceSpec { spec: Spec::Network(key, spec), .. } => {
+                if let Some(held) = cluster.policies.get_mut(key) {
+                    held.clone_from(spec);
+                }
+            }
+            Edit::ReplaceSpec { spec: Spec::Host(name, spec), .. } => {
+                if let Some(held) = cluster.host_policies.get_mut(name) {
                     held.clone_from(spec);
                 }
             }
@@ -225,13 +293,22 @@ pub fn apply_edits(cluster: &mut Cluster, edits: &[Edit]) {
 /// is added to them.
 fn rules_of<'a>(
     cluster: &'a mut Cluster,
-    policy: &ObjectKey,
+    policy: &PolicyRef,
     direction: Direction,
 ) -> Option<&'a mut Vec<Rule>> {
-    let policy = cluster.policies.get_mut(policy)?;
+    let [ingress, egress] = match policy {
+        PolicyRef::Host(name) => {
+            let policy = cluster.host_policies.get_mut(name)?;
+            [&mut policy.ingress, &mut policy.egress]
+        }
+        PolicyRef::Network(key) => {
+            let policy = cluster.policies.get_mut(key)?;
+            [&mut policy.ingress, &mut policy.egress]
+        }
+    };
     let spec = match direction {
-        Direction::Ingress => &mut policy.ingress,
-        Direction::Egress => &mut policy.egress,
+        Direction::Ingress => ingress,
+        Direction::Egress => egress,
     };
     match spec {
         DirectionSpec::Isolated { rules, cause: IsolationCause::Written } => Some(rules),

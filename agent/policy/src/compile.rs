@@ -84,7 +84,7 @@ pub struct Held {
 pub enum Instead {
     /// The last complete ruleset.
     Last,
-    /// Nothing passes: there was no ruleset.
+    /// Nothing passes, to a host and from it nothing but what always does: there was no ruleset.
     Closed,
 }
 
@@ -304,8 +304,11 @@ impl Compiler {
             *taken.entry(one.namespace()).or_default() += one.built.weight(table);
         }
         let weight = |one: &Candidate| taken.get(one.namespace()).copied().unwrap_or(0);
+        // What is the hosts' own waits for no tenant.
+        let is_tenants = |one: &Candidate| !one.namespace().is_empty();
         order.sort_by(|(_, a), (_, b)| {
-            (weight(b), fit::weight(b, table)).cmp(&(weight(a), fit::weight(a, table)))
+            let of_b = (is_tenants(b), weight(b), fit::weight(b, table));
+            of_b.cmp(&(is_tenants(a), weight(a), fit::weight(a, table)))
         });
         let without = |count: usize| -> BTreeMap<usize, Table> {
             let more = order.iter().take(count).map(|(place, _)| (*place, table));
@@ -336,7 +339,7 @@ impl Compiler {
         let accepted = (0..wanted.candidates.len()).filter(|place| !refused.contains_key(place)).collect();
         let (desired, mut held) = self.attempt(directory, wanted, in_force, &accepted)?;
         for one in &mut held {
-            if let Some(Want::Rules(place)) = wanted.want(&one.pod, one.direction)
+            if let Some(Want::Rules(place, _)) = wanted.want(&one.pod, one.direction)
                 && let Some(table) = refused.get(&place)
             {
                 one.table = *table;
@@ -382,18 +385,19 @@ impl Compiler {
                 let number = match want {
                     Want::Open => RULESET_OPEN,
                     Want::Closed => RULESET_CLOSED,
-                    Want::Rules(place) => match wanted.candidates.get(*place) {
-                        Some(one) if one.is_wanted && accepted.contains(place) => {
-                            let id = self.full(Table::Rulesets, |c| c.rulesets.intern(&one.rules, 1))?;
-                            self.built.entry(id).or_insert_with(|| Arc::clone(&one.built));
-                            id
-                        }
+                    Want::Rules(place, spare) => match wanted.candidates.get(*place) {
+                        Some(one) if one.is_wanted && accepted.contains(place) => self.take(one)?,
                         Some(_) | None => {
                             let last = self.last(key, *direction, in_force, &dropped);
                             let instead = if last.is_some() { Instead::Last } else { Instead::Closed };
                             let (pod, table) = (key.clone(), Table::Rulesets);
                             held.push(Held { pod, direction: *direction, table, instead });
-                            last.unwrap_or(RULESET_CLOSED)
+                            let spare = spare.and_then(|spare| wanted.candidates.get(spare));
+                            match (last, spare) {
+                                (Some(last), _) => last,
+                                (None, Some(spare)) => self.take(spare)?,
+                                (None, None) => RULESET_CLOSED,
+                            }
                         }
                     },
                 };
@@ -404,6 +408,12 @@ impl Compiler {
         self.write_rulesets(&dropped, &mut desired)?;
         self.write_peers(&dropped, directory, &mut desired)?;
         Ok((desired, held))
+    }
+
+    fn take(&mut self, one: &Candidate) -> Result<u32, CompileError> {
+        let id = self.full(Table::Rulesets, |c| c.rulesets.intern(&one.rules, 1))?;
+        self.built.entry(id).or_insert_with(|| Arc::clone(&one.built));
+        Ok(id)
     }
 
     /// The ruleset that is in force, which goes on being used.

@@ -4,6 +4,7 @@
 
 mod cidr;
 mod cluster;
+mod host;
 mod labels;
 mod mode;
 mod peers;
@@ -20,6 +21,7 @@ mod tests;
 mod value;
 
 pub use cluster::{METADATA_NAME, namespace, node};
+pub use host::host_policy;
 pub use mode::{MODE_ANNOTATION, SOURCE_BINDING_ANNOTATION};
 pub(crate) use pod::from_template;
 pub use pod::pod;

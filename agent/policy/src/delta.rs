@@ -18,6 +18,8 @@ pub struct Delta {
     pub services: bool,
     /// True if the addresses of the own node differ.
     pub own_node: bool,
+    /// True if HostPolicies differ, or what the host firewall was told, of which HostPolicies mean nothing without it.
+    pub host: bool,
 }
 
 impl Delta {
@@ -30,6 +32,7 @@ impl Delta {
             policies: differing(&old.policies, &new.policies),
             services: translated(old).ne(translated(new)) || old.nodes != new.nodes,
             own_node: old.own_node != new.own_node,
+            host: old.host != new.host || (new.host.is_some() && old.host_policies != new.host_policies),
         }
     }
 }

@@ -12,7 +12,7 @@ use portcullis_common::wire::{
     PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED, Row, Rule, Ruleset,
 };
 
-use crate::model::ObjectKey;
+use crate::model::{ObjectKey, PolicyRef};
 
 /// An address as the tables hold it.
 #[must_use]
@@ -74,8 +74,48 @@ pub enum RuleSource {
     Isolation(ObjectKey),
     /// A namespace that nothing declares (S34).
     UndeclaredNamespace(String),
-    /// The agent, which lets pods reach their own node.
+    /// The agent, which lets pods reach their own node, and the node its own pods.
     OwnNode,
+    /// A rule of a HostPolicy, by its index in `spec.ingress` or `spec.egress`.
+    HostPolicy(String, u32),
+    /// The isolation that HostPolicies bring, named by the first of them.
+    HostIsolation(String),
+    /// The ports of a host that always stay open (H7).
+    Failsafe,
+    /// Of a host, what no policy could be applied to: its labels cannot be read, or its rules have no room.
+    Closed,
+}
+
+impl RuleSource {
+    /// A rule of a policy, by its index.
+    #[must_use]
+    pub fn rule(policy: &PolicyRef, index: u32) -> Self {
+        match policy {
+            PolicyRef::Host(name) => Self::HostPolicy(name.clone(), index),
+            PolicyRef::Network(key) => Self::NetworkPolicy(key.clone(), index),
+        }
+    }
+
+    /// The isolation that a policy brings.
+    #[must_use]
+    pub fn isolation(policy: &PolicyRef) -> Self {
+        match policy {
+            PolicyRef::Host(name) => Self::HostIsolation(name.clone()),
+            PolicyRef::Network(key) => Self::Isolation(key.clone()),
+        }
+    }
+
+    /// The policy, and its rule if it is not the isolation.
+    #[must_use]
+    pub fn policy(&self) -> Option<(PolicyRef, Option<u32>)> {
+        match self {
+            Self::NetworkPolicy(key, index) => Some((PolicyRef::Network(key.clone()), Some(*index))),
+            Self::Isolation(key) => Some((PolicyRef::Network(key.clone()), None)),
+            Self::HostPolicy(name, index) => Some((PolicyRef::Host(name.clone()), Some(*index))),
+            Self::HostIsolation(name) => Some((PolicyRef::Host(name.clone()), None)),
+            Self::UndeclaredNamespace(_) | Self::OwnNode | Self::Failsafe | Self::Closed => None,
+        }
+    }
 }
 
 /// The rulesets of an endpoint.

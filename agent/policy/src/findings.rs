@@ -11,11 +11,13 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portcullis_common::event::Direction;
 
+use crate::compile::ruleset::selectors;
 use crate::model::{
-    Cluster, DirectionSpec, IpBlock, IsolationCause, NamespaceScope, NetworkPolicy, ObjectKey, Operator,
-    Peer, Peers, PortSpec, Ports, Protocol, Rule, Selector, Severity, Subject,
+    Cluster, DirectionSpec, HostPolicy, HostSubject, IpBlock, IsolationCause, NamespaceScope, NetworkPolicy,
+    ObjectKey, Operator, Peer, Peers, Pod, PolicyRef, PortSpec, Ports, Protocol, Rule, Selector, Severity,
+    Subject,
 };
-use crate::select::{Base, Directory, PeerSelector, PodFacts};
+use crate::select::{Base, Directory, PeerSelector, PodFacts, facts};
 use covers::{rule_covers, subject_covers};
 
 /// The port of DNS, UDP and TCP (RFC 1035, 4.2).
@@ -124,7 +126,7 @@ pub fn selected<'a>(
         .collect()
 }
 
-/// Everything odd about the policies of a cluster, in order of the policies' names.
+/// Everything odd about the policies of a cluster: HostPolicies, then NetworkPolicies, each in order of their names.
 ///
 /// What it says holds; it does not find everything. A rule is called shadowed only if each of its peers and ports
 /// is covered by a single peer, and the ports, of one earlier rule, by how they are written.
@@ -132,8 +134,12 @@ pub fn selected<'a>(
 pub fn findings(cluster: &Cluster) -> Vec<Finding> {
     let directory = Directory::new(cluster);
     let mut dns = Dns { cluster, directory: &directory, known: BTreeMap::new() };
-    let mut matching = Matching { directory: &directory, known: BTreeMap::new() };
+    let mut matching = Matching { cluster, directory: &directory, known: BTreeMap::new() };
     let mut found = Vec::new();
+    for (name, policy) in &cluster.host_policies {
+        let object = PolicyRef::Host(name.clone()).object();
+        host_policy(cluster, policy, &mut OfPolicy { object, found: &mut found }, &mut matching);
+    }
     let mut last: Option<(&str, Shadows)> = None;
     for (key, policy) in &cluster.policies {
         let mut of = OfPolicy { object: policy_object(key), found: &mut found };
@@ -157,8 +163,10 @@ pub fn findings(cluster: &Cluster) -> Vec<Finding> {
             else {
                 continue;
             };
+            let selected: Vec<&Pod> =
+                pods.iter().filter_map(|pod| directory.pods.get(*pod)).map(|facts| facts.pod).collect();
             for (index, rule) in rules.iter().enumerate() {
-                of.rule(rule, direction, index, &pods, &mut matching);
+                of.rule(rule, direction, index, &Destinations::Pods(&selected), &mut matching);
                 if let Some(by) = shadows.by(key, direction, index) {
                     of.warn(
                         &format!("spec.{}[{index}]", direction.name()),
@@ -179,6 +187,55 @@ pub fn findings(cluster: &Cluster) -> Vec<Finding> {
     found
 }
 
+/// Of any node: which are the agent's own does not matter here.
+fn host_policy(cluster: &Cluster, policy: &HostPolicy, of: &mut OfPolicy<'_>, matching: &mut Matching<'_>) {
+    let selects = |facts: &PodFacts<'_>| match &policy.subject {
+        HostSubject::Nodes(_) => false,
+        HostSubject::Unreadable => true,
+        HostSubject::Pods { namespaces, pods } => {
+            facts.namespace_labels.is_some_and(|labels| namespaces.matches(labels))
+                && facts.pod.has_known_labels()
+                && pods.matches(&facts.pod.labels)
+        }
+    };
+    let hosts = cluster.pods.iter().filter(|(_, pod)| pod.is_live() && !pod.has_own_network());
+    let hosts = hosts.map(|(key, pod)| facts(cluster, key, pod));
+    let pods: Vec<&Pod> = hosts.filter(selects).map(|facts| facts.pod).collect();
+    let (field, nothing, destinations) = match &policy.subject {
+        HostSubject::Nodes(selector) => {
+            let mut nodes = cluster.nodes.values();
+            // Without any nobody has shown them.
+            let nothing = !cluster.nodes.is_empty() && !nodes.any(|node| selector.matches(&node.labels));
+            ("spec.subject.nodes", nothing.then_some("no node"), Destinations::Nodes)
+        }
+        HostSubject::Pods { .. } => {
+            ("spec.subject.pods", pods.is_empty().then_some("no hostNetwork pod"), Destinations::Pods(&pods))
+        }
+        HostSubject::Unreadable => ("", None, Destinations::Pods(&pods)),
+    };
+    if let Some(what) = nothing {
+        let message = format!(
+            "it selects {what}, so it isolates and allows nothing; mend its labels, or ignore this if such are yet to \
+             come"
+        );
+        of.warn(field, FindingKind::SelectsNothing, &message);
+    }
+    for (direction, spec) in [(Direction::Ingress, &policy.ingress), (Direction::Egress, &policy.egress)] {
+        let DirectionSpec::Isolated { rules, cause: IsolationCause::Written } = spec else { continue };
+        for (index, rule) in rules.iter().enumerate() {
+            of.rule(rule, direction, index, &destinations, matching);
+        }
+    }
+}
+
+/// Whose ports the names in an ingress rule mean.
+enum Destinations<'a> {
+    /// Of these pods; of none there is nothing to say.
+    Pods(&'a [&'a Pod]),
+    /// Of nodes, which declare none (H2).
+    Nodes,
+}
+
 fn spec(policy: &NetworkPolicy, direction: Direction) -> &DirectionSpec {
     match direction {
         Direction::Ingress => &policy.ingress,
@@ -188,6 +245,7 @@ fn spec(policy: &NetworkPolicy, direction: Direction) -> &DirectionSpec {
 
 /// Which peers match a live pod, remembered: rules repeat each other's peers.
 struct Matching<'a> {
+    cluster: &'a Cluster,
     directory: &'a Directory<'a>,
     known: BTreeMap<Peer, bool>,
 }
@@ -199,6 +257,7 @@ impl Matching<'_> {
         }
         let matches = match peer {
             Peer::Block(block) => !is_empty(block),
+            Peer::Nodes(nodes) => !self.cluster.node_peers(nodes).is_empty(),
             Peer::Pods { namespaces, pods } => {
                 let selector =
                     PeerSelector { base: Base::Pods(namespaces.clone(), pods.clone()), named: None };
@@ -220,7 +279,7 @@ impl Matching<'_> {
         match peers {
             Peers::Any => self.peers().any(|facts| declares(&facts)),
             Peers::Only(list) => {
-                let bases: Vec<PeerSelector> = list.iter().map(selector).collect();
+                let bases: Vec<PeerSelector> = selectors(self.cluster, list, None).into_iter().collect();
                 self.peers().filter(declares).any(|facts| {
                     facts
                         .pod
@@ -231,14 +290,6 @@ impl Matching<'_> {
             }
         }
     }
-}
-
-fn selector(peer: &Peer) -> PeerSelector {
-    let base = match peer {
-        Peer::Pods { namespaces, pods } => Base::Pods(namespaces.clone(), pods.clone()),
-        Peer::Block(block) => Base::Block(block.clone()),
-    };
-    PeerSelector { base, named: None }
 }
 
 /// Selectors of pods ask for no address.
@@ -278,7 +329,7 @@ impl OfPolicy<'_> {
         rule: &Rule,
         direction: Direction,
         index: usize,
-        pods: &[&ObjectKey],
+        destinations: &Destinations<'_>,
         matching: &mut Matching<'_>,
     ) {
         let path = format!("spec.{}[{index}]", direction.name());
@@ -301,6 +352,7 @@ impl OfPolicy<'_> {
                     let remedy = match peer {
                         Peer::Pods { .. } => "mend its labels, or ignore this if such pods are yet to come",
                         Peer::Block(_) => "mend cidr or except",
+                        Peer::Nodes(_) => "mend its labels, or ignore this if such nodes are yet to come",
                     };
                     let message = format!("the peer {} matches nothing; {remedy}", describe(peer));
                     self.warn(&format!("{path}.{side}"), FindingKind::PeerMatchesNothing, &message);
@@ -313,11 +365,14 @@ impl OfPolicy<'_> {
             let (declared, who) = match direction {
                 Direction::Ingress => {
                     let port = (name.clone(), entry.protocol);
-                    let facts = pods.iter().filter_map(|pod| matching.directory.pods.get(*pod));
-                    // Without a pod there is nothing to say but that.
-                    let declared = pods.is_empty()
-                        || facts.clone().any(|facts| facts.pod.named_ports.contains_key(&port));
-                    (declared, "no pod that the policy selects")
+                    match destinations {
+                        // Without a pod there is nothing to say but that.
+                        Destinations::Pods(pods) => (
+                            pods.is_empty() || pods.iter().any(|pod| pod.named_ports.contains_key(&port)),
+                            "no pod that the policy selects",
+                        ),
+                        Destinations::Nodes => (false, "no node"),
+                    }
                 }
                 Direction::Egress => {
                     (matching.declared(&rule.peers, name, entry.protocol), "no pod that its peers match")
@@ -477,6 +532,7 @@ pub fn describe(peer: &Peer) -> String {
             let except: Vec<String> = block.except.iter().map(ToString::to_string).collect();
             format!("ipBlock {} except {}", block.net, except.join(", "))
         }
+        Peer::Nodes(nodes) => format!("nodes {}", requirements(nodes)),
         Peer::Pods { namespaces, pods } => {
             let scope = match namespaces {
                 NamespaceScope::Named(name) => format!("namespace {name}"),

@@ -11,6 +11,8 @@ pub mod desired;
 pub mod diff;
 pub mod findings;
 pub mod frame;
+#[cfg(test)]
+mod host_tests;
 pub mod manifest;
 pub mod model;
 pub mod select;

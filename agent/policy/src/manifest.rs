@@ -187,6 +187,9 @@ fn convert_one(
             let policy = convert::network_policy(found.value, &key.namespace, &mut report);
             cluster.policies.insert(key.clone(), policy);
         }
+        Kind::HostPolicy => {
+            cluster.host_policies.insert(key.name.clone(), convert::host_policy(found.value, &mut report));
+        }
         Kind::EndpointSlice => {
             if let Some(slice) = convert::endpoint_slice(found.value, &key.namespace, &mut report) {
                 cluster.slices.insert(key.clone(), slice);

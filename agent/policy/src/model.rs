@@ -2,12 +2,16 @@
 //! selector, port or address cannot be held. Where a manifest holds one, [`crate::convert`] leaves it out,
 //! closes what depended on it and says so in a [`Problem`]. This module must not know Kubernetes' own types.
 
+mod host;
 mod service;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+pub use host::{
+    Failsafe, Host, HostNetworkPods, HostPolicy, HostSubject, LOOPBACK_V4, LOOPBACK_V6, PolicyRef, PortSpan,
+};
 use ipnet::IpNet;
 pub use service::{
     EndpointSlice, Families, Readiness, Service, ServiceKind, ServicePort, SliceEndpoint, SliceMaker,
@@ -31,11 +35,50 @@ impl ObjectKey {
     pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
         Self { namespace: namespace.into(), name: name.into() }
     }
+
+    /// What stands for a node where a pod's key would: nothing namespaced has an empty namespace.
+    pub fn of_node(name: impl Into<String>) -> Self {
+        Self { namespace: String::new(), name: name.into() }
+    }
+
+    /// What stands for pods of which nothing is known yet, in the node's network: no node is without a name.
+    #[must_use]
+    pub fn of_unknown() -> Self {
+        Self { namespace: String::new(), name: String::new() }
+    }
+
+    /// True for that.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.namespace.is_empty() && self.name.is_empty()
+    }
+
+    /// The pod or the node as problems call it.
+    #[must_use]
+    pub fn object(&self) -> String {
+        if self.is_unknown() {
+            "Pods that are not known yet".to_owned()
+        } else if self.is_node() {
+            format!("Node {}", self.name)
+        } else {
+            format!("Pod {self}")
+        }
+    }
+
+    /// True for a node's.
+    #[must_use]
+    pub fn is_node(&self) -> bool {
+        self.namespace.is_empty() && !self.name.is_empty()
+    }
 }
 
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.namespace, self.name)
+        if self.is_unknown() {
+            return f.write_str("unknown pods");
+        }
+        let namespace = if self.is_node() { "node" } else { &self.namespace };
+        write!(f, "{namespace}/{}", self.name)
     }
 }
 
@@ -50,6 +93,10 @@ pub struct Cluster {
     pub nodes: BTreeMap<String, Node>,
     /// NetworkPolicies.
     pub policies: BTreeMap<ObjectKey, NetworkPolicy>,
+    /// HostPolicies by name. Without [`Cluster::host`] they change nothing.
+    pub host_policies: BTreeMap<String, HostPolicy>,
+    /// What the host firewall of the agent's node is told; `None`: it is off.
+    pub host: Option<Host>,
     /// Services, with a virtual address or without.
     pub services: BTreeMap<ObjectKey, Service>,
     /// EndpointSlices of Services. No verdict depends on them: they tell whom a Service leads to.
@@ -59,6 +106,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Whom policies can select: every pod, and with the host firewall the node.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<ObjectKey> {
+        self.pods.keys().cloned().chain(self.host.as_ref().map(Host::key)).collect()
+    }
+
     /// The mode of a policy: its own, else its namespace's, else it is enforced.
     #[must_use]
     pub fn mode(&self, key: &ObjectKey, policy: &NetworkPolicy) -> Mode {
@@ -390,6 +443,9 @@ pub enum Peer {
     },
     /// Addresses, pod addresses included (S16).
     Block(IpBlock),
+    /// Every address of the nodes that the selector matches; with the agent's own node loopback too (H4). Only of
+    /// a HostPolicy.
+    Nodes(Selector),
 }
 
 /// The namespaces that a pod peer looks in.

@@ -28,6 +28,25 @@ pub enum Base {
     Pods(NamespaceScope, Selector),
     /// Addresses.
     Block(IpBlock),
+    /// Addresses of nodes, or of a node's pods: what one of these holds. In one selector, so that they share a class.
+    Blocks(BTreeSet<IpBlock>),
+}
+
+impl Base {
+    /// These addresses, each by itself.
+    pub(crate) fn of_nets(nets: impl IntoIterator<Item = IpNet>) -> Self {
+        Self::Blocks(nets.into_iter().map(|net| IpBlock { net, except: Vec::new() }).collect())
+    }
+
+    /// The blocks that it is made of; none where it is of pods.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = &IpBlock> {
+        let (one, several) = match self {
+            Self::Block(block) => (Some(block), None),
+            Self::Blocks(blocks) => (None, Some(blocks)),
+            Self::AnyPod | Self::Pods(..) => (None, None),
+        };
+        one.into_iter().chain(several.into_iter().flatten())
+    }
 }
 
 /// A containerPort's name and protocol, and the number that it stands for.
@@ -52,11 +71,48 @@ pub struct PodFacts<'a> {
     pub pod: &'a Pod,
 }
 
+/// Whom policies select.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// A pod with a network of its own: NetworkPolicies do.
+    Pod(PodFacts<'a>),
+    /// A pod in this node's network: HostPolicies do, and NetworkPolicies where the agent was told so (H6).
+    HostPod(PodFacts<'a>),
+    /// This node, by name: HostPolicies do.
+    Node(&'a str),
+    /// Pods in this node's network of which nothing is known yet: closed but for what always passes.
+    Unknown,
+}
+
+impl<'a> Subject<'a> {
+    /// What is known of it as a pod.
+    #[must_use]
+    pub const fn facts(&self) -> Option<&PodFacts<'a>> {
+        match self {
+            Self::Pod(facts) | Self::HostPod(facts) => Some(facts),
+            Self::Node(_) | Self::Unknown => None,
+        }
+    }
+
+    /// True for what the host firewall judges.
+    #[must_use]
+    pub const fn is_host(&self) -> bool {
+        match self {
+            Self::Pod(_) => false,
+            Self::HostPod(_) | Self::Node(_) | Self::Unknown => true,
+        }
+    }
+}
+
 /// Pods and addresses at one moment.
 #[derive(Debug)]
 pub struct Directory<'a> {
     /// Live pods with a network of their own.
     pub pods: BTreeMap<&'a ObjectKey, PodFacts<'a>>,
+    /// Where the host firewall is on, its node by name, and ...
+    pub node: Option<&'a str>,
+    /// ... the live hostNetwork pods of that node, those included that name no node. They are nobody's peers (H5).
+    pub hosts: BTreeMap<&'a ObjectKey, PodFacts<'a>>,
     /// Who owns an address (S50).
     pub owners: BTreeMap<IpAddr, &'a ObjectKey>,
     /// Numbers that a named port stands for anywhere.
@@ -86,9 +142,11 @@ impl<'a> Directory<'a> {
             for ((name, protocol), number) in &pod.named_ports {
                 named.entry((name, *protocol)).or_default().insert(*number);
             }
-            let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
-            pods.insert(key, PodFacts { namespace: &key.namespace, namespace_labels, pod });
+            pods.insert(key, facts(cluster, key, pod));
         }
+        let node = cluster.host.as_ref().map(|host| host.node.as_str());
+        let hosts = cluster.pods.iter().filter(|(_, pod)| node.is_some_and(|node| is_host_of(pod, node)));
+        let hosts = hosts.map(|(key, pod)| (key, facts(cluster, key, pod))).collect();
         let mut services: BTreeSet<IpAddr> =
             cluster.services.values().flat_map(|service| service.addresses.iter().copied()).collect();
         // A load balancer on the nodes themselves: what is sent to a node may as well be meant for it.
@@ -100,7 +158,7 @@ impl<'a> Directory<'a> {
         let is_unbound = |namespace: &Namespace| namespace.source_binding == Some(SourceBinding::Off);
         let unbound = cluster.namespaces.iter().filter(|(_, namespace)| is_unbound(namespace));
         let unbound = unbound.map(|(name, _)| name.as_str()).collect();
-        Self { pods, owners, named, services, virtual_addresses, unbound }
+        Self { pods, node, hosts, owners, named, services, virtual_addresses, unbound }
     }
 
     /// Whether a pod sends from its own addresses only.
@@ -109,11 +167,41 @@ impl<'a> Directory<'a> {
         if self.unbound.contains(pod.namespace.as_str()) { SourceBinding::Off } else { SourceBinding::On }
     }
 
+    /// Who is behind a key, whom policies can select; `None`: nobody.
+    #[must_use]
+    pub fn subject(&self, key: &ObjectKey) -> Option<Subject<'a>> {
+        if key.is_unknown() {
+            return self.node.map(|_| Subject::Unknown);
+        }
+        if key.is_node() {
+            return self.node.filter(|node| *node == key.name).map(Subject::Node);
+        }
+        let pod = self.pods.get(key).copied().map(Subject::Pod);
+        pod.or_else(|| self.hosts.get(key).copied().map(Subject::HostPod))
+    }
+
     /// The pod that owns an address.
     #[must_use]
     pub fn owner(&self, address: IpAddr) -> Option<&PodFacts<'a>> {
         self.owners.get(&address).and_then(|key| self.pods.get(*key))
     }
+}
+
+/// What is known of a pod.
+pub(crate) fn facts<'a>(cluster: &'a Cluster, key: &'a ObjectKey, pod: &'a Pod) -> PodFacts<'a> {
+    let namespace_labels = cluster.namespaces.get(&key.namespace).map(|n| &n.labels);
+    PodFacts { namespace: &key.namespace, namespace_labels, pod }
+}
+
+/// A live hostNetwork pod of this node.
+fn is_host_of(pod: &Pod, node: &str) -> bool {
+    pod.is_live() && !pod.has_own_network() && is_local(pod, node)
+}
+
+/// True for a pod of this node, and for one that names none.
+#[must_use]
+pub fn is_local(pod: &Pod, node: &str) -> bool {
+    pod.node.as_ref().is_none_or(|name| name == node)
 }
 
 /// Of two pods that show one address the greater owns it: later start, then greater UID (S50).
@@ -136,17 +224,18 @@ impl PeerSelector {
                     owner.is_some_and(|facts| in_scope(namespaces, facts) && selected(pods, facts.pod))
                 }
                 Base::Block(block) => block_holds(block, address),
+                Base::Blocks(blocks) => blocks.iter().any(|block| block_holds(block, address)),
             }
     }
 
-    /// True if the selector matches this pod whatever its addresses; never for a block.
+    /// True if the selector matches this pod whatever its addresses; never for blocks.
     #[must_use]
     pub fn matches_pod(&self, facts: &PodFacts<'_>) -> bool {
         self.named.as_ref().is_none_or(|port| declares(facts.pod, port))
             && match &self.base {
                 Base::AnyPod => true,
                 Base::Pods(namespaces, pods) => in_scope(namespaces, facts) && selected(pods, facts.pod),
-                Base::Block(_) => false,
+                Base::Block(_) | Base::Blocks(_) => false,
             }
     }
 }

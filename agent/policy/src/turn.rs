@@ -22,6 +22,8 @@ pub use advisor::{Advisor, Proposal, is_named_by_address};
 
 use crate::answer::{Answers, DirectionAnswer, Party};
 use crate::change::{Change, Edit, apply_edits};
+use crate::compile::ruleset::passes_always;
+use crate::desired::{CounterName, RuleSource};
 use crate::frame::Traffic;
 use crate::model::{Cluster, IpBlock, ObjectKey, Peer, Peers, Problem, Rule};
 use crate::select::Directory;
@@ -58,12 +60,12 @@ pub fn change(
     let judged: Vec<Side<'_>> = sides
         .into_iter()
         .filter_map(|(direction, answer, subject, remote)| {
-            let Party::Pod(subject, _) = subject else { return None };
-            Some(Side { direction, answer: answer?, subject, remote: remote.address() })
+            let (answer, subject) = (answer?, answers.subject(subject)?);
+            Some(Side { direction, answer, subject, remote: remote.address() })
         })
         .collect();
     if judged.is_empty() {
-        return nothing("no policy judges this, for neither end is a pod");
+        return nothing("no policy judges this, for neither end is a pod, or a host whose firewall is on");
     }
     let proposed = match becomes {
         Action::Allow => to_allow(answers, &judged, traffic, problems),
@@ -87,6 +89,7 @@ fn names_pod(edits: &[Edit], directory: &Directory<'_>, remote: IpAddr) -> bool 
             Edit::AppendRule { .. }
             | Edit::CreateNamespace(_)
             | Edit::CreatePolicy(..)
+            | Edit::CreateHostPolicy(..)
             | Edit::ReplaceSpec { .. }
             | Edit::RemoveRule { .. }
             | Edit::WriteTypes(_)
@@ -98,16 +101,18 @@ fn names_pod(edits: &[Edit], directory: &Directory<'_>, remote: IpAddr) -> bool 
 struct Side<'a> {
     direction: Direction,
     answer: &'a DirectionAnswer,
-    subject: &'a ObjectKey,
+    subject: ObjectKey,
     remote: IpAddr,
 }
 
-impl<'a> Side<'a> {
-    fn sight<'b>(&self, cluster: &'b Cluster, directory: &'b Directory<'b>, traffic: Traffic) -> Sight<'b>
-    where
-        'a: 'b,
-    {
-        let Self { direction, subject, remote, .. } = *self;
+impl Side<'_> {
+    fn sight<'b>(
+        &'b self,
+        cluster: &'b Cluster,
+        directory: &'b Directory<'b>,
+        traffic: Traffic,
+    ) -> Sight<'b> {
+        let Self { direction, ref subject, remote, .. } = *self;
         Sight { cluster, directory, subject, direction, remote, traffic }
     }
 }
@@ -121,19 +126,22 @@ fn to_allow(
     let denying: Vec<&Side<'_>> = judged.iter().filter(|side| side.answer.action == Action::Deny).collect();
     for side in &denying {
         match (side.answer.reason, &side.answer.decided_by) {
-            (Reason::Isolated | Reason::InvalidClosed, Some(_)) => {}
-            (Reason::ServiceNotResolved, _) => return Err(VIRTUAL),
-            (Reason::InvalidClosed, None)
-                if answers.directory().pods.get(side.subject).is_some_and(|f| !f.pod.has_known_labels()) =>
+            (Reason::InvalidClosed, None | Some(CounterName { source: RuleSource::Closed, .. }))
+                if answers
+                    .directory()
+                    .subject(&side.subject)
+                    .is_some_and(|one| one.facts().is_some_and(|f| !f.pod.has_known_labels())) =>
             {
                 return Err("the pod's labels cannot be read, and it is closed: mend its metadata.labels");
             }
-            (Reason::InvalidClosed, None) => {
+            (Reason::InvalidClosed, None | Some(CounterName { source: RuleSource::Closed, .. })) => {
                 return Err(
                     "more rules apply than an endpoint can hold, and it is closed: select the pod with fewer \
                      policies",
                 );
             }
+            (Reason::Isolated | Reason::InvalidClosed, Some(_)) => {}
+            (Reason::ServiceNotResolved, _) => return Err(VIRTUAL),
             (_, _) => return Err("no change of policies allows this packet"),
         }
     }
@@ -142,7 +150,7 @@ fn to_allow(
     let mut edits = Vec::new();
     for side in &denying {
         let namespace = &side.subject.namespace;
-        if !cluster.namespaces.contains_key(namespace) {
+        if !side.subject.is_node() && !cluster.namespaces.contains_key(namespace) {
             let edit = Edit::CreateNamespace(namespace.clone());
             apply_edits(&mut cluster, std::slice::from_ref(&edit));
             edits.push(edit);
@@ -152,8 +160,9 @@ fn to_allow(
         let proposal = {
             let directory = Directory::new(&cluster);
             let sight = side.sight(&cluster, &directory, traffic);
-            let is_virtual =
-                side.direction == Direction::Egress && directory.virtual_addresses.contains(&side.remote);
+            let is_virtual = !sight.whom().is_some_and(|whom| whom.is_host())
+                && side.direction == Direction::Egress
+                && directory.virtual_addresses.contains(&side.remote);
             if is_virtual && matches!(sight.standing(), Standing::Isolated(_)) {
                 return Err(VIRTUAL);
             }
@@ -191,6 +200,14 @@ fn to_deny(
     for side in judged.iter().rev() {
         match side.answer.reason {
             Reason::Rule | Reason::NotIsolated => {
+                let subject = directory.subject(&side.subject);
+                let always = subject.and_then(|subject| {
+                    passes_always(cluster, directory, &subject, side.direction, side.remote, traffic)
+                });
+                if let Some(source) = always {
+                    why = passing(&source, side);
+                    continue;
+                }
                 let proposal = advisor.closing(&side.sight(cluster, directory, traffic));
                 let isolates = side.answer.reason == Reason::NotIsolated;
                 let size = Size { pairs: proposal.pairs, isolates, edits: proposal.edits.len() };
@@ -198,15 +215,9 @@ fn to_deny(
                     best = Some((size, proposal));
                 }
             }
-            Reason::OwnNode => {
-                why = match side.direction {
-                    Direction::Ingress => "no policy can deny this: a pod's own node always reaches it",
-                    Direction::Egress => {
-                        "no policy can deny this: the agent runs with --own-node-egress=allow"
-                    }
-                };
-            }
+            Reason::OwnNode => why = passing(&RuleSource::OwnNode, side),
             Reason::SelfTraffic => why = "no policy can deny this: a pod always reaches itself",
+            Reason::Failsafe => why = passing(&RuleSource::Failsafe, side),
             // Packets that open nothing; `frame::opening` makes none of them.
             Reason::Isolated
             | Reason::InvalidClosed
@@ -232,6 +243,18 @@ fn to_deny(
         }
     }
     best.map(|(_, proposal)| proposal.edits).ok_or(why)
+}
+
+/// Why no policy denies what passes always.
+fn passing(source: &RuleSource, side: &Side<'_>) -> &'static str {
+    match (source, side.direction) {
+        (RuleSource::Failsafe, _) => "no policy can deny this: the host firewall keeps this port open",
+        (_, Direction::Ingress) => "no policy can deny this: a pod's own node always reaches it",
+        (_, Direction::Egress) if side.subject.is_node() => {
+            "no policy can deny this: a node always reaches its own pods"
+        }
+        (_, Direction::Egress) => "no policy can deny this: the agent runs with --own-node-egress=allow",
+    }
 }
 
 #[cfg(test)]

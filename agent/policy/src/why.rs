@@ -10,10 +10,10 @@ use portcullis_common::event::Direction;
 use crate::compile::ruleset::{Isolating, isolating};
 use crate::frame::Traffic;
 use crate::model::{
-    Cluster, IpBlock, IsolationCause, Labels, NamespaceScope, ObjectKey, Operator, Peer, Peers, Pod,
-    PortMatch, PortSpec, Ports, Requirement, Rule, Selector,
+    Cluster, IpBlock, IsolationCause, LOOPBACK_V4, LOOPBACK_V6, Labels, NamespaceScope, Node, ObjectKey,
+    Operator, Peer, Peers, Pod, PolicyRef, PortMatch, PortSpec, Ports, Requirement, Rule, Selector,
 };
-use crate::select::{Directory, PodFacts, block_holds};
+use crate::select::{Directory, PodFacts, Subject, block_holds};
 
 /// One direction of a flow, as the policies of its subject see it.
 #[derive(Clone, Copy, Debug)]
@@ -22,7 +22,7 @@ pub struct Sight<'a> {
     pub cluster: &'a Cluster,
     /// Who owns which address, of the same objects.
     pub directory: &'a Directory<'a>,
-    /// The pod whose policies are asked.
+    /// The pod or node whose policies are asked.
     pub subject: &'a ObjectKey,
     /// Which way.
     pub direction: Direction,
@@ -37,6 +37,8 @@ pub struct Sight<'a> {
 pub enum Standing<'a> {
     /// No policy isolates the subject.
     Open,
+    /// Nobody knows which policies select it: not all of its labels can be read.
+    Unknown,
     /// Nothing declares the subject's namespace (S34).
     Undeclared,
     /// These isolate it, in order of their names; at least one.
@@ -47,7 +49,7 @@ pub enum Standing<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// Its policy.
-    pub policy: ObjectKey,
+    pub policy: PolicyRef,
     /// Its index in `spec.ingress` or `spec.egress`.
     pub rule: u32,
     /// Why it does not match; `None`: it does.
@@ -100,6 +102,8 @@ pub enum Compared {
     Pod,
     /// Name or labels of the pod's namespace.
     Namespace,
+    /// Labels of the node whose address it is.
+    Node,
     /// The address.
     Address,
 }
@@ -111,6 +115,7 @@ impl Compared {
         match self {
             Self::Pod => "pod",
             Self::Namespace => "namespace",
+            Self::Node => "node",
             Self::Address => "address",
         }
     }
@@ -139,6 +144,8 @@ impl Miss {
             (Compared::Pod, None) => format!("wants pods with {wants}, and this one has no such label"),
             (Compared::Namespace, Some(has)) => format!("wants {wants}, and the pod is of {has}"),
             (Compared::Namespace, None) => format!("wants {wants}, and the pod's has no such label"),
+            (Compared::Node, Some(has)) => format!("wants {wants}, and it is {has}"),
+            (Compared::Node, None) => format!("wants {wants}, and it has no such label"),
             (Compared::Address, Some(has)) => format!("wants {wants}, and {has}"),
             (Compared::Address, None) => format!("wants {wants}, and the address is outside of it"),
         }
@@ -146,10 +153,10 @@ impl Miss {
 }
 
 impl<'a> Sight<'a> {
-    /// The subject; `None` where it is no live pod with a network of its own.
+    /// The subject; `None` where policies select nobody by this key.
     #[must_use]
-    pub fn facts(&self) -> Option<&'a PodFacts<'a>> {
-        self.directory.pods.get(self.subject)
+    pub fn whom(&self) -> Option<Subject<'a>> {
+        self.directory.subject(self.subject)
     }
 
     /// The pod at the other end.
@@ -162,12 +169,16 @@ impl<'a> Sight<'a> {
     /// What the direction is before any rule is asked.
     #[must_use]
     pub fn standing(&self) -> Standing<'a> {
-        let Some(facts) = self.facts() else { return Standing::Open };
-        if facts.namespace_labels.is_none() {
-            return Standing::Undeclared;
+        let Some(subject) = self.whom() else { return Standing::Open };
+        if let Some(facts) = subject.facts() {
+            if !facts.pod.has_known_labels() {
+                return Standing::Unknown;
+            }
+            if facts.namespace_labels.is_none() {
+                return Standing::Undeclared;
+            }
         }
-        let policies: Vec<Isolating<'a>> =
-            isolating(self.cluster, self.subject, &facts.pod.labels, self.direction);
+        let policies: Vec<Isolating<'a>> = isolating(self.cluster, self.subject, &subject, self.direction);
         if policies.is_empty() { Standing::Open } else { Standing::Isolated(policies) }
     }
 
@@ -175,12 +186,12 @@ impl<'a> Sight<'a> {
     #[must_use]
     pub fn findings(&self) -> Vec<Finding> {
         match self.standing() {
-            Standing::Open | Standing::Undeclared => Vec::new(),
+            Standing::Open | Standing::Unknown | Standing::Undeclared => Vec::new(),
             Standing::Isolated(policies) => policies
                 .iter()
                 .flat_map(|isolating| {
                     (0u32..).zip(isolating.rules).map(|(index, rule)| Finding {
-                        policy: isolating.name.clone(),
+                        policy: isolating.policy.clone(),
                         rule: index,
                         why: self.why_not(rule, isolating.cause),
                     })
@@ -239,6 +250,7 @@ impl<'a> Sight<'a> {
     fn peer_miss(&self, peer: &Peer) -> Option<Miss> {
         match peer {
             Peer::Block(block) => block_miss(block, self.remote),
+            Peer::Nodes(nodes) => self.node_miss(nodes),
             Peer::Pods { namespaces, pods } => {
                 let Some((_, facts)) = self.peer() else {
                     let has = Some("the other end is no pod".to_owned());
@@ -250,13 +262,31 @@ impl<'a> Sight<'a> {
         }
     }
 
+    /// Without names of nodes: rules say the same of nodes that are alike.
+    fn node_miss(&self, nodes: &Selector) -> Option<Miss> {
+        if self.cluster.node_peers(nodes).iter().any(|net| net.contains(&self.remote)) {
+            return None;
+        }
+        let own = self.cluster.host.as_ref().and_then(|host| self.cluster.nodes.get(&host.node));
+        let is_loopback = [LOOPBACK_V4, LOOPBACK_V6].iter().any(|net| net.contains(&self.remote));
+        let shows = |node: &&Node| node.addresses.contains(&self.remote);
+        let Some(node) = self.cluster.nodes.values().find(shows).or(own.filter(|_| is_loopback)) else {
+            let has = Some("the other end is no node".to_owned());
+            return Some(Miss::new(Compared::Address, "a node", has));
+        };
+        selector_miss(Compared::Node, nodes, &node.labels).map(|miss| Miss {
+            wants: format!("a node with {}", miss.wants),
+            has: miss.has.map(|has| format!("one with {has}")),
+            of: Compared::Node,
+        })
+    }
+
     /// Whose named ports count (S25).
     fn destination(&self) -> Option<&'a Pod> {
         match self.direction {
-            Direction::Ingress => self.facts(),
-            Direction::Egress => self.peer().map(|(_, facts)| facts),
+            Direction::Ingress => self.whom().and_then(|subject| subject.facts().map(|facts| facts.pod)),
+            Direction::Egress => self.peer().map(|(_, facts)| facts.pod),
         }
-        .map(|facts| facts.pod)
     }
 
     fn port_miss(&self, ports: &Ports) -> Option<PortMiss> {

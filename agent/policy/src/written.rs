@@ -7,8 +7,8 @@ use portcullis_common::event::Direction;
 
 use crate::convert::METADATA_NAME;
 use crate::model::{
-    DirectionSpec, IpBlock, NamespaceScope, NetworkPolicy, ObjectKey, Operator, Peer, Peers, PortMatch,
-    PortSpec, Ports, Rule, Selector, Subject,
+    DirectionSpec, HostPolicy, HostSubject, IpBlock, Mode, NamespaceScope, NetworkPolicy, ObjectKey,
+    Operator, Peer, Peers, PortMatch, PortSpec, Ports, Rule, Selector, Subject,
 };
 
 /// A whole NetworkPolicy.
@@ -36,10 +36,49 @@ pub fn spec(policy: &NetworkPolicy, namespace: &str) -> Value {
         Subject::Pods(subject) => selector(subject),
         Subject::Unreadable => json!({}),
     };
-    let mut types = Vec::new();
     let mut spec = Map::from_iter([("podSelector".to_owned(), subject)]);
+    spec.extend(directions(&policy.ingress, &policy.egress, namespace));
+    Value::Object(spec)
+}
+
+/// A whole HostPolicy.
+#[must_use]
+pub fn host_policy(name: &str, policy: &HostPolicy) -> Value {
+    json!({
+        "apiVersion": "portcullis.dev/v1alpha1",
+        "kind": "HostPolicy",
+        "metadata": {"name": name},
+        "spec": host_spec(policy),
+    })
+}
+
+/// The spec of a HostPolicy, as [`spec`] writes a NetworkPolicy's. A subject that could not be read is every node.
+#[must_use]
+pub fn host_spec(policy: &HostPolicy) -> Value {
+    let subject = match &policy.subject {
+        HostSubject::Nodes(nodes) => json!({"nodes": {"nodeSelector": selector(nodes)}}),
+        HostSubject::Pods { namespaces, pods } => {
+            json!({"pods": {"namespaceSelector": selector(namespaces), "podSelector": selector(pods)}})
+        }
+        HostSubject::Unreadable => json!({"nodes": {}}),
+    };
+    let mut spec = Map::from_iter([("subject".to_owned(), subject)]);
+    match policy.mode {
+        Mode::Enforce => {}
+        Mode::Audit => {
+            spec.insert("mode".to_owned(), json!("Audit"));
+        }
+    }
+    spec.extend(directions(&policy.ingress, &policy.egress, ""));
+    Value::Object(spec)
+}
+
+/// Types and rules.
+fn directions(ingress: &DirectionSpec, egress: &DirectionSpec, namespace: &str) -> Map<String, Value> {
+    let mut types = Vec::new();
+    let mut spec = Map::new();
     for (name, direction, of) in
-        [("Ingress", Direction::Ingress, &policy.ingress), ("Egress", Direction::Egress, &policy.egress)]
+        [("Ingress", Direction::Ingress, ingress), ("Egress", Direction::Egress, egress)]
     {
         match of {
             DirectionSpec::Ignored => {}
@@ -53,7 +92,7 @@ pub fn spec(policy: &NetworkPolicy, namespace: &str) -> Value {
         }
     }
     spec.insert("policyTypes".to_owned(), json!(types));
-    Value::Object(spec)
+    spec
 }
 
 /// A rule of a policy of this namespace; `None` where it matches nothing.
@@ -92,6 +131,7 @@ fn peer(peer: &Peer, namespace: &str) -> Value {
                 json!({"ipBlock": {"cidr": cidr, "except": except}})
             }
         }
+        Peer::Nodes(nodes) => json!({"nodes": {"nodeSelector": selector(nodes)}}),
         Peer::Pods { namespaces, pods } => match namespaces {
             NamespaceScope::Named(name) if name == namespace => json!({"podSelector": selector(pods)}),
             NamespaceScope::Named(name) => json!({

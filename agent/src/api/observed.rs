@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use portcullis_common::addr::Addr;
 use portcullis_common::event::{Direction, Outcome, Reason};
 use portcullis_policy::desired::{CounterName, ip_addr};
-use portcullis_policy::model::ObjectKey;
+use portcullis_policy::model::{ObjectKey, PolicyRef};
 use serde::{Deserialize, Serialize};
 
 use crate::observe::fold::Line;
 use crate::output::Verdict;
-use crate::verbs::explain::PolicyRef;
+use crate::verbs::explain::PolicyRef as ShownPolicy;
 
 /// TCP, UDP, SCTP: the protocols that have ports.
 const PORTED: [u8; 3] = [6, 17, 132];
@@ -51,8 +51,24 @@ pub struct PodName {
     pub name: String,
 }
 
+/// Of a HostPolicy, which has no namespace, this is empty.
+impl From<&PolicyRef> for PodName {
+    fn from(policy: &PolicyRef) -> Self {
+        let namespace = policy.namespace().unwrap_or_default().to_owned();
+        Self { namespace, name: policy.name().to_owned() }
+    }
+}
+
+/// The node is `node/NAME`, and pods of it of which nothing is known yet `node/unknown-pods`.
 impl From<&ObjectKey> for PodName {
     fn from(key: &ObjectKey) -> Self {
+        let of_node = |name: &str| Self { namespace: "node".to_owned(), name: name.to_owned() };
+        if key.is_unknown() {
+            return of_node("unknown-pods");
+        }
+        if key.is_node() {
+            return of_node(&key.name);
+        }
         Self { namespace: key.namespace.clone(), name: key.name.clone() }
     }
 }
@@ -93,7 +109,7 @@ pub struct ObservedVerdict {
     /// From the IP header on, of all packets.
     pub bytes: u64,
     /// Of the deciding rule, or the first that isolates.
-    pub policy: Option<PolicyRef>,
+    pub policy: Option<ShownPolicy>,
     /// 0-based index of the deciding rule.
     pub rule: Option<u32>,
     /// The agent's node.
@@ -150,7 +166,7 @@ impl ObservedVerdict {
             Direction::Ingress => (remote, local),
             Direction::Egress => (local, remote),
         };
-        let (policy, rule) = context.decided_by.map_or((None, None), |name| PolicyRef::of(&name.source));
+        let (policy, rule) = context.decided_by.map_or((None, None), |name| ShownPolicy::of(&name.source));
         Some(Self {
             time: rfc3339(context.time),
             verdict: match outcome {

@@ -20,13 +20,22 @@ use crate::bpf::sys;
 pub const MOUNT: &str = "/sys/fs/cgroup";
 /// Where version 2 is in there beside version 1.
 const UNIFIED: &str = "unified";
-const PIN: &str = "cgroup-deliver";
+const PIN_IN: &str = "cgroup-deliver";
+const PIN_OUT: &str = "cgroup-host";
 
 /// The root of the node's cgroups.
 #[derive(Clone, Debug)]
 pub struct Root {
     cgroup: PathBuf,
-    pin: PathBuf,
+    links: PathBuf,
+}
+
+/// The pin of the link for a direction, seen from the node.
+const fn pin(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => PIN_IN,
+        Direction::Egress => PIN_OUT,
+    }
 }
 
 /// What a link is attached to, and with which program.
@@ -48,72 +57,93 @@ impl Root {
     /// A directory of cgroup2, and where links are pinned.
     #[must_use]
     pub fn new(cgroup: &Path, links_dir: &Path) -> Self {
-        Self { cgroup: cgroup.to_owned(), pin: links_dir.join(PIN) }
+        Self { cgroup: cgroup.to_owned(), links: links_dir.to_owned() }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.cgroup
     }
 
     /// Brings the program there: attaches it, or swaps it in the link that is there. Nothing to do is nothing done, so the
     /// same call is the audit.
-    pub fn bring(&self, program: &mut CgroupSkb) -> Result<(), AttachError> {
-        let failed = |operation, cause: BpfError| self.failed(operation, cause);
+    pub fn bring(&self, direction: Direction, program: &mut CgroupSkb) -> Result<(), AttachError> {
+        let failed = |operation, cause: BpfError| self.failed(direction, operation, cause);
         let cgroup = fs::metadata(&self.cgroup).map_err(|e| failed("look at", e.into()))?.ino();
         let id = program.info().map_err(|e| failed("look at the program for", e.into()))?.id();
-        match self.found()? {
+        match self.found(direction)? {
             Some(found) if found == (Target { cgroup, program: id }) => Ok(()),
-            Some(found) if found.cgroup == cgroup => self.replace(program),
-            Some(_) | None => self.attach(program),
+            Some(found) if found.cgroup == cgroup => self.replace(direction, program),
+            Some(_) | None => self.attach(direction, program),
         }
     }
 
-    fn attach(&self, program: &mut CgroupSkb) -> Result<(), AttachError> {
-        let failed = |cause: BpfError| self.failed("attach to", cause);
+    /// Takes away what is there for a direction. False if nothing was.
+    pub fn remove(&self, direction: Direction) -> Result<bool, AttachError> {
+        remove_pin(self.pin(direction))
+    }
+
+    fn pin(&self, direction: Direction) -> PathBuf {
+        self.links.join(pin(direction))
+    }
+
+    fn attach(&self, direction: Direction, program: &mut CgroupSkb) -> Result<(), AttachError> {
+        let failed = |cause: BpfError| self.failed(direction, "attach to", cause);
         let cgroup = File::open(&self.cgroup).map_err(|e| failed(e.into()))?;
+        let kind = match direction {
+            Direction::Ingress => CgroupSkbAttachType::Ingress,
+            Direction::Egress => CgroupSkbAttachType::Egress,
+        };
         // A link always leaves room for others, and takes no flag that says so (`cgroup_bpf_link_attach`).
-        let id = program
-            .attach(cgroup, CgroupSkbAttachType::Ingress, CgroupAttachMode::Single)
-            .map_err(|e| failed(e.into()))?;
+        let id = program.attach(cgroup, kind, CgroupAttachMode::Single).map_err(|e| failed(e.into()))?;
         let link = program.take_link(id).map_err(|e| failed(e.into()))?;
         let link = FdLink::try_from(link).map_err(|e| failed(e.into()))?;
         // What was pinned there before hangs elsewhere, or nowhere.
-        remove_pin(self.pin.clone())?;
-        link.pin(&self.pin)
-            .map_err(|cause| AttachError::Pin { path: self.pin.clone(), cause: Box::new(cause) })?;
+        let path = self.pin(direction);
+        remove_pin(path.clone())?;
+        link.pin(&path).map_err(|cause| AttachError::Pin { path, cause: Box::new(cause) })?;
         Ok(())
     }
 
-    fn replace(&self, program: &CgroupSkb) -> Result<(), AttachError> {
-        let failed = |cause: BpfError| self.failed("replace at", cause);
-        let link = self.open().map_err(failed)?;
+    fn replace(&self, direction: Direction, program: &CgroupSkb) -> Result<(), AttachError> {
+        let failed = |cause: BpfError| self.failed(direction, "replace at", cause);
+        let link = self.open(direction).map_err(failed)?;
         let program = program.fd().map_err(|e| failed(e.into()))?;
         sys::update_link(link.as_fd(), program.as_fd()).map_err(|e| failed(e.into()))
     }
 
     /// What is pinned, and still attached.
-    fn found(&self) -> Result<Option<Target>, AttachError> {
-        if fs::symlink_metadata(&self.pin).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+    fn found(&self, direction: Direction) -> Result<Option<Target>, AttachError> {
+        if fs::symlink_metadata(self.pin(direction))
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        {
             return Ok(None);
         }
-        let failed = |cause: BpfError| self.failed("look at the link of", cause);
-        let link = self.open().map_err(failed)?;
+        let failed = |cause: BpfError| self.failed(direction, "look at the link of", cause);
+        let link = self.open(direction).map_err(failed)?;
         Ok(Target::of(&LinkFacts::read(link.as_raw_fd()).map_err(|e| failed(e.into()))?))
     }
 
-    fn open(&self) -> Result<OwnedFd, BpfError> {
-        Ok(sys::pinned(&self.pin)?)
+    fn open(&self, direction: Direction) -> Result<OwnedFd, BpfError> {
+        Ok(sys::pinned(&self.pin(direction))?)
     }
 
-    fn failed(&self, operation: &'static str, cause: BpfError) -> AttachError {
+    fn failed(&self, direction: Direction, operation: &'static str, cause: BpfError) -> AttachError {
         AttachError::Program {
             operation,
-            direction: Direction::Egress,
+            direction,
             interface: format!("cgroup {}", self.cgroup.display()),
             cause: Box::new(cause),
         }
     }
 }
 
-/// Removes the pin in this directory of links, and with it the link. False if there was none.
+/// Removes the pins in this directory of links, and with them the links. False if there was none.
 pub(super) fn cleanup(links_dir: &Path) -> Result<bool, AttachError> {
-    remove_pin(links_dir.join(PIN))
+    let removed =
+        [Direction::Ingress, Direction::Egress].map(|direction| remove_pin(links_dir.join(pin(direction))));
+    removed.into_iter().try_fold(false, |any, one| Ok(any | one?))
 }
 
 impl Target {

@@ -17,7 +17,9 @@ pub mod foreign;
 pub mod neighbours;
 mod netlink;
 pub mod plan;
+pub mod pods;
 pub mod rules;
+pub mod sockets;
 mod tcx;
 pub mod trial;
 

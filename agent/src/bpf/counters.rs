@@ -6,8 +6,8 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuArray};
 use portcullis_common::event::Direction;
 use portcullis_common::wire::{
-    CounterKey, NAME_BYTES, NAMESPACE_BYTES, POLICY_NETWORK, POLICY_NO_NAMESPACE, POLICY_OWN_NODE,
-    RULE_ISOLATION, Stats,
+    CounterKey, NAME_BYTES, NAMESPACE_BYTES, POLICY_CLOSED, POLICY_FAILSAFE, POLICY_HOST, POLICY_NETWORK,
+    POLICY_NO_NAMESPACE, POLICY_OWN_NODE, RULE_ISOLATION, Stats,
 };
 use portcullis_policy::desired::{CounterName, RuleSource};
 use portcullis_policy::model::ObjectKey;
@@ -125,6 +125,10 @@ fn encode(name: &CounterName) -> Option<CounterKey> {
             (POLICY_NO_NAMESPACE, namespace, &empty, RULE_ISOLATION)
         }
         RuleSource::OwnNode => (POLICY_OWN_NODE, &empty, &empty, 0),
+        RuleSource::HostPolicy(name, rule) => (POLICY_HOST, &empty, name, *rule),
+        RuleSource::HostIsolation(name) => (POLICY_HOST, &empty, name, RULE_ISOLATION),
+        RuleSource::Failsafe => (POLICY_FAILSAFE, &empty, &empty, 0),
+        RuleSource::Closed => (POLICY_CLOSED, &empty, &empty, RULE_ISOLATION),
     };
     Some(CounterKey {
         namespace: padded::<NAMESPACE_BYTES>(namespace)?,
@@ -142,6 +146,10 @@ fn decode(key: &CounterKey) -> Option<CounterName> {
         (POLICY_NETWORK, rule) => RuleSource::NetworkPolicy(ObjectKey::new(namespace, name), rule),
         (POLICY_NO_NAMESPACE, _) => RuleSource::UndeclaredNamespace(namespace),
         (POLICY_OWN_NODE, _) => RuleSource::OwnNode,
+        (POLICY_HOST, RULE_ISOLATION) => RuleSource::HostIsolation(name),
+        (POLICY_HOST, rule) => RuleSource::HostPolicy(name, rule),
+        (POLICY_FAILSAFE, _) => RuleSource::Failsafe,
+        (POLICY_CLOSED, _) => RuleSource::Closed,
         _ => return None,
     };
     let direction = match key.direction {
@@ -170,16 +178,24 @@ mod tests {
     #[test]
     fn names_come_back_as_they_went() {
         let key = || ObjectKey::new("ns", "policy");
+        let mut keys = std::collections::BTreeSet::new();
         for source in [
             RuleSource::NetworkPolicy(key(), 0),
             RuleSource::NetworkPolicy(key(), 7),
             RuleSource::Isolation(key()),
             RuleSource::UndeclaredNamespace("ns".to_owned()),
             RuleSource::OwnNode,
+            RuleSource::HostPolicy("policy".to_owned(), 0),
+            RuleSource::HostPolicy("policy".to_owned(), 7),
+            RuleSource::HostIsolation("policy".to_owned()),
+            RuleSource::Failsafe,
+            RuleSource::Closed,
         ] {
             for direction in [Direction::Ingress, Direction::Egress] {
                 let name = CounterName { source: source.clone(), direction };
-                assert_eq!(decode(&encode(&name).unwrap()), Some(name));
+                let key = encode(&name).unwrap();
+                assert!(keys.insert(key), "{name:?}");
+                assert_eq!(decode(&key), Some(name));
             }
         }
         let long = RuleSource::Isolation(ObjectKey::new("n".repeat(65), "p"));

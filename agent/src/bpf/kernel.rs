@@ -9,9 +9,9 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues};
 use portcullis_common::wire::{
-    BANKS, CpuState, ENDPOINT_USED, EndpointConfig, EndpointWord, IFACE_CELLS, IfaceWord, LINK_IP,
-    MODE_AUDIT, MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord, PortRange, RULESET_CLOSED,
-    RULESET_OPEN, Row, Rule, Ruleset, Stats,
+    BANKS, CGROUP_ELSEWHERE, CpuState, ENDPOINT_HOST, ENDPOINT_USED, EndpointConfig, EndpointWord, HostState,
+    IFACE_CELLS, IfaceWord, LINK_IP, MODE_AUDIT, MODE_ENFORCE, NodeState, PeerRowKey, PeerRowWord, PeerWord,
+    PortRange, RULESET_CLOSED, RULESET_OPEN, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::desired::WirePrefix;
 use portcullis_policy::diff::MapOp;
@@ -19,6 +19,7 @@ use portcullis_policy::model::{Mode, Protocol};
 use portcullis_policy::sizes::{Sizes, Table};
 
 use super::flows::FlowTables;
+use super::host::Host;
 use super::inner::InnerPins;
 use super::load::{self, BpfError, Pins, Purpose};
 use super::node_ports::NodePorts;
@@ -34,6 +35,7 @@ pub struct Kernel {
     ifaces: HashMap<MapData, u32, Wire<IfaceWord>>,
     devices: HashMap<MapData, u32, u32>,
     node_ports: NodePorts,
+    host: Host,
     iface_index: Array<MapData, Wire<IfaceWord>>,
     endpoints: Array<MapData, Wire<EndpointWord>>,
     configs: Array<MapData, Wire<EndpointConfig>>,
@@ -116,6 +118,7 @@ impl Kernel {
             ifaces: take(ebpf, "ifaces")?,
             devices: take(ebpf, "devices")?,
             node_ports: NodePorts::of(ebpf)?,
+            host: Host::of(ebpf)?,
             iface_index: take(ebpf, "iface_index")?,
             endpoints: take(ebpf, "endpoints")?,
             configs: take(ebpf, "endpoint_cfg")?,
@@ -354,6 +357,66 @@ impl Kernel {
         Ok(())
     }
 
+    /// Lets what leads to an endpoint lead there: its interface, or its cgroup. The node's own is named by `host_state`.
+    pub fn lead(&mut self, config: &EndpointConfig, slot: u32) -> Result<(), BpfError> {
+        match (config.flags & ENDPOINT_HOST, config.cgroup) {
+            (0, _) => self.lead_to(config.ifindex, slot),
+            (_, 0) => Ok(()),
+            (_, cgroup) => self.host.lead(cgroup, slot),
+        }
+    }
+
+    /// Lets nothing lead there any more.
+    pub fn unlead(&mut self, config: &EndpointConfig) -> Result<(), BpfError> {
+        match (config.flags & ENDPOINT_HOST, config.cgroup) {
+            (0, _) => self.forget_iface(config.ifindex),
+            (_, 0) => Ok(()),
+            (_, cgroup) => self.host.forget(cgroup),
+        }
+    }
+
+    /// Of what is below this cgroup nothing is known from here on.
+    pub fn forget_cgroup(&mut self, cgroup: u64) -> Result<(), BpfError> {
+        self.host.forget(cgroup)
+    }
+
+    /// The slots that cgroups lead to.
+    #[must_use]
+    pub fn found_cgroups(&self) -> BTreeMap<u64, u32> {
+        self.host.found()
+    }
+
+    /// Leaves exactly these cgroups beside those of endpoints, as of pods with networks of their own.
+    pub fn set_elsewhere(
+        &mut self,
+        cgroups: &BTreeSet<u64>,
+        endpoints: &BTreeSet<u64>,
+    ) -> Result<(), BpfError> {
+        let found = self.host.found();
+        for cgroup in found.keys().filter(|one| !cgroups.contains(one) && !endpoints.contains(one)) {
+            self.host.forget(*cgroup)?;
+        }
+        for cgroup in cgroups.iter().filter(|one| found.get(one) != Some(&CGROUP_ELSEWHERE)) {
+            self.host.lead(*cgroup, CGROUP_ELSEWHERE)?;
+        }
+        Ok(())
+    }
+
+    /// How the node's own sockets are judged.
+    pub fn host_state(&self) -> Result<HostState, BpfError> {
+        self.host.state()
+    }
+
+    /// Changes that.
+    pub fn set_host_state(&mut self, state: HostState) -> Result<(), BpfError> {
+        self.host.set_state(state)
+    }
+
+    /// Which addresses are nodes'.
+    pub fn set_nodes(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), BpfError> {
+        self.host.set_nodes(addresses)
+    }
+
     /// How packets of these devices start, where it is not with an Ethernet header; of all others it is.
     pub fn set_devices(&mut self, without_ethernet: &BTreeSet<u32>) -> Result<(), BpfError> {
         let failed = |operation| move |e| BpfError::map(operation, "devices", e);
@@ -383,6 +446,10 @@ impl Kernel {
     fn clear_bank(&mut self) -> Result<(), BpfError> {
         for (slot, found) in self.found_endpoints()? {
             if self.uses_bank(found.word, self.bank) {
+                // Closed it would be cut off from what always passes.
+                if found.config.flags & ENDPOINT_HOST != 0 {
+                    self.host.set_state(HostState::default())?;
+                }
                 let closed = portcullis_policy::desired::EndpointRulesets::CLOSED;
                 let word = EndpointWord {
                     ingress: closed.ingress,

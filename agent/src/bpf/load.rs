@@ -26,6 +26,10 @@ pub const POD_INGRESS: &str = "pod_ingress";
 pub const DELIVER_OUT: &str = "deliver_out";
 /// Program for what ends at the node's own sockets.
 pub const DELIVER_HERE: &str = "deliver_here";
+/// The same where the host firewall is on.
+pub const HOST_IN: &str = "host_in";
+/// Program for what the node's own sockets send.
+pub const HOST_OUT: &str = "host_out";
 /// Program that lets everything pass: what the benchmark compares with. [`load()`] leaves it out.
 pub const EMPTY: &str = "empty";
 
@@ -192,11 +196,13 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
         Purpose::Ask => 1,
     };
     let fine_clock = u32::from(!has_coarse_clock());
+    let networks = u32::from(tells_networks());
     let ticks = Ticks::read()?;
     let mut loader = EbpfLoader::new();
     loader
         .override_global("PROBE", &probe, true)
         .override_global("FINE_CLOCK", &fine_clock, true)
+        .override_global("NETWORKS", &networks, true)
         .override_global("TICK", &ticks.length, true)
         .override_global("FIRST_TICK", &ticks.first, true);
     if let Some(pins) = pins {
@@ -218,8 +224,7 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
     if let Purpose::Attach = purpose {
         let program = classifier(&mut ebpf, DELIVER_OUT)?;
         verified(|| program.load()).map_err(failed(DELIVER_OUT))?;
-        let program = deliver_here(&mut ebpf)?;
-        verified(|| program.load()).map_err(failed(DELIVER_HERE))?;
+        loaded(&mut ebpf, DELIVER_HERE)?;
     }
     Ok(ebpf)
 }
@@ -270,11 +275,26 @@ pub fn programs(ebpf: &mut Ebpf) -> Result<Programs<'_>, BpfError> {
     }
 }
 
-/// The program at the root of the cgroups.
-pub fn deliver_here(ebpf: &mut Ebpf) -> Result<&mut CgroupSkb, BpfError> {
-    ebpf.program_mut(DELIVER_HERE)
+/// A program of the root of the cgroups.
+pub fn of_cgroup<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut CgroupSkb, BpfError> {
+    ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
-        .ok_or_else(|| BpfError::Missing(format!("program {DELIVER_HERE}")))
+        .ok_or_else(|| BpfError::Missing(format!("program {name}")))
+}
+
+/// The same, loaded: those of the host firewall only where it is on.
+pub fn loaded<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut CgroupSkb, BpfError> {
+    let program = of_cgroup(ebpf, name)?;
+    if program.fd().is_err() {
+        verified(|| program.load()).map_err(|cause| BpfError::Program { name, cause })?;
+    }
+    Ok(program)
+}
+
+/// Programs of cgroups may ask for a socket's network namespace since 6.15. A release that cannot be read may not.
+#[must_use]
+pub fn tells_networks() -> bool {
+    kernel_release().is_ok_and(|release| (release.major, release.minor) >= (6, 15))
 }
 
 /// `bpf_ktime_get_coarse_ns` is there since 5.11. A release that cannot be read has it: then the load fails

@@ -5,6 +5,7 @@ pub mod counters;
 pub mod events;
 pub mod figures;
 pub mod flows;
+pub(crate) mod host;
 mod inner;
 pub mod kernel;
 pub mod load;
@@ -13,7 +14,7 @@ pub mod probe;
 pub mod programs;
 pub mod shape;
 pub(crate) mod sys;
-mod wire;
+pub(crate) mod wire;
 
 pub use kernel::Kernel;
 pub use load::{BpfError, Pins};

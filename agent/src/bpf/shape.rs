@@ -8,9 +8,9 @@ use aya::maps::{MapData, MapType};
 use portcullis_common::addr::Addr;
 use portcullis_common::event::VERDICT_CELLS;
 use portcullis_common::wire::{
-    BANKS, CounterKey, CpuState, EPOCH_ANY, EndpointConfig, EndpointWord, FlowCount, FlowRoom, IFACE_CELLS,
-    IfaceWord, MAX_DEVICES, MAX_NODE_ADDRS, NODE_PORT_WORDS, NodeAddrWord, NodeState, PeerRowKey,
-    PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
+    BANKS, CgroupWord, CounterKey, CpuState, EPOCH_ANY, EndpointConfig, EndpointWord, FlowCount, FlowRoom,
+    HostState, IFACE_CELLS, IfaceWord, MAX_CGROUPS, MAX_DEVICES, MAX_NODE_ADDRS, NODE_PORT_WORDS,
+    NodeAddrWord, NodeState, PeerRowKey, PeerRowWord, PortRange, Row, Rule, Ruleset, Stats,
 };
 use portcullis_policy::sizes::{Sizes, Table};
 
@@ -41,7 +41,7 @@ pub struct Shape {
 
 /// The pinned maps at these sizes, in the order of `docs/maps.md`.
 #[must_use]
-pub fn shapes(sizes: &Sizes) -> [Shape; 26] {
+pub fn shapes(sizes: &Sizes) -> [Shape; 29] {
     let chosen = |name, kind, key, value: usize, table| Shape {
         name,
         kind,
@@ -71,6 +71,17 @@ pub fn shapes(sizes: &Sizes) -> [Shape; 26] {
             ..fixed("node_addrs", MapType::Hash, size_of::<NodeAddrWord>(), MAX_NODE_ADDRS)
         },
         fixed("node_ports", MapType::Array, size_of::<u64>(), NODE_PORT_WORDS),
+        Shape {
+            flags: NO_PREALLOC,
+            key: bytes(size_of::<Addr>()),
+            ..fixed("nodes", MapType::Hash, size_of::<NodeAddrWord>(), MAX_NODE_ADDRS)
+        },
+        Shape {
+            flags: NO_PREALLOC,
+            key: bytes(size_of::<u64>()),
+            ..fixed("cgroups", MapType::Hash, size_of::<CgroupWord>(), MAX_CGROUPS)
+        },
+        fixed("host_state", MapType::Array, size_of::<HostState>(), 1),
         array("endpoints", size_of::<EndpointWord>(), Table::Endpoints),
         array("endpoint_cfg", size_of::<EndpointConfig>(), Table::Endpoints),
         array("rulesets", size_of::<Ruleset>(), Table::Rulesets),

@@ -62,6 +62,11 @@ Examples:
   portcullis policies lint manifests/
   portcullis policies lint manifests/ -o json";
 
+pub(super) const HOST_FIREWALL: &str = "\
+Examples:
+  portcullis host-firewall off
+  portcullis host-firewall status -o json";
+
 pub(super) const CLEANUP: &str = "\
 Examples:
   portcullis cleanup

@@ -240,7 +240,7 @@ impl Filter {
                 shown
                     .policy
                     .as_ref()
-                    .is_some_and(|p| (&p.namespace, &p.name) == (&wanted.namespace, &wanted.name))
+                    .is_some_and(|p| (p.scope(), &*p.name) == (&*wanted.namespace, &*wanted.name))
             })
             && any(&self.reasons, |reason| *reason == shown.reason)
     }
@@ -254,7 +254,9 @@ fn is_end(end: &EndText, pod: Option<&Named>, address: IpAddr) -> bool {
     match end {
         EndText::Net(net) => net.contains(&address),
         EndText::Pod(NameText(wanted)) => {
-            pod.is_some_and(|pod| pod.key.namespace == wanted.namespace && pod.key.name == wanted.name)
+            // By the name that lines show: a node is node/NAME.
+            pod.map(|pod| PodName::from(&pod.key))
+                .is_some_and(|shown| shown.namespace == wanted.namespace && shown.name == wanted.name)
         }
     }
 }

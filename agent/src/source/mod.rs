@@ -8,7 +8,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use dir::{DirSource, Signature};
-use kube::{KubeSource, ServerView, WatchState};
+use kube::{HostPolicyState, KubeSource, ServerView, WatchState};
 use tokio::time::Instant;
 
 /// What `--source` says for the API server. A directory of this name is `./kube`.
@@ -103,6 +103,14 @@ impl Source {
         match self {
             Self::Dir(_) => None,
             Self::Kube(kube) => Some(kube.view()),
+        }
+    }
+
+    /// Says what became of each HostPolicy on this node, for its status; a directory has nowhere to write it.
+    pub fn tell_status(&mut self, states: Vec<HostPolicyState>) {
+        match self {
+            Self::Dir(_) => {}
+            Self::Kube(kube) => kube.tell_status(states),
         }
     }
 

@@ -138,6 +138,20 @@ pub struct MatrixRequest {
     /// Services that are columns too, each by `svc/NAMESPACE/NAME:PORT`.
     #[serde(default)]
     pub services: Vec<String>,
+    /// Whether the node and the pods in its network are rows and columns too.
+    #[serde(default)]
+    pub hosts: Hosts,
+}
+
+/// Whether hosts are asked about where pods are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Hosts {
+    /// Pods with a network of their own only.
+    #[default]
+    Out,
+    /// Behind them the agent's node and the live pods in its network, where the host firewall is on.
+    In,
 }
 
 /// Who fills a matrix.

@@ -44,8 +44,8 @@ impl<'a> Side<'a> {
     fn open(from: &'a From) -> Result<Self, Failure> {
         Ok(match from {
             From::Agent { run_dir } => Self::Agent(run_dir),
-            From::Directory { dir, node, pod_cidrs } => {
-                Self::Files(Box::new(read(dir, node.as_deref(), pod_cidrs)?))
+            From::Directory { dir, node, pod_cidrs, hosts } => {
+                Self::Files(Box::new(read(dir, node.as_deref(), pod_cidrs, *hosts)?))
             }
         })
     }
@@ -120,8 +120,12 @@ mod tests {
     }
 
     fn sides(before: &Scratch, after: &Scratch) -> (Vec<Matrix>, Vec<Matrix>) {
-        let from =
-            |dir: &Scratch| From::Directory { dir: dir.path().to_owned(), node: None, pod_cidrs: Vec::new() };
+        let from = |dir: &Scratch| From::Directory {
+            dir: dir.path().to_owned(),
+            node: None,
+            pod_cidrs: Vec::new(),
+            hosts: None,
+        };
         let (before, after) = (from(before), from(after));
         let request = MatrixRequest {
             ports: Vec::new(),
@@ -129,6 +133,7 @@ mod tests {
             judge: Judge::Userspace,
             namespaces: Vec::new(),
             services: Vec::new(),
+            hosts: crate::verbs::ask::Hosts::Out,
         };
         matrices(&Side::open(&before).unwrap(), &Side::open(&after).unwrap(), request).unwrap()
     }

@@ -55,7 +55,9 @@ enum Word {
     World,
     OwnNode(Vec<IpAddr>),
     Node(String, Vec<IpAddr>),
-    /// A hostNetwork pod: its node, for which its own name is shown.
+    /// A hostNetwork pod of the node whose host firewall is on: judged by itself.
+    JudgedHostPod(ObjectKey, Vec<IpAddr>),
+    /// Another hostNetwork pod: its node, for which its own name is shown.
     HostPod {
         key: ObjectKey,
         addresses: Vec<IpAddr>,
@@ -67,7 +69,9 @@ impl Word {
     fn has(&self, family: Family) -> Option<IpAddr> {
         let first = |all: &[IpAddr]| all.iter().copied().find(|a| Family::of(*a) == family);
         match self {
-            Self::Pod(_, all) | Self::OwnNode(all) | Self::Node(_, all) => first(all),
+            Self::Pod(_, all) | Self::JudgedHostPod(_, all) | Self::OwnNode(all) | Self::Node(_, all) => {
+                first(all)
+            }
             Self::HostPod { addresses, .. } => first(addresses),
             Self::Address(address) => first(&[*address]),
             Self::World => Some(family.world()),
@@ -85,7 +89,7 @@ impl Word {
 
     fn name(&self) -> String {
         match self {
-            Self::Pod(key, _) | Self::HostPod { key, .. } => key.to_string(),
+            Self::Pod(key, _) | Self::JudgedHostPod(key, _) | Self::HostPod { key, .. } => key.to_string(),
             Self::Address(address) => address.to_string(),
             Self::World => "world".to_owned(),
             Self::OwnNode(_) => "node".to_owned(),
@@ -96,7 +100,7 @@ impl Word {
     /// The node that the other end's own node may be: where this pod runs.
     fn runs_on<'a>(&self, cluster: &'a Cluster) -> Option<&'a str> {
         match self {
-            Self::Pod(key, _) => cluster.pods.get(key)?.node.as_deref(),
+            Self::Pod(key, _) | Self::JudgedHostPod(key, _) => cluster.pods.get(key)?.node.as_deref(),
             Self::Address(_) | Self::World | Self::OwnNode(_) | Self::Node(..) | Self::HostPod { .. } => None,
         }
     }
@@ -150,6 +154,7 @@ fn end(word: Word, address: IpAddr, whose: Whose) -> End {
     let name = word.name();
     let party = match (word, whose) {
         (Word::Pod(key, _), _) => Party::Pod(key, address),
+        (Word::JudgedHostPod(key, _), _) => Party::HostPod(key, address),
         (Word::OwnNode(_), _) | (Word::HostPod { .. }, Whose::Own) => Party::OwnNode(address),
         (Word::Address(_) | Word::World | Word::Node(..) | Word::HostPod { .. }, _) => {
             Party::Address(address)
@@ -227,7 +232,9 @@ impl Reader<'_> {
                 }
             }
             (Phase::Live, PodNetwork::Host) => {
-                let node = pod.node.as_deref().and_then(|name| cluster.nodes.get(name));
+                let is_judged = self.directory.hosts.contains_key(&key);
+                let name = self.directory.node.filter(|_| is_judged).or(pod.node.as_deref());
+                let node = name.and_then(|name| cluster.nodes.get(name));
                 let addresses = match node {
                     Some(node) if !node.addresses.is_empty() => node.addresses.clone(),
                     Some(_) | None => pod.addresses.clone(),
@@ -235,7 +242,11 @@ impl Reader<'_> {
                 if addresses.is_empty() {
                     return Err(AskError::HostNetwork(key));
                 }
-                Ok(Word::HostPod { key, addresses, node: pod.node.clone() })
+                Ok(if is_judged {
+                    Word::JudgedHostPod(key, addresses)
+                } else {
+                    Word::HostPod { key, addresses, node: pod.node.clone() }
+                })
             }
         }
     }
@@ -249,7 +260,8 @@ impl Reader<'_> {
             1 => cluster.nodes.keys().next().map(String::as_str),
             _ => None,
         };
-        let name = self.world.node.as_deref().or_else(|| other.runs_on(cluster)).or_else(only);
+        let own = self.directory.node.or(self.world.node.as_deref());
+        let name = own.or_else(|| other.runs_on(cluster)).or_else(only);
         if let Some(node) = name.and_then(|name| cluster.nodes.get(name))
             && addresses.is_empty()
         {

@@ -15,7 +15,7 @@ use portcullis_policy::answer::{Answers, DirectionAnswer, Family as IpFamily, Pa
 use portcullis_policy::convert::printable;
 use portcullis_policy::desired::RuleSource;
 use portcullis_policy::frame::Traffic;
-use portcullis_policy::model::{ObjectKey, SourceBinding};
+use portcullis_policy::model::{ObjectKey, PolicyRef as Policy, SourceBinding};
 use portcullis_policy::turn;
 use serde::{Deserialize, Serialize};
 
@@ -33,10 +33,10 @@ use crate::world::{AskKernel, KernelAnswer, World};
 /// A policy, by name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyRef {
-    /// `NetworkPolicy`.
+    /// `NetworkPolicy` or `HostPolicy`.
     pub kind: String,
-    /// Its namespace.
-    pub namespace: String,
+    /// Its namespace; `None` of a HostPolicy.
+    pub namespace: Option<String>,
     /// Its name.
     pub name: String,
 }
@@ -45,23 +45,40 @@ impl PolicyRef {
     /// Of a NetworkPolicy.
     #[must_use]
     pub fn network_policy(key: &ObjectKey) -> Self {
-        Self { kind: "NetworkPolicy".to_owned(), namespace: key.namespace.clone(), name: key.name.clone() }
+        Self::from(&Policy::Network(key.clone()))
     }
 
     /// The policy and the rule of it that decided: a rule's index, `None` for an isolation.
     #[must_use]
     pub fn of(source: &RuleSource) -> (Option<Self>, Option<u32>) {
-        match source {
-            RuleSource::NetworkPolicy(key, rule) => (Some(Self::network_policy(key)), Some(*rule)),
-            RuleSource::Isolation(key) => (Some(Self::network_policy(key)), None),
-            RuleSource::UndeclaredNamespace(_) | RuleSource::OwnNode => (None, None),
-        }
+        source.policy().map_or((None, None), |(policy, rule)| (Some(Self::from(&policy)), rule))
+    }
+
+    /// What filters write before its name: the namespace, or the kind of a policy without one, which no namespace
+    /// can be called.
+    #[must_use]
+    pub fn scope(&self) -> &str {
+        self.namespace.as_ref().unwrap_or(&self.kind)
     }
 
     /// For a line.
     #[must_use]
     pub fn label(&self) -> String {
-        printable(&format!("{} {}/{}", self.kind, self.namespace, self.name))
+        let Self { kind, namespace, name } = self;
+        printable(&match namespace {
+            Some(namespace) => format!("{kind} {namespace}/{name}"),
+            None => format!("{kind} {name}"),
+        })
+    }
+}
+
+impl From<&Policy> for PolicyRef {
+    fn from(policy: &Policy) -> Self {
+        Self {
+            kind: policy.kind().to_owned(),
+            namespace: policy.namespace().map(str::to_owned),
+            name: policy.name().to_owned(),
+        }
     }
 }
 
@@ -112,9 +129,9 @@ pub struct Direction {
 pub struct Explained {
     /// Allowed only if both directions allow it.
     pub verdict: Verdict,
-    /// The sender's side; `None` if that is no pod.
+    /// The sender's side; `None` if no policy can select that.
     pub egress: Option<Direction>,
-    /// The receiver's side; `None` if that is no pod.
+    /// The receiver's side; `None` if no policy can select that.
     pub ingress: Option<Direction>,
     /// What the loaded program says; `None` where it cannot be asked.
     pub kernel: Option<Verdict>,
@@ -255,7 +272,9 @@ impl Asker<'_> {
             })
         });
         if answer.egress.is_none() && answer.ingress.is_none() {
-            notes.push("neither end is a pod: no policy judges this".to_owned());
+            notes.push(
+                "neither end is a pod, or a host whose firewall is on: no policy judges this".to_owned(),
+            );
         }
         if from.name == "world" || to.name == "world" {
             notes.push(format!("world is {}", ends.family.world()));
@@ -312,7 +331,7 @@ fn overall(asked: [(bool, Option<KernelAnswer>); 2]) -> Option<Verdict> {
 fn shown(end: &End, answers: &Answers<'_>) -> ExplainedEnd {
     let binding = match &end.party {
         Party::Pod(key, _) => answers.directory().source_binding(key),
-        Party::OwnNode(_) | Party::Address(_) => SourceBinding::On,
+        Party::HostPod(..) | Party::OwnNode(_) | Party::Address(_) => SourceBinding::On,
     };
     ExplainedEnd {
         name: end.name.clone(),
@@ -336,11 +355,20 @@ fn direction(answer: DirectionAnswer, kernel: Option<KernelAnswer>, node_audits:
     let (policy, rule) = source.as_ref().map_or((None, None), PolicyRef::of);
     let undeclared_namespace = match source {
         Some(RuleSource::UndeclaredNamespace(namespace)) => Some(namespace),
-        Some(RuleSource::NetworkPolicy(..) | RuleSource::Isolation(_) | RuleSource::OwnNode) | None => None,
+        Some(
+            RuleSource::NetworkPolicy(..)
+            | RuleSource::Isolation(_)
+            | RuleSource::OwnNode
+            | RuleSource::HostPolicy(..)
+            | RuleSource::HostIsolation(_)
+            | RuleSource::Failsafe
+            | RuleSource::Closed,
+        )
+        | None => None,
     };
     let policies = match undeclared_namespace {
         Some(_) => Vec::new(),
-        None => answer.policies.iter().map(PolicyRef::network_policy).collect(),
+        None => answer.policies.iter().map(PolicyRef::from).collect(),
     };
     Direction {
         verdict: answer.action.into(),

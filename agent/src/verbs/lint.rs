@@ -105,7 +105,7 @@ fn check(dir: &Path, pod_cidrs: &[IpNet]) -> Result<(Lint, Pods), ReadError> {
         .map(|problem| from_problem(problem, &loaded))
         .collect();
     all.extend(loaded.cluster_policies.iter().map(|policy| cluster_policy(policy)));
-    match Compiler::new(0).compile(&loaded.cluster, loaded.cluster.pods.keys()) {
+    match Compiler::new(0).compile(&loaded.cluster, &loaded.cluster.subjects()) {
         Ok((_, closed)) => all.extend(closed.iter().map(|problem| from_problem(problem, &loaded))),
         Err(error) => all.push(Finding {
             severity: Severity::Error.name().to_owned(),

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use services::Columns;
 
-use super::ask::{AskError, Family, Judge, MatrixRequest, Reply, hear};
+use super::ask::{AskError, Family, Hosts, Judge, MatrixRequest, Reply, hear};
 use crate::output::{Colour, Verdict};
 use crate::world::{AskKernel, KernelAnswer, World};
 
@@ -37,7 +37,8 @@ pub struct Matrix {
     pub port: Option<u16>,
     /// Of the addresses.
     pub family: Family,
-    /// `ns/pod` of every live pod with an address of the family and a network of its own.
+    /// `ns/pod` of every live pod with an address of the family and a network of its own; where hosts were asked for,
+    /// behind these `node` and the pods in its network.
     pub order: Vec<String>,
     /// From, then to, as `order`: `.` allowed, `X` denied, `-` self, `?` not known; blank outside of `-n`.
     pub rows: Vec<String>,
@@ -105,7 +106,18 @@ fn prepare<'a>(
         return Err(AskError::TooManyCells { pods: order.len(), ports: ports.len(), most: MAX_CELLS });
     }
     let scope = Scope(request.namespaces.iter().cloned().collect());
-    let mut filler = Filler { answers, family, order, judge, scope, columns: Columns::default() };
+    let hosts = match request.hosts {
+        Hosts::Out => Vec::new(),
+        Hosts::In => answers.hosts(family.into()),
+    };
+    if request.hosts == Hosts::In && world.cluster.host.is_none() {
+        notes.push(
+            "the host firewall is off, so no host is judged: start the agent with it, or name --host-firewall beside \
+             --source"
+                .to_owned(),
+        );
+    }
+    let mut filler = Filler { answers, family, order, hosts, judge, scope, columns: Columns::default() };
     filler.columns = filler.columns(world, &request.services, &mut notes)?;
     Ok((filler, ports, notes))
 }
@@ -135,6 +147,8 @@ struct Filler<'a> {
     answers: Answers<'a>,
     family: Family,
     order: Vec<(ObjectKey, IpAddr)>,
+    /// Behind these.
+    hosts: Vec<Party>,
     judge: Option<&'a dyn AskKernel>,
     scope: Scope,
     columns: Columns,
@@ -146,15 +160,13 @@ impl Filler<'_> {
             Traffic::To(protocol, port) => (protocol.name(), Some(port)),
             Traffic::Echo => ("ICMP", None),
         };
-        let parties: Vec<Party> =
-            self.order.iter().map(|(key, address)| Party::Pod(key.clone(), *address)).collect();
+        let parties = self.parties();
         let rows = parties
             .iter()
-            .zip(&self.order)
-            .map(|(from, (sender, _))| {
-                let row = parties.iter().zip(&self.order);
-                row.map(|(to, (receiver, _))| {
-                    if self.scope.touches(sender, receiver) {
+            .map(|from| {
+                let row = parties.iter();
+                row.map(|to| {
+                    if self.scope.touches(&self.key(from), &self.key(to)) {
                         self.cell(from, to, traffic)
                     } else {
                         Ok(BLANK)
@@ -163,10 +175,21 @@ impl Filler<'_> {
                 .collect()
             })
             .collect::<Result<_, AskError>>()?;
-        let order = self.order.iter().map(|(key, _)| key.to_string()).collect();
+        let order = parties.iter().map(name_of).collect();
         let Columns { names: services, rows: service_rows } = self.columns.clone();
         let protocol = protocol.to_owned();
         Ok(Matrix { protocol, port, family: self.family, order, rows, services, service_rows })
+    }
+
+    /// Rows and columns.
+    fn parties(&self) -> Vec<Party> {
+        let pods = self.order.iter().map(|(key, address)| Party::Pod(key.clone(), *address));
+        pods.chain(self.hosts.iter().cloned()).collect()
+    }
+
+    /// By which a scope knows an end: the node is in no namespace.
+    fn key(&self, party: &Party) -> ObjectKey {
+        self.answers.subject(party).unwrap_or_else(|| ObjectKey::of_node(""))
     }
 
     fn cell(&self, from: &Party, to: &Party, traffic: Traffic) -> Result<char, AskError> {
@@ -190,6 +213,14 @@ impl Filler<'_> {
         } else {
             '.'
         })
+    }
+}
+
+fn name_of(party: &Party) -> String {
+    match party {
+        Party::Pod(key, _) | Party::HostPod(key, _) => key.to_string(),
+        Party::OwnNode(_) => "node".to_owned(),
+        Party::Address(address) => address.to_string(),
     }
 }
 

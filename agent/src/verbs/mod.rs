@@ -8,6 +8,7 @@ pub mod diff;
 pub mod endpoints;
 pub mod ends;
 pub mod explain;
+pub mod host_firewall;
 pub mod lint;
 pub mod man;
 pub mod matrix;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use nix::unistd::geteuid;
+use portcullis_policy::model::HostNetworkPods;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
@@ -32,11 +34,12 @@ use crate::api::Request;
 use crate::api::client::{self, ClientError};
 use crate::bpf::probe::Private;
 use crate::cni::install::InstallError;
+use crate::firewall::HostError;
 use crate::output::{self, Colour, Exit, Format};
 use crate::source::read::ReadError;
 use crate::world::{AskKernel, World};
 use ask::{AskError, ExplainRequest, Judge, MatrixRequest, Reply, Sent};
-use offline::{OfflineError, offline};
+use offline::{OfflineError, offline_on};
 
 /// Why a verb failed.
 #[derive(Debug, Error)]
@@ -58,6 +61,12 @@ pub enum Failure {
         "--source kube needs this node's name as the API server knows it: give --node-name, or PORTCULLIS_NODE_NAME"
     )]
     Nameless,
+    /// The host firewall's own verb.
+    #[error(transparent)]
+    HostFirewall(#[from] host_firewall::ActError),
+    /// Flags of the host firewall.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// The daemon ended.
     #[error("agent: {0}")]
     Agent(String),
@@ -108,8 +117,9 @@ impl Failure {
             Self::Ask(error) => error.exit(),
             Self::Offline(error) => error.exit(),
             Self::Client(error) => error.exit(),
-            Self::UnknownVerb { .. } | Self::DiffPage | Self::Nameless => Exit::Usage,
+            Self::UnknownVerb { .. } | Self::DiffPage | Self::Nameless | Self::Host(_) => Exit::Usage,
             Self::Cni(_)
+            | Self::HostFirewall(_)
             | Self::Followed(_)
             | Self::Lint(_)
             | Self::WritePages { .. }
@@ -137,6 +147,8 @@ pub enum From {
         node: Option<String>,
         /// Where pods without an address get one.
         pod_cidrs: Vec<IpNet>,
+        /// Where the node has a host firewall, what selects its hostNetwork pods beside HostPolicies.
+        hosts: Option<HostNetworkPods>,
     },
 }
 
@@ -166,8 +178,8 @@ pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit,
     let sender = request.from.clone();
     let Reply { result, notes } = match from {
         From::Agent { run_dir } => live(run_dir, &Request::Explain(request))?,
-        From::Directory { dir, node, pod_cidrs } => {
-            let world = read(dir, node.as_deref(), pod_cidrs)?;
+        From::Directory { dir, node, pod_cidrs, hosts } => {
+            let world = read(dir, node.as_deref(), pod_cidrs, *hosts)?;
             let kernel = match private(&world) {
                 Ok(kernel) => Some(kernel),
                 Err(why) => {
@@ -194,8 +206,8 @@ pub fn explain(from: &From, request: ExplainRequest, face: Face) -> Result<Exit,
 pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, Failure> {
     let Reply { result, notes } = match from {
         From::Agent { run_dir } => live(run_dir, &Request::Matrix(request))?,
-        From::Directory { dir, node, pod_cidrs } => {
-            let world = read(dir, node.as_deref(), pod_cidrs)?;
+        From::Directory { dir, node, pod_cidrs, hosts } => {
+            let world = read(dir, node.as_deref(), pod_cidrs, *hosts)?;
             let kernel = loaded(&world, request.judge)?;
             matrix::matrix(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
         }
@@ -209,8 +221,8 @@ pub fn matrix(from: &From, request: MatrixRequest, face: Face) -> Result<Exit, F
 pub fn page(from: &From, request: MatrixRequest) -> Result<Exit, Failure> {
     let Reply { result, notes } = match from {
         From::Agent { run_dir } => live(run_dir, &Request::Page(request))?,
-        From::Directory { dir, node, pod_cidrs } => {
-            let world = read(dir, node.as_deref(), pod_cidrs)?;
+        From::Directory { dir, node, pod_cidrs, hosts } => {
+            let world = read(dir, node.as_deref(), pod_cidrs, *hosts)?;
             let kernel = loaded(&world, request.judge)?;
             matrix::page::page(&world, kernel.as_ref().map(|k| k as &dyn AskKernel), &request)?
         }
@@ -233,8 +245,13 @@ fn live<T: DeserializeOwned>(run_dir: &Path, request: &Request) -> Result<Reply<
     Ok(client::ask(run_dir, request)?.answer()?)
 }
 
-fn read(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<World, Failure> {
-    let world = offline(dir, node, pod_cidrs)?;
+fn read(
+    dir: &Path,
+    node: Option<&str>,
+    pod_cidrs: &[IpNet],
+    hosts: Option<HostNetworkPods>,
+) -> Result<World, Failure> {
+    let world = offline_on(dir, node, pod_cidrs, hosts)?;
     output::problems(&world.problems);
     Ok(world)
 }

@@ -275,7 +275,7 @@ mod tests {
             bytes: 60,
             policy: Some(PolicyRef {
                 kind: "NetworkPolicy".to_owned(),
-                namespace: "project-snake".to_owned(),
+                namespace: Some("project-snake".to_owned()),
                 name: "np-backend".to_owned(),
             }),
             rule: None,

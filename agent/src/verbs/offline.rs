@@ -5,6 +5,7 @@ use std::path::Path;
 use ipnet::IpNet;
 use portcullis_policy::compile::{CompileError, Compiler};
 use portcullis_policy::manifest::{self, Options};
+use portcullis_policy::model::{Host, HostNetworkPods};
 use thiserror::Error;
 
 use crate::output::Exit;
@@ -30,6 +31,9 @@ pub enum OfflineError {
          take out of --source {}", .0.join(", ")
     )]
     ClusterPolicies(Vec<String>),
+    /// Of a host firewall without a host.
+    #[error("--host-firewall needs the name of the node that is judged: give --node-name")]
+    Nameless,
     /// The tables have no room for it.
     #[error("compile the policies: {0}")]
     Compile(#[from] CompileError),
@@ -40,7 +44,7 @@ impl OfflineError {
     #[must_use]
     pub const fn exit(&self) -> Exit {
         match self {
-            Self::Kube => Exit::Usage,
+            Self::Kube | Self::Nameless => Exit::Usage,
             Self::Read(_) | Self::ClusterPolicies(_) | Self::Compile(_) => Exit::Unfit,
         }
     }
@@ -48,6 +52,16 @@ impl OfflineError {
 
 /// Reads and compiles a directory. No ranges given: the default ones.
 pub fn offline(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<World, OfflineError> {
+    offline_on(dir, node, pod_cidrs, None)
+}
+
+/// As [`offline`]; where the node has a host firewall it is judged too, with the usual failsafe ports.
+pub fn offline_on(
+    dir: &Path,
+    node: Option<&str>,
+    pod_cidrs: &[IpNet],
+    hosts: Option<HostNetworkPods>,
+) -> Result<World, OfflineError> {
     if dir.as_os_str() == KUBE {
         return Err(OfflineError::Kube);
     }
@@ -58,8 +72,13 @@ pub fn offline(dir: &Path, node: Option<&str>, pod_cidrs: &[IpNet]) -> Result<Wo
     }
     let mut problems = reading.problems;
     problems.extend(loaded.problems);
-    let cluster = loaded.cluster;
-    let (desired, closed) = Compiler::new(0).compile(&cluster, cluster.pods.keys())?;
+    let mut cluster = loaded.cluster;
+    cluster.host = match (hosts, node) {
+        (Some(selects), Some(node)) => Some(Host { selects, ..Host::new(node) }),
+        (Some(_), None) => return Err(OfflineError::Nameless),
+        (None, _) => None,
+    };
+    let (desired, closed) = Compiler::new(0).compile(&cluster, &cluster.subjects())?;
     problems.extend(closed);
     Ok(World { cluster, desired, problems, node: node.map(str::to_owned), audit: false, local: None })
 }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::event::{Action, Direction, Reason};
 use crate::packet::{Packet, PacketView, Part, Shape, parse_embedded};
-use crate::wire::{ENDPOINT_USED, FlowKey, RULESET_OPEN};
+use crate::wire::{ENDPOINT_HOST, ENDPOINT_USED, FlowKey, RULESET_OPEN};
 
 impl Work {
     /// Where the endpoint sent this packet to, if it was translated on its way here: it is the last that was judged on this CPU
@@ -59,7 +59,7 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, slo
         return Verdict::allow(Reason::NotIsolated);
     }
     let at = At { slot, direction: Direction::Egress, origin: Origin::OwnInterface };
-    let by_tuple = ByTuple { env, word: rulesets, at };
+    let by_tuple = ByTuple { env, word: rulesets, at, is_host: config.flags & ENDPOINT_HOST != 0 };
     work.word = rulesets;
     work.own = TRANSLATED;
     match work.packet.shape {

@@ -9,18 +9,19 @@ use crate::flow::{STATE_OPENING, Side, Stage, expired, next_state};
 use crate::judge::{At, Origin};
 use crate::packet::{ICMP, ICMPV6, Packet, Part, SCTP, Shape, TCP, UDP};
 use crate::wire::{
-    COUNTER_NONE, EPOCH_ANY, EPOCH_CELLS, EndpointWord, FLOW_DELIVERED, FLOW_KIND_FLOW, FLOW_OPENED_INGRESS,
-    FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, MARK_SLOT, NO_ENDPOINT, RULESET_CLOSED,
+    CLASS_VIRTUAL, COUNTER_NONE, EPOCH_ANY, EPOCH_CELLS, EndpointWord, FLOW_DELIVERED, FLOW_KIND_FLOW,
+    FLOW_KIND_SOCKET, FLOW_OPENED_INGRESS, FLOW_OWN_NODE, FLOW_TAG_FLAGS, FlowEntry, FlowKey, MARK_SLOT,
+    NO_ENDPOINT, RULESET_CLOSED,
 };
 
 /// Judges a packet whose tuple the work holds: an ICMP error by the flow whose key is there, everything else by its own
 /// ports, which a later fragment has from its datagram's first.
 #[inline(always)]
 pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
-    let mut judge = ByTuple { env, word: work.word, at };
+    let mut judge = ByTuple { env, word: work.word, at, is_host: work.is_host };
     work.slot = at.slot;
     match work.packet.shape {
-        Shape::IcmpError => return judge.related(work),
+        Shape::IcmpError => return judge.of_error(work),
         Shape::Later => {
             if let Some(reason) = judge.recalled(work).reason() {
                 return Packed::new(unreadable(env, judge.word.ruleset(at.direction), reason));
@@ -49,7 +50,8 @@ pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
     if verdict.0 & Packed::AGAIN != 0 {
         // What an unbound pod sends for others has no key.
         let sender = if work.own == NOT_OWN { NO_ENDPOINT } else { at.slot };
-        (work.sent_by, work.sent) = (sender, work.key);
+        work.sent_by = sender;
+        work.sent = work.key;
     }
     if let Part::First = work.packet.part
         && !verdict.drops()
@@ -57,6 +59,12 @@ pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
         judge.remember(work);
     }
     verdict
+}
+
+/// What the flow says that the work's key stands for; [`by_tuple`] asks.
+#[inline(always)]
+pub fn existing<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
+    ByTuple { env, word: work.word, at, is_host: work.is_host }.existing(work)
 }
 
 /// What the policies of one direction say.
@@ -100,17 +108,18 @@ pub fn ahead<E: Environment>(env: &E, work: &Work, verdict: Packed) -> Packed {
         && work.slot <= MARK_SLOT
         && env.delivers()
         && env.is_node_port(&key.remote, key.protocol, key.remote_port);
-    if leads_on {
-        Packed(Packed::new(Verdict::allow(Reason::Service)).0 | Packed::WAITS | Packed::AGAIN)
-    } else {
-        verdict
-    }
+    if leads_on { WAITS } else { verdict }
 }
+
+/// It is judged where it ends, and nowhere before.
+const WAITS: Packed = Packed(Packed::new(Verdict::allow(Reason::Service)).0 | Packed::WAITS | Packed::AGAIN);
 
 pub(super) struct ByTuple<'a, E> {
     pub(super) env: &'a E,
     pub(super) word: EndpointWord,
     pub(super) at: At,
+    /// The endpoint is the node, or a pod in its network.
+    pub(super) is_host: bool,
 }
 
 /// What a look at the flow table says.
@@ -134,8 +143,21 @@ impl<E: Environment> ByTuple<'_, E> {
     fn of_tuple(&self, work: &mut Work) -> Packed {
         let packet = &work.packet;
         let own = work.own;
+        let ends = &work.ends;
         let (remote, local_port, remote_port) = match self.at.direction {
             Direction::Ingress => (&packet.src, packet.dst_port, packet.src_port),
+            // As answers will come to the socket. By UDP a socket that is connected may send elsewhere: it is believed of virtual
+            // addresses alone.
+            Direction::Egress
+                if self.is_host
+                    && ends.remote_port != 0
+                    && (packet.protocol == TCP || self.is_virtual(&ends.remote, UDP, ends.remote_port)) =>
+            {
+                (&ends.remote, ends.local_port, ends.remote_port)
+            }
+            Direction::Egress if self.is_host && ends.local_port != 0 => {
+                (&packet.dst, ends.local_port, packet.dst_port)
+            }
             Direction::Egress => (&packet.dst, packet.src_port, packet.dst_port),
         };
         if own == NOT_OWN {
@@ -148,16 +170,95 @@ impl<E: Environment> ByTuple<'_, E> {
                 }
             };
         }
-        work.key = FlowKey {
-            remote: *remote,
-            local_port,
-            remote_port,
-            protocol: packet.protocol,
-            local: own,
-            kind: FLOW_KIND_FLOW,
+        // Field by field, as an entry.
+        let key = &mut work.key;
+        key.remote = *remote;
+        key.local_port = local_port;
+        key.remote_port = remote_port;
+        key.protocol = packet.protocol;
+        key.local = own;
+        key.kind = FLOW_KIND_FLOW;
+        work.again = Packed::NOT_ASKED;
+        let mut held = self.env.existing(work, self.at);
+        // Asked from here and not from where the flow is, for the stack.
+        if held.0 & Packed::STALE != 0 {
+            let flags = held.counter();
+            work.again = self.judged_again(work, opener(flags), flags);
+            held = self.env.existing(work, self.at);
+        }
+        let verdict = if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) };
+        if self.is_host && work.ends.cookie != 0 && self.asked(work, verdict) != 0 {
+            return Packed::new(Verdict::allow(Reason::Flow));
+        }
+        verdict
+    }
+
+    /// Of a socket that is not connected: remembers that it has sent, or lets in what a virtual address answers. Nobody else's
+    /// answers are told apart so, and none after [`crate::flow::UDP_OPENING_SECONDS`] in which it was silent. 1: it is let in.
+    #[inline(never)]
+    fn asked(&self, work: &mut Work, verdict: Packed) -> u32 {
+        let key = FlowKey {
+            remote: Addr::from_halves(work.ends.cookie, 0),
+            local_port: work.ends.local_port,
+            remote_port: 0,
+            protocol: UDP,
+            local: 0,
+            kind: FLOW_KIND_SOCKET,
         };
-        let held = self.existing(work);
-        if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) }
+        let tag = key.tag();
+        let now = self.env.now();
+        match self.at.direction {
+            Direction::Egress if work.is_opener && !verdict.drops() => {
+                match self.held(&key, tag) {
+                    Held::Flow(flow, ..) => self.env.touch(flow, now, STATE_OPENING),
+                    Held::None | Held::Unreadable => {
+                        work.entry = FlowEntry {
+                            stamp: 0,
+                            tag,
+                            seen: now,
+                            state: STATE_OPENING,
+                            counter: 0,
+                            opened: now,
+                        };
+                        self.env.insert(self.at.slot, &key, &work.entry);
+                    }
+                }
+                0
+            }
+            Direction::Ingress
+                if verdict.drops() && self.is_virtual(&work.packet.src, UDP, work.packet.src_port) =>
+            {
+                match self.held(&key, tag) {
+                    Held::Flow(flow, ..) => {
+                        let (seen, _) = self.env.age(flow);
+                        u32::from(!expired(UDP, STATE_OPENING, seen, now))
+                    }
+                    Held::None | Held::Unreadable => 0,
+                }
+            }
+            Direction::Egress | Direction::Ingress => 0,
+        }
+    }
+
+    /// True if the sender's address is a Service's, or a port of a node that leads on.
+    #[inline(always)]
+    fn is_virtual(&self, addr: &Addr, protocol: u8, port: u16) -> bool {
+        // Of the bank that the endpoint's rulesets are of; where neither direction has one, it does not matter.
+        let either =
+            if u32::from(self.word.ingress) > RULESET_CLOSED { self.word.ingress } else { self.word.egress };
+        let bank = self.env.ruleset(either.into()).map_or(0, |ruleset| ruleset.bank);
+        let peer = self.env.peer(bank, addr);
+        peer.is_some_and(|peer| peer.tag == addr.hash() && peer.class & CLASS_VIRTUAL != 0)
+            || self.env.is_node_port(addr, protocol, port)
+    }
+
+    /// True where what a socket sends is not for whom its flow stands: translated by then.
+    #[inline(always)]
+    fn is_translated(&self, work: &Work) -> bool {
+        let (key, packet) = (&work.key, &work.packet);
+        self.is_host
+            && matches!(self.at.direction, Direction::Egress)
+            && (!key.remote.same(&packet.dst) || key.remote_port != packet.dst_port)
     }
 
     #[inline(always)]
@@ -186,18 +287,29 @@ impl<E: Environment> ByTuple<'_, E> {
     }
 
     /// Goes on with a flow that is there; [`Packed::NO_FLOW`] if none is. Leaves in the work's entry what a
-    /// flow that this packet opens starts with.
-    #[inline(never)]
+    /// flow that this packet opens starts with. [`Packed::STALE`] where the policies are to be asked first: then it is called
+    /// again, with what they say in the work.
+    #[inline(always)]
     fn existing(&self, work: &mut Work) -> Packed {
         let packet = &work.packet;
         let key = &work.key;
-        let now = self.env.now();
-        // Before the tables are read: if they change meanwhile, the flow's stamp is already old.
-        let stamp = self.stamp(&key.remote);
-        work.any = self.env.epoch(EPOCH_ANY);
         let tag = key.tag();
-        work.entry =
-            FlowEntry { stamp, tag, seen: now, state: STATE_OPENING, counter: COUNTER_NONE, opened: now };
+        let again = work.again;
+        if again.0 & Packed::STALE != 0 {
+            let now = self.env.now();
+            // Before the tables are read: if they change meanwhile, the flow's stamp is already old.
+            let stamp = self.stamp(&key.remote);
+            work.any = self.env.epoch(EPOCH_ANY);
+            // Field by field: a whole one is made on the stack first.
+            let entry = &mut work.entry;
+            entry.stamp = stamp;
+            entry.tag = tag;
+            entry.seen = now;
+            entry.state = STATE_OPENING;
+            entry.counter = COUNTER_NONE;
+            entry.opened = now;
+        }
+        let (now, stamp) = (work.entry.seen, work.entry.stamp);
         let opening = matches!(packet.shape, Shape::Opening);
         if let Shape::Stray = packet.shape {
             return Packed(Packed::NO_FLOW);
@@ -221,6 +333,7 @@ impl<E: Environment> ByTuple<'_, E> {
             return none;
         }
         let opener = opener(flags);
+        work.is_opener = opener.index() == self.at.direction.index();
         let side = if opener.index() == self.at.direction.index() { Side::Opener } else { Side::Responder };
         // A request is no answer: from the side that answers it is judged by its own direction, and leaves none.
         if opening && matches!(side, Side::Responder) && matches!(packet.protocol, ICMP | ICMPV6) {
@@ -237,11 +350,17 @@ impl<E: Environment> ByTuple<'_, E> {
                 return Packed(Packed::NO_FLOW);
             }
             if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode | Origin::Hairpin) {
-                // The node's flow, from a device: judged as if there were none, and leaves none.
-                return Packed(Packed::NO_FLOW);
+                // The node's flow, from a device: judged as if there were none, and leaves none. Among the node's own sockets a
+                // tuple goes from one to the other.
+                return if self.is_host { none } else { Packed(Packed::NO_FLOW) };
             }
-        } else if held_stamp != stamped(stamp, flags, work.any) {
-            let again = self.judged_again(work, opener);
+        } else if held_stamp != stamped(stamp, flags, work.any)
+            // Another backend may have been chosen since.
+            || (packet.protocol == UDP && self.is_translated(work))
+        {
+            if again.0 & Packed::STALE != 0 {
+                return Packed::stale(flags);
+            }
             if again.drops() {
                 // The flow is over; what can open one may open its own, which may be the other direction's.
                 if opening {
@@ -259,7 +378,7 @@ impl<E: Environment> ByTuple<'_, E> {
                     return none;
                 }
             } else {
-                flags = (flags & !FLOW_DELIVERED) | delivered(again);
+                flags = (flags & !FLOW_DELIVERED) | self.delivered(again, work, flags);
                 self.env.renew(flow, stamped(stamp, flags, work.any), tag | flags);
                 stage.doubt = 0;
                 // Told once: the flow goes on.
@@ -283,14 +402,39 @@ impl<E: Environment> ByTuple<'_, E> {
     const fn goes_again(&self, flags: u32) -> u64 {
         match self.at.direction {
             // The mark has no room for other slots: what opened such a flow was denied, or did not leave the pod's own interface.
-            Direction::Egress if flags & FLOW_DELIVERED != 0 && self.at.slot <= MARK_SLOT => Packed::AGAIN,
+            Direction::Egress
+                if flags & FLOW_DELIVERED != 0
+                    && self.at.slot <= MARK_SLOT
+                    && (!self.is_host || self.loops()) =>
+            {
+                Packed::AGAIN
+            }
             Direction::Egress | Direction::Ingress => 0,
+        }
+    }
+
+    /// True for what a pod in the node's network sends by the loopback device: where it ends may be the pod itself.
+    #[inline(always)]
+    const fn loops(&self) -> bool {
+        matches!((self.at.direction, self.at.origin), (Direction::Egress, Origin::Hairpin))
+    }
+
+    /// The flag of a flow whose backend its key does not tell.
+    #[inline(always)]
+    fn delivered(&self, verdict: Packed, work: &Work, held: u32) -> u32 {
+        match self.at.direction {
+            Direction::Egress if self.is_host => {
+                delivered(verdict) | if self.is_translated(work) { FLOW_DELIVERED } else { 0 }
+            }
+            Direction::Ingress if self.is_host => held & FLOW_DELIVERED,
+            Direction::Ingress | Direction::Egress => delivered(verdict),
         }
     }
 
     /// Judges a packet that belongs to no flow, and makes one if it may.
     #[inline(never)]
     fn opened(&self, work: &mut Work, held: Packed) -> Packed {
+        work.is_opener = true;
         let key = &work.key;
         let verdict = match (self.at.direction, self.at.origin) {
             (Direction::Ingress, Origin::OwnNode) => {
@@ -299,19 +443,26 @@ impl<E: Environment> ByTuple<'_, E> {
             }
             (Direction::Ingress, Origin::Hairpin) => {
                 // The source is what translation made of the pod's: what the pod sends there can come to somebody else.
-                work.entry.tag |= FLOW_OPENED_INGRESS | FLOW_OWN_NODE | FLOW_DELIVERED;
+                // Among the node's own sockets nothing is translated on that way.
+                work.entry.tag |=
+                    FLOW_OPENED_INGRESS | FLOW_OWN_NODE | if self.is_host { 0 } else { FLOW_DELIVERED };
                 Packed::new(Verdict::allow(Reason::SelfTraffic))
             }
             (Direction::Ingress, Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation) => {
                 work.entry.tag |= FLOW_OPENED_INGRESS;
                 self.classified(&work.packet, &key.remote)
             }
+            (Direction::Egress, Origin::OwnNode) if self.is_host => {
+                work.entry.tag |= FLOW_OWN_NODE;
+                Packed::new(Verdict::allow(Reason::OwnNode))
+            }
+            (Direction::Egress, _) if self.is_host => self.out_of_host(&work.packet),
             (Direction::Egress, _) => self.env.ahead(work, self.classified(&work.packet, &key.remote)),
         };
         if verdict.drops() || held.0 & Packed::MAY_OPEN == 0 {
             return verdict;
         }
-        let flags = delivered(verdict);
+        let flags = self.delivered(verdict, work, 0);
         work.entry.tag |= flags;
         work.entry.stamp = stamped(work.entry.stamp, flags, work.any);
         work.entry.counter = verdict.counter();
@@ -326,11 +477,29 @@ impl<E: Environment> ByTuple<'_, E> {
         self.decided(self.at.direction, remote, packet.protocol, packet.dst_port)
     }
 
-    /// What the policies say now of the work's flow, which an older state of them allowed.
+    /// What the policies say of what a socket of the node's network sends, after translation.
     #[inline(always)]
-    fn judged_again(&self, work: &Work, opener: Direction) -> Packed {
+    fn out_of_host(&self, packet: &Packet) -> Packed {
+        if self.loops() && u32::from(self.word.egress) > RULESET_CLOSED {
+            if self.at.slot > MARK_SLOT {
+                return Packed::new(Verdict::deny(Reason::ServiceNotResolved));
+            }
+            return WAITS;
+        }
+        self.classified(packet, &packet.dst)
+    }
+
+    /// What the policies say now of the work's flow, which an older state of them allowed.
+    #[inline(never)]
+    fn judged_again(&self, work: &Work, opener: Direction, flags: u32) -> Packed {
         let key = &work.key;
         match opener {
+            Direction::Egress if self.is_host => match self.at.direction {
+                Direction::Egress => self.out_of_host(&work.packet),
+                // Which backend it is the next packet of the opener tells.
+                Direction::Ingress if flags & FLOW_DELIVERED != 0 => WAITS,
+                Direction::Ingress => self.decided(opener, &key.remote, key.protocol, key.remote_port),
+            },
             Direction::Ingress => self.decided(opener, &key.remote, key.protocol, key.local_port),
             Direction::Egress => {
                 self.env.ahead(work, self.decided(opener, &key.remote, key.protocol, key.remote_port))
@@ -347,6 +516,12 @@ impl<E: Environment> ByTuple<'_, E> {
         };
         let verdict = self.env.decide(remote, self.word.ruleset(direction), protocol, port);
         match direction {
+            // Nobody translates it any more.
+            Direction::Egress if self.is_host && verdict.0 & Packed::WAITS != 0 => {
+                let denied = Packed::new(Verdict::deny(Reason::ServiceNotResolved));
+                Packed(denied.0 | verdict.0 & Packed::AUDITED)
+            }
+            Direction::Egress if self.is_host => Packed(verdict.0 & !Packed::AGAIN),
             // The mark has no room for this endpoint: what may be translated cannot be judged again.
             Direction::Egress if verdict.0 & Packed::AGAIN != 0 && self.at.slot > MARK_SLOT => {
                 let denied = Packed::new(Verdict::deny(Reason::ServiceNotResolved));
@@ -360,9 +535,29 @@ impl<E: Environment> ByTuple<'_, E> {
     /// An ICMP error passes an isolated direction only with a live, allowed flow inside; it makes nothing. The work's key
     /// is that flow's.
     #[inline(never)]
+    fn of_error(&self, work: &Work) -> Packed {
+        let mut found = self.related(work);
+        if found.0 & Packed::STALE != 0 {
+            let flags = found.counter();
+            let goes_on = !self.judged_again(work, opener(flags), flags).drops();
+            found = if goes_on { self.of_flow(flags) } else { Packed(Packed::NO_FLOW) };
+        }
+        if found.0 & Packed::NO_FLOW == 0 {
+            return found;
+        }
+        Packed::new(isolated(self.env, self.word.ruleset(self.at.direction), Reason::UnrelatedError))
+    }
+
+    /// The verdict on an error about a flow with these flags.
+    #[inline(always)]
+    const fn of_flow(&self, flags: u32) -> Packed {
+        Packed(Packed::new(Verdict::allow(Reason::RelatedError)).0 | self.goes_again(flags))
+    }
+
+    /// The flow that an error is about: [`Packed::NO_FLOW`] without a live one, [`Packed::STALE`] where the policies are to be
+    /// asked about it.
+    #[inline(never)]
     fn related(&self, work: &Work) -> Packed {
-        let unrelated =
-            Packed::new(isolated(self.env, self.word.ruleset(self.at.direction), Reason::UnrelatedError));
         let key = &work.key;
         match self.held(key, key.tag()) {
             Held::Flow(flow, held, flags) => {
@@ -372,16 +567,15 @@ impl<E: Environment> ByTuple<'_, E> {
                 let live = !expired(key.protocol, stage.state, seen, now)
                     && (stage.doubt == 0 || !stage.is_over(now));
                 let stamp = stamped(self.stamp(&key.remote), flags, self.env.epoch(EPOCH_ANY));
-                let current = flags & FLOW_OWN_NODE != 0
-                    || held == stamp
-                    || !self.judged_again(work, opener(flags)).drops();
-                if live && current {
-                    Packed(Packed::new(Verdict::allow(Reason::RelatedError)).0 | self.goes_again(flags))
-                } else {
-                    unrelated
+                if !live {
+                    return Packed(Packed::NO_FLOW);
                 }
+                if flags & FLOW_OWN_NODE != 0 || held == stamp {
+                    return self.of_flow(flags);
+                }
+                Packed::stale(flags)
             }
-            Held::None => unrelated,
+            Held::None => Packed(Packed::NO_FLOW),
             Held::Unreadable => Packed::UNREADABLE,
         }
     }

@@ -46,7 +46,7 @@ fn blocks(cluster: &Cluster) -> impl Iterator<Item = &IpBlock> {
             Peers::Only(peers) => peers,
         })
         .filter_map(|peer| match peer {
-            Peer::Pods { .. } => None,
+            Peer::Pods { .. } | Peer::Nodes(_) => None,
             Peer::Block(block) => Some(block),
         })
 }

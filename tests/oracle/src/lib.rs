@@ -5,6 +5,7 @@
 //! a type or a trick with them. `S1` to `S50` in comments are the numbered statements of the semantics.
 //!
 //! - [`World`] reads manifests and answers who may reach whom, and which rule says so;
+//! - [`hosts`] says what HostPolicies make of nodes and hostNetwork pods (`H1` to `H11`);
 //! - [`service`] says whom a Service leads to;
 //! - [`generate`] makes random clusters from a seed, valid ones and badly broken ones;
 //! - [`cyclonus`] loads the truth matrices that the Cyclonus simulator made;
@@ -15,6 +16,7 @@ pub mod cyclonus;
 pub mod endpoint;
 pub mod flows;
 pub mod generate;
+pub mod hosts;
 pub mod packet;
 pub mod rng;
 pub mod service;

@@ -31,10 +31,19 @@ enum Subject {
 
 /// One direction of a policy.
 #[derive(Debug)]
-struct Side {
-    isolation: Isolation,
+pub(crate) struct Side {
+    pub(crate) isolation: Isolation,
     /// All of them, those that match nothing too: the position names a rule.
     rules: Vec<Rule>,
+}
+
+/// Whose policy it is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Owner<'a> {
+    /// A namespace's.
+    Namespace(&'a str),
+    /// The hosts': H2 to H4.
+    Hosts,
 }
 
 /// Whether, and why, a policy isolates the pods it selects in one direction (S2).
@@ -71,6 +80,8 @@ enum Peer {
         pods: Option<Selector>,
     },
     Block(IpBlock),
+    /// H4.
+    Nodes(Selector),
 }
 
 /// The other end of the connection, as a rule sees it.
@@ -81,6 +92,8 @@ pub(crate) struct Remote<'a> {
     pub(crate) pod: Option<&'a Pod>,
     /// The labels of that pod's namespace; none if no manifest declares it.
     pub(crate) namespace_labels: Option<&'a BTreeMap<String, String>>,
+    /// H4: the labels of each node whose address it is.
+    pub(crate) nodes: &'a [&'a BTreeMap<String, String>],
 }
 
 impl Policy {
@@ -88,7 +101,7 @@ impl Policy {
     pub(crate) fn read(key: PolicyKey, policy: &Value) -> Policy {
         let nothing = Value::Object(serde_json::Map::new());
         let spec = field(policy, "spec").unwrap_or(&nothing);
-        let closed = || Side { isolation: Isolation::Invalid, rules: Vec::new() };
+        let closed = Side::closed;
 
         let (subject, flaw) = match field(spec, "podSelector") {
             // S8.
@@ -108,8 +121,9 @@ impl Policy {
             return Policy { key, subject, ingress: closed(), egress: closed() };
         }
 
-        let mut ingress = read_side(spec, Direction::Ingress);
-        let mut egress = read_side(spec, Direction::Egress);
+        let owner = Owner::Namespace(&key.0);
+        let mut ingress = read_side(spec, Direction::Ingress, owner);
+        let mut egress = read_side(spec, Direction::Egress, owner);
         if flaw == Some(Flaw::Invalid) {
             // S13: in the policy's directions, and none of its rules allows anything.
             for side in [&mut ingress, &mut egress] {
@@ -140,13 +154,7 @@ impl Policy {
         traffic: Traffic,
         destination: Option<&Pod>,
     ) -> Option<usize> {
-        self.side(direction).rules.iter().position(|rule| match rule {
-            Rule::Nothing => false,
-            // S22: peer and port of one rule.
-            Rule::Allow { peers, ports } => {
-                peers.matches(remote, &self.key.0) && ports.matches(traffic, destination)
-            }
-        })
+        self.side(direction).first_match(remote, traffic, destination, Owner::Namespace(&self.key.0))
     }
 
     fn side(&self, direction: Direction) -> &Side {
@@ -157,8 +165,32 @@ impl Policy {
     }
 }
 
+impl Side {
+    /// Isolated for being invalid.
+    pub(crate) fn closed() -> Side {
+        Side { isolation: Isolation::Invalid, rules: Vec::new() }
+    }
+
+    /// The position of the first rule that allows the traffic.
+    pub(crate) fn first_match(
+        &self,
+        remote: Remote<'_>,
+        traffic: Traffic,
+        destination: Option<&Pod>,
+        owner: Owner<'_>,
+    ) -> Option<usize> {
+        self.rules.iter().position(|rule| match rule {
+            Rule::Nothing => false,
+            // S22: peer and port of one rule.
+            Rule::Allow { peers, ports } => {
+                peers.matches(remote, owner) && ports.matches(traffic, destination)
+            }
+        })
+    }
+}
+
 /// S5, S6, S7: isolation and rules of one direction.
-fn read_side(spec: &Value, direction: Direction) -> Side {
+pub(crate) fn read_side(spec: &Value, direction: Direction, owner: Owner<'_>) -> Side {
     let (kind, list, peers) = match direction {
         Direction::Ingress => ("Ingress", "ingress", "from"),
         Direction::Egress => ("Egress", "egress", "to"),
@@ -168,7 +200,7 @@ fn read_side(spec: &Value, direction: Direction) -> Side {
         None => Vec::new(),
         // Rules of the wrong type are there, and match nothing.
         Some(None) => vec![Rule::Nothing],
-        Some(Some(rules)) => rules.iter().map(|rule| read_rule(rule, peers)).collect(),
+        Some(Some(rules)) => rules.iter().map(|rule| read_rule(rule, peers, owner)).collect(),
     };
     let types = match field(spec, "policyTypes") {
         None => Some(Vec::new()),
@@ -196,9 +228,9 @@ fn read_side(spec: &Value, direction: Direction) -> Side {
     }
 }
 
-fn read_rule(rule: &Value, peers: &str) -> Rule {
+fn read_rule(rule: &Value, peers: &str, owner: Owner<'_>) -> Rule {
     // S49 goes before S13 and S24: an unknown field anywhere in it, and the rule matches nothing.
-    if !rule.is_object() || rule_has_unknown_fields(rule, peers) {
+    if !rule.is_object() || rule_has_unknown_fields(rule, peers, owner) {
         return Rule::Nothing;
     }
     let ports = Ports::read(rule);
@@ -206,15 +238,20 @@ fn read_rule(rule: &Value, peers: &str) -> Rule {
         None => Peers::Anyone,
         Some(None) => Peers::Of(Vec::new()),
         Some(Some(peers)) if peers.is_empty() => Peers::Anyone,
-        Some(Some(peers)) => Peers::Of(peers.iter().map(read_peer).collect()),
+        Some(Some(peers)) => Peers::Of(peers.iter().map(|peer| read_peer(peer, owner)).collect()),
     };
     Rule::Allow { peers, ports }
 }
 
 /// S49.
-fn rule_has_unknown_fields(rule: &Value, peers: &str) -> bool {
+fn rule_has_unknown_fields(rule: &Value, peers: &str, owner: Owner<'_>) -> bool {
+    let known: &[&str] = match owner {
+        Owner::Namespace(_) => &["podSelector", "namespaceSelector", "ipBlock"],
+        Owner::Hosts => &["podSelector", "namespaceSelector", "ipBlock", "nodes"],
+    };
     let in_peer = |peer: &Value| {
-        has_unknown_field(peer, &["podSelector", "namespaceSelector", "ipBlock"])
+        has_unknown_field(peer, known)
+            || field(peer, "nodes").is_some_and(nodes_has_unknown_fields)
             || field(peer, "podSelector").is_some_and(selector::has_unknown_fields)
             || field(peer, "namespaceSelector").is_some_and(selector::has_unknown_fields)
             || field(peer, "ipBlock").is_some_and(|block| has_unknown_field(block, &["cidr", "except"]))
@@ -224,8 +261,24 @@ fn rule_has_unknown_fields(rule: &Value, peers: &str) -> bool {
         || items(rule, "ports").any(|entry| has_unknown_field(entry, &["protocol", "port", "endPort"]))
 }
 
-/// S13: what cannot be read, has no field, or mixes ipBlock with selectors matches nothing.
-fn read_peer(peer: &Value) -> Peer {
+/// S49, of `nodes` in a peer and in a subject.
+pub(crate) fn nodes_has_unknown_fields(nodes: &Value) -> bool {
+    has_unknown_field(nodes, &["nodeSelector"])
+        || field(nodes, "nodeSelector").is_some_and(selector::has_unknown_fields)
+}
+
+/// S13: what cannot be read, has no field, or mixes kinds matches nothing.
+fn read_peer(peer: &Value, owner: Owner<'_>) -> Peer {
+    if let (Owner::Hosts, Some(nodes)) = (owner, field(peer, "nodes")) {
+        let others = ["podSelector", "namespaceSelector", "ipBlock"];
+        if !nodes.is_object() || others.iter().any(|name| field(peer, name).is_some()) {
+            return Peer::Nothing;
+        }
+        // H4: no selector is every node.
+        let everything = Value::Object(serde_json::Map::new());
+        let selector = Selector::read(field(nodes, "nodeSelector").unwrap_or(&everything));
+        return selector.map_or(Peer::Nothing, Peer::Nodes);
+    }
     let selector = |name: &str| field(peer, name).map(Selector::read).transpose();
     match (field(peer, "ipBlock"), selector("namespaceSelector"), selector("podSelector")) {
         (Some(block), Ok(None), Ok(None)) => IpBlock::read(block).map_or(Peer::Nothing, Peer::Block),
@@ -237,18 +290,19 @@ fn read_peer(peer: &Value) -> Peer {
 }
 
 impl Peers {
-    fn matches(&self, remote: Remote<'_>, policy_namespace: &str) -> bool {
+    fn matches(&self, remote: Remote<'_>, owner: Owner<'_>) -> bool {
         match self {
             Peers::Anyone => true,
-            Peers::Of(peers) => peers.iter().any(|peer| peer.matches(remote, policy_namespace)),
+            Peers::Of(peers) => peers.iter().any(|peer| peer.matches(remote, owner)),
         }
     }
 }
 
 impl Peer {
-    fn matches(&self, remote: Remote<'_>, policy_namespace: &str) -> bool {
+    fn matches(&self, remote: Remote<'_>, owner: Owner<'_>) -> bool {
         match self {
             Peer::Nothing => false,
+            Peer::Nodes(selector) => remote.nodes.iter().any(|labels| selector.matches(labels)),
             // S16, S17: union with the other peers comes from their being separate.
             Peer::Block(block) => block.contains(remote.address),
             Peer::Pods { namespaces, pods } => {
@@ -258,9 +312,11 @@ impl Peer {
                     return false;
                 };
                 // S10: podSelector alone stays in the policy's namespace; both in one entry: and.
-                let namespace_matches = match namespaces {
-                    None => pod.namespace == policy_namespace,
-                    Some(selector) => selector.matches(namespace_labels),
+                let namespace_matches = match (namespaces, owner) {
+                    (None, Owner::Namespace(own)) => pod.namespace == own,
+                    // A HostPolicy has no namespace of its own: every one.
+                    (None, Owner::Hosts) => true,
+                    (Some(selector), _) => selector.matches(namespace_labels),
                 };
                 namespace_matches && pods.as_ref().is_none_or(|selector| selector.matches(&pod.labels))
             }

@@ -17,6 +17,8 @@ pub(crate) struct Pod {
     pub(crate) labels: BTreeMap<String, String>,
     /// The addresses that its status shows; whether they are its own, [`Pod::newer`] decides.
     pub(crate) shown: Vec<IpAddr>,
+    /// `spec.nodeName`.
+    pub(crate) node: Option<String>,
     ports: Vec<(String, Protocol, u16)>,
     started: Option<i64>,
     uid: String,
@@ -25,6 +27,16 @@ pub(crate) struct Pod {
 impl Pod {
     /// Reads a Pod; none if policies neither select it nor know it as a peer.
     pub(crate) fn read(namespace: &str, name: &str, pod: &Value) -> Option<Pod> {
+        // hostNetwork pods are, by address, their node.
+        if is_host_network(pod) { None } else { Self::read_live(namespace, name, pod) }
+    }
+
+    /// Reads a Pod in its node's network; none of another, and of a finished one.
+    pub(crate) fn read_host(namespace: &str, name: &str, pod: &Value) -> Option<Pod> {
+        if is_host_network(pod) { Self::read_live(namespace, name, pod) } else { None }
+    }
+
+    fn read_live(namespace: &str, name: &str, pod: &Value) -> Option<Pod> {
         let nothing = Value::Null;
         let metadata = field(pod, "metadata").unwrap_or(&nothing);
         let spec = field(pod, "spec").unwrap_or(&nothing);
@@ -35,15 +47,12 @@ impl Pod {
         if matches!(text(status, "phase"), Some("Succeeded" | "Failed")) {
             return None;
         }
-        // hostNetwork pods are, by address, their node.
-        if field(spec, "hostNetwork").and_then(Value::as_bool) == Some(true) {
-            return None;
-        }
         Some(Pod {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             labels: labels(metadata, "labels"),
             shown: addresses(status),
+            node: text(spec, "nodeName").map(str::to_owned),
             ports: named_ports(spec),
             started: text(status, "startTime").and_then(seconds),
             uid: text(metadata, "uid").unwrap_or_default().to_owned(),
@@ -70,6 +79,11 @@ impl Pod {
             &other.name,
         ))
     }
+}
+
+fn is_host_network(pod: &Value) -> bool {
+    let spec = field(pod, "spec");
+    spec.and_then(|spec| field(spec, "hostNetwork")).and_then(Value::as_bool) == Some(true)
 }
 
 /// The same of a pod's spec, whatever else the pod is.

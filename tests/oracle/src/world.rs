@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
+use crate::hosts::Hosts;
 use crate::policy::{Isolation, Policy, Remote};
 use crate::read::{field, items, labels, text};
 use crate::verdict::{DirVerdict, Direction, Family, PairVerdict, Reason, Traffic, Verdict};
@@ -22,12 +23,14 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 #[derive(Debug)]
 pub struct World {
     /// Labels of the declared namespaces.
-    namespaces: BTreeMap<String, BTreeMap<String, String>>,
+    pub(crate) namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// Live pods with a network of their own, by namespace and name. Node and hostNetwork addresses are judged
     /// as any other address that is no pod's (S30), whatever node the pod is on.
     pods: BTreeMap<(String, String), Pod>,
     /// By namespace and name, the order in which rules are attributed.
-    policies: BTreeMap<(String, String), Policy>,
+    pub(crate) policies: BTreeMap<(String, String), Policy>,
+    /// What the host firewall knows beside.
+    pub(crate) hosts: Hosts,
     virtual_addresses: BTreeSet<IpAddr>,
 }
 
@@ -45,6 +48,7 @@ impl World {
             namespaces: BTreeMap::new(),
             pods: BTreeMap::new(),
             policies: BTreeMap::new(),
+            hosts: Hosts::default(),
             virtual_addresses: BTreeSet::new(),
         };
         for ((kind, namespace, name), object) in objects {
@@ -60,6 +64,7 @@ impl World {
                     world.namespaces.insert(key.1, labels);
                 }
                 Kind::Pod => {
+                    world.hosts.read_pod(&key, object);
                     if let Some(pod) = Pod::read(&key.0, &key.1, object) {
                         world.pods.insert(key, pod);
                     }
@@ -69,7 +74,9 @@ impl World {
                 }
                 Kind::Service => world.virtual_addresses.extend(virtual_addresses(object)),
                 // After all Services: what a node has is not virtual.
+                Kind::HostPolicy => world.hosts.read_policy(key.1, object),
                 Kind::Node => {
+                    world.hosts.read_node(key.1, object);
                     for address in node_addresses(object) {
                         world.virtual_addresses.remove(&address);
                     }
@@ -190,6 +197,8 @@ impl World {
             address,
             pod: peer,
             namespace_labels: peer.and_then(|peer| self.namespaces.get(&peer.namespace)),
+            // Peers of HostPolicies alone.
+            nodes: &[],
         };
         // S25: whose named ports count.
         let destination = match direction {
@@ -211,13 +220,13 @@ impl World {
         }
     }
 
-    fn pod(&self, key: &str) -> Option<&Pod> {
+    pub(crate) fn pod(&self, key: &str) -> Option<&Pod> {
         let (namespace, name) = key.split_once('/')?;
         self.pods.get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// S50: of the pods that show it, the newest.
-    fn owner_of(&self, address: IpAddr) -> Option<&Pod> {
+    pub(crate) fn owner_of(&self, address: IpAddr) -> Option<&Pod> {
         self.pods.values().filter(|pod| pod.shown.contains(&address)).max_by(|one, other| one.newer(other))
     }
 
@@ -237,6 +246,7 @@ enum Kind {
     Namespace,
     Pod,
     NetworkPolicy,
+    HostPolicy,
     Service,
     Node,
 }
@@ -263,12 +273,13 @@ fn collect<'a>(
         "Node" if core => Kind::Node,
         // Of whatever apiVersion: a policy that is passed over would open pods.
         "NetworkPolicy" => Kind::NetworkPolicy,
+        "HostPolicy" => Kind::HostPolicy,
         _ => return,
     };
     let metadata = field(manifest, "metadata");
     let of = |name: &str| metadata.and_then(|metadata| text(metadata, name)).unwrap_or_default().to_owned();
     let namespace = match (kind, of("namespace")) {
-        (Kind::Namespace, _) => String::new(),
+        (Kind::Namespace | Kind::Node | Kind::HostPolicy, _) => String::new(),
         (_, namespace) if namespace.is_empty() => "default".to_owned(),
         (_, namespace) => namespace,
     };

@@ -33,6 +33,10 @@ pub(super) async fn answer(shared: Shared, request: Request<Incoming>) -> Result
         return Ok(whole(201, &event));
     }
     let query = query(request.uri().query().unwrap_or_default());
+    if request.method() == Method::PATCH {
+        let body = request.into_body().collect().await.map(Collected::to_bytes).unwrap_or_default();
+        return Ok(apply(&shared, &path, &query, &serde_json::from_slice(&body).unwrap_or_default()));
+    }
     let mut parts = path.rsplit('/');
     let last = parts.next().unwrap_or_default();
     let of = |plural: &str| Kind::ALL.into_iter().find(|kind| kind.plural() == plural);
@@ -94,13 +98,49 @@ pub(super) async fn answer(shared: Shared, request: Request<Incoming>) -> Result
 fn one(shared: &Shared, kind: Option<Kind>, path: &str) -> Response<Body> {
     let mut parts = path.rsplit('/');
     let name = parts.next().unwrap_or_default().to_owned();
-    let namespace = parts.nth(1).unwrap_or_default().to_owned();
+    let namespace = match kind {
+        Some(kind) if !kind.is_namespaced() => String::new(),
+        Some(_) | None => parts.nth(1).unwrap_or_default().to_owned(),
+    };
     let state = shared.lock();
     let found = kind.and_then(|kind| state.at(kind, state.version).remove(&(namespace, name)));
     match found {
         Some(object) => whole(200, &object),
         None => status(404, "NotFound", path),
     }
+}
+
+/// A server-side apply to the status of an object: what stands below `status.nodes` takes the place of what stood there under
+/// the same name.
+fn apply(shared: &Shared, path: &str, query: &BTreeMap<String, String>, body: &Value) -> Response<Body> {
+    let mut parts = path.rsplit('/');
+    let (Some("status"), Some(name), Some(plural)) = (parts.next(), parts.next(), parts.next()) else {
+        return status(405, "MethodNotAllowed", path);
+    };
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.plural() == plural) else {
+        return status(404, "NotFound", path);
+    };
+    let name = (String::new(), name.to_owned());
+    let mut state = shared.lock();
+    if let Some(code) = state.status_refusals.pop_front() {
+        return status(code, "Refused", "told to refuse");
+    }
+    let version = state.version;
+    let Some(mut object) = state.at(kind, version).remove(&name) else {
+        return status(404, "NotFound", path);
+    };
+    if body["metadata"]["uid"].as_str().is_some_and(|uid| object["metadata"]["uid"] != uid) {
+        return status(409, "Conflict", "another uid");
+    }
+    let manager = query.get("fieldManager").cloned().unwrap_or_default();
+    state.applied.push((manager, body.clone()));
+    for (node, entry) in body["status"]["nodes"].as_object().into_iter().flatten() {
+        object["status"]["nodes"][node] = entry.clone();
+    }
+    state.put(kind, object.clone());
+    drop(state);
+    shared.bell.send_modify(|count| *count += 1);
+    whole(200, &object)
 }
 
 fn query(text: &str) -> BTreeMap<String, String> {

@@ -81,6 +81,10 @@ struct State {
     /// Requests that were answered, by what they asked.
     asked: BTreeMap<&'static str, usize>,
     events: Vec<Value>,
+    /// Under which manager's name what was applied to status.
+    applied: Vec<(String, Value)>,
+    /// Answers to the next of these requests, in place of the true ones.
+    status_refusals: VecDeque<u16>,
 }
 
 impl State {
@@ -94,6 +98,15 @@ impl State {
             };
         }
         objects
+    }
+
+    fn put(&mut self, kind: Kind, mut object: Value) {
+        let name = name_of(&object);
+        self.version += 1;
+        object["metadata"]["resourceVersion"] = json!(self.version.to_string());
+        let known = self.at(kind, self.version).contains_key(&name);
+        let line = line(if known { "MODIFIED" } else { "ADDED" }, &object);
+        self.log.push(Logged { version: self.version, kind, name, object: Some(object), line });
     }
 }
 
@@ -150,15 +163,8 @@ impl ApiServer {
     }
 
     /// Creates or changes an object.
-    pub fn put(&self, kind: Kind, mut object: Value) {
-        let name = name_of(&object);
-        self.change(|state| {
-            state.version += 1;
-            object["metadata"]["resourceVersion"] = json!(state.version.to_string());
-            let known = state.at(kind, state.version).contains_key(&name);
-            let line = line(if known { "MODIFIED" } else { "ADDED" }, &object);
-            state.log.push(Logged { version: state.version, kind, name, object: Some(object), line });
-        });
+    pub fn put(&self, kind: Kind, object: Value) {
+        self.change(|state| state.put(kind, object));
     }
 
     /// Deletes an object, if it is there.
@@ -207,6 +213,11 @@ impl ApiServer {
         self.change(|state| state.refusals.entry(kind).or_default().push_back(status));
     }
 
+    /// The next write of a status is answered with this status.
+    pub fn refuse_status(&self, status: u16) {
+        self.change(|state| state.status_refusals.push_back(status));
+    }
+
     /// The next list of a kind breaks off after so many objects.
     pub fn tear_list(&self, kind: Kind, after: usize) {
         self.change(|state| state.torn_lists.entry(kind).or_default().push_back(after));
@@ -222,6 +233,7 @@ impl ApiServer {
         self.change(|state| {
             state.held.clear();
             state.refusals.clear();
+            state.status_refusals.clear();
             state.torn_lists.clear();
         });
     }
@@ -236,6 +248,12 @@ impl ApiServer {
     #[must_use]
     pub fn events(&self) -> Vec<Value> {
         self.lock().events.clone()
+    }
+
+    /// What was applied to the status of objects, each with its field manager.
+    #[must_use]
+    pub fn applied(&self) -> Vec<(String, Value)> {
+        self.lock().applied.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

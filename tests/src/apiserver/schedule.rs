@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{Debug, Write as _};
 use std::time::Duration;
 
-use portcullis_agent::source::kube::{Config, Kind, KubeSource, Tuning};
+use portcullis_agent::source::kube::{Config, HostPolicies, Kind, KubeSource, Tuning};
 use portcullis_oracle::generate;
 use portcullis_oracle::rng::SplitMix64;
 use portcullis_policy::manifest::{self, ManifestObject, Options, ParsedFile};
@@ -45,7 +45,8 @@ pub async fn play(seed: u64) -> Result<(), String> {
     let mut config = Config::new(server.url().parse().map_err(|error| format!("{error}"))?);
     config.read_timeout = Some(SILENCE);
     config.reset_reader_on_write = true;
-    let mut source = KubeSource::start(config, tuning(&mut rng), BTreeSet::new(), "n1".to_owned())
+    let (tuning, node) = (tuning(&mut rng), "n1".to_owned());
+    let mut source = KubeSource::start(config, tuning, BTreeSet::new(), node, HostPolicies::Watched)
         .map_err(|error| error.to_string())?;
     for _ in 0..rng.between(5, 60) {
         step(&mut rng, &server, &pool, &stable);
@@ -85,8 +86,9 @@ fn tuning(rng: &mut SplitMix64) -> Tuning {
 /// Objects as an API server has them: each with a name, once.
 fn pool(rng: &mut SplitMix64) -> Vec<(Kind, Value)> {
     let mut pool = BTreeMap::new();
-    for _ in 0..2 {
-        for mut object in flat(&generate::cluster(rng.next_u64()).manifests) {
+    let [one, another] = [rng.next_u64(), rng.next_u64()].map(|seed| generate::cluster(seed).manifests);
+    for manifests in [one, another, generate::host_cluster(rng.next_u64()).manifests] {
+        for mut object in flat(&manifests) {
             let found = object["kind"].as_str().map(str::to_owned);
             let Some(kind) = Kind::ALL.into_iter().find(|kind| found.as_deref() == Some(kind.name())) else {
                 continue;
@@ -198,6 +200,7 @@ fn keeps(source: &KubeSource, stable: &BTreeSet<(Kind, Name)>) -> Result<(), Str
             Kind::Node => said.cluster.nodes.contains_key(&name.1),
             Kind::Pod => said.cluster.pods.contains_key(&key),
             Kind::NetworkPolicy => said.cluster.policies.contains_key(&key),
+            Kind::HostPolicy => said.cluster.host_policies.contains_key(&name.1),
         };
         if !there {
             return Err(format!("{} {key} was never touched and is lost", kind.name()));

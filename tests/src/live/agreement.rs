@@ -334,7 +334,9 @@ fn compare(judge: &str, matrix: &Matrix, wanted: &Matrix, tally: &mut Tally) {
 
 /// The counter that a direction's verdict moves.
 fn counter(judged: &explain::Direction, direction: Direction) -> Option<CounterName> {
-    let key = |policy: &PolicyRef| ObjectKey::new(policy.namespace.clone(), policy.name.clone());
+    let key = |policy: &PolicyRef| {
+        ObjectKey::new(policy.namespace.clone().unwrap_or_default(), policy.name.clone())
+    };
     let source = match (&judged.policy, judged.rule, &judged.undeclared_namespace) {
         (Some(policy), Some(rule), _) => RuleSource::NetworkPolicy(key(policy), rule),
         (Some(policy), None, _) => RuleSource::Isolation(key(policy)),

@@ -15,6 +15,7 @@ mod churn;
 mod cyclonus;
 mod demo;
 mod events;
+mod host;
 mod nodes;
 mod removal;
 mod restart;

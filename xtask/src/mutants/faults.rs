@@ -99,6 +99,8 @@ const PIECES: Tests = Tests::Common("judge::fragments::tests");
 const WALK: Tests = Tests::Common("classify::tests");
 const SERVICES: Tests = Tests::Common("judge::delivered");
 const LAB_SERVICES: Tests = Tests::Lab("lab_services", "s23_");
+const LAB_HOSTS: Tests = Tests::Lab("lab_hosts", "two_pods");
+const LAB_HOSTS_SOCKETS: Tests = Tests::Lab("lab_hosts_sockets", "a");
 
 #[rustfmt::skip]
 pub(super) const FAULTS: &[Fault] = &[
@@ -184,8 +186,8 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "stamp-not-compared", what: "a flow outlives the policies that allowed it", file: TUPLE,
-        from: "} else if held_stamp != stamped(stamp, flags, work.any) {",
-        to: "} else if held_stamp != stamped(stamp, flags, work.any) && held_stamp == 0 {", tests: JUDGEMENT,
+        from: "} else if held_stamp != stamped(stamp, flags, work.any)\n",
+        to: "} else if (held_stamp != stamped(stamp, flags, work.any) && held_stamp == 0)\n", tests: JUDGEMENT,
     },
     Fault {
         name: "tag-not-compared", what: "a recycled entry answers for another key", file: TUPLE,
@@ -193,7 +195,8 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "judged-again-wrong-way", what: "a flow is judged again in the packet's direction, not in its opener's", file: TUPLE,
-        from: "let again = self.judged_again(work, opener);", to: "let again = self.judged_again(work, self.at.direction);",
+        from: "work.again = self.judged_again(work, opener(flags), flags);",
+        to: "work.again = self.judged_again(work, self.at.direction, flags);",
         tests: JUDGEMENT,
     },
     Fault {
@@ -203,7 +206,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "error-without-flow", what: "an ICMP error passes without the flow that it is about", file: TUPLE,
-        from: "            Held::None => unrelated,\n", to: "            Held::None => Verdict::allow(Reason::RelatedError),\n",
+        from: "            Held::None => Packed(Packed::NO_FLOW),\n", to: "            Held::None => self.of_flow(0),\n",
         tests: JUDGEMENT,
     },
     Fault {
@@ -218,7 +221,7 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "router-advertisement", what: "a pod may advertise a router", file: JUDGE,
-        from: "if from_pod && matches!(packet.shape, Shape::RouterAdvertisement) {",
+        from: "if from_pod && !self.is_host() && matches!(packet.shape, Shape::RouterAdvertisement) {",
         to: "if from_pod && packet.hidden && matches!(packet.shape, Shape::RouterAdvertisement) {", tests: JUDGEMENT,
     },
     Fault {
@@ -337,7 +340,32 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     Fault {
         name: "socket-passes-all", what: "what ends at a socket of the node is not judged there", file: "ebpf/src/main.rs",
-        from: "{ CGROUP_PASS } else { CGROUP_DROP }", to: "{ CGROUP_PASS } else { CGROUP_DROP | CGROUP_PASS }",
+        from: "sent) == PASS { CGROUP_PASS } else { CGROUP_DROP }", to: "sent) == PASS { CGROUP_PASS } else { CGROUP_DROP | CGROUP_PASS }",
         tests: LAB_SERVICES,
+    },
+    Fault {
+        name: "loopback-decided-at-once", what: "what a host pod sends by the loopback device is judged before it ends", file: TUPLE,
+        from: "if self.loops() && u32::from(self.word.egress) > RULESET_CLOSED {",
+        to: "if self.loops() && u32::from(self.word.egress) > u32::from(u16::MAX) {", tests: LAB_HOSTS,
+    },
+    Fault {
+        name: "any-pod-is-the-node", what: "one hostNetwork pod reaches another as the node's own processes do", file: "ebpf/src/host.rs",
+        from: "    } else if from == state.node {", to: "    } else if from != slot {", tests: LAB_HOSTS,
+    },
+    Fault {
+        name: "cgroup-of-another", what: "a pod in the node's network is judged as the node", file: "ebpf/src/host.rs",
+        from: "            return slot;\n", to: "            return if slot == CGROUP_ELSEWHERE { slot } else { state.node };\n", tests: LAB_HOSTS,
+    },
+    Fault {
+        name: "echo-for-everybody", what: "the kernel answers whom the node's policies do not let in", file: "ebpf/src/host.rs",
+        from: "(packet.shape, packet.protocol), (Shape::Ongoing, ICMP | ICMPV6))",
+        to: "(packet.shape, packet.protocol), (Shape::Arp, ICMP | ICMPV6))",
+        tests: LAB_HOSTS_SOCKETS,
+    },
+    Fault {
+        name: "anybody-answers", what: "a socket that is not connected hears anybody once it has sent", file: TUPLE,
+        from: "if verdict.drops() && self.is_virtual(&work.packet.src, UDP, work.packet.src_port) =>",
+        to: "if verdict.drops() && work.packet.protocol == UDP =>",
+        tests: LAB_HOSTS_SOCKETS,
     },
 ];

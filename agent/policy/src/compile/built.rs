@@ -10,7 +10,7 @@ use super::classes::block_prefixes;
 use super::ruleset::{LAST_POSITION, PeerSet, RuleContent};
 use crate::desired::RuleSource;
 use crate::model::IpBlock;
-use crate::select::{Base, PeerSelector};
+use crate::select::PeerSelector;
 use crate::sizes::Table;
 
 /// Vectors by peer selector and by port range.
@@ -66,16 +66,13 @@ impl Built {
         }
         let vectors: BTreeSet<&Vec<u64>> = ports.iter().map(|(_, vector)| vector).chain([&any]).collect();
         let rows = to_u32(vectors.len()).saturating_mul(chunks);
-        let prefixes = by_selector.keys().filter_map(block_prefixes).flatten().collect();
+        let prefixes = by_selector.keys().flat_map(block_prefixes).collect();
         Self { chunks, any, by_selector, ports, prefixes, rules: to_u32(rules.len()), rows }
     }
 
     /// The blocks that its rules name.
     pub(super) fn blocks(&self) -> impl Iterator<Item = &IpBlock> {
-        self.by_selector.keys().filter_map(|selector| match &selector.base {
-            Base::Block(block) => Some(block),
-            Base::AnyPod | Base::Pods(..) => None,
-        })
+        self.by_selector.keys().flat_map(|selector| selector.base.blocks())
     }
 
     /// Binary logarithm of the port ranges that it is given: the search halves them.
@@ -112,14 +109,19 @@ impl Built {
     }
 }
 
-/// The namespace whose policies a ruleset is of: every name in it has that of the pod.
+/// The namespace whose policies a ruleset is of, among others those of the hosts; empty where it is of these alone.
 pub(super) fn namespace_of(rules: &[RuleContent]) -> &str {
-    rules.last().map_or("", |rule| match &rule.name.source {
-        RuleSource::NetworkPolicy(key, _) | RuleSource::Isolation(key) => &key.namespace,
-        RuleSource::UndeclaredNamespace(namespace) => namespace,
-        // Never the last.
-        RuleSource::OwnNode => "",
-    })
+    // From the end: the isolation is the last, and of a ruleset without HostPolicies it tells.
+    let named = rules.iter().rev().find_map(|rule| match &rule.name.source {
+        RuleSource::NetworkPolicy(key, _) | RuleSource::Isolation(key) => Some(key.namespace.as_str()),
+        RuleSource::UndeclaredNamespace(namespace) => Some(namespace),
+        RuleSource::HostPolicy(..)
+        | RuleSource::HostIsolation(_)
+        | RuleSource::OwnNode
+        | RuleSource::Failsafe
+        | RuleSource::Closed => None,
+    });
+    named.unwrap_or_default()
 }
 
 pub(super) fn set_bit(vector: &mut [u64], bit: u32) {

@@ -18,13 +18,11 @@ pub(super) const MAX_OVERLAPS: usize = 1 << 22;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TooManyOverlaps;
 
-/// The prefixes that a selector's block brings; none where it is no block, or one whose pods must declare a port:
-/// that matches pods' addresses only.
-pub(super) fn block_prefixes(selector: &PeerSelector) -> Option<impl Iterator<Item = IpNet>> {
-    match (&selector.base, &selector.named) {
-        (Base::Block(block), None) => Some(prefixes_of(block)),
-        (Base::Block(_) | Base::AnyPod | Base::Pods(..), _) => None,
-    }
+/// The prefixes that a selector's blocks bring; none where it has none, or its pods must declare a port: that matches
+/// pods' addresses only.
+pub(super) fn block_prefixes(selector: &PeerSelector) -> impl Iterator<Item = IpNet> {
+    let base = selector.named.is_none().then_some(&selector.base);
+    base.into_iter().flat_map(Base::blocks).flat_map(prefixes_of)
 }
 
 fn prefixes_of(block: &IpBlock) -> impl Iterator<Item = IpNet> {
@@ -56,7 +54,7 @@ struct Outer {
 }
 
 impl Nested {
-    /// Of numbered blocks.
+    /// Of numbered blocks; several without excepts may bear one number.
     pub(super) fn new<'a>(
         blocks: impl IntoIterator<Item = (u32, &'a IpBlock)>,
     ) -> Result<Self, TooManyOverlaps> {
@@ -155,9 +153,11 @@ impl Matcher {
         let (mut named, mut pods) = (BTreeMap::new(), Index::default());
         for (number, selector) in selectors {
             match (&selector.base, &selector.named) {
-                (Base::Block(block), None) => blocks.push((*number, block)),
-                (Base::Block(block), Some(_)) => {
-                    named_blocks.push((*number, block));
+                (base @ (Base::Block(_) | Base::Blocks(_)), None) => {
+                    blocks.extend(base.blocks().map(|block| (*number, block)));
+                }
+                (base @ (Base::Block(_) | Base::Blocks(_)), Some(_)) => {
+                    named_blocks.extend(base.blocks().map(|block| (*number, block)));
                     named.insert(*number, (*selector).clone());
                 }
                 (Base::AnyPod | Base::Pods(..), _) => pods.insert(*number, selector),

@@ -15,7 +15,7 @@ use crate::delta::Delta;
 use crate::desired::{Desired, wire_addr};
 use crate::diff::{Plan, diff};
 use crate::model::{Cluster, ObjectKey, Pod, Protocol};
-use crate::select::{Directory, PodFacts, seniority};
+use crate::select::{Directory, PodFacts, is_local, seniority};
 use crate::sizes::Table;
 
 /// What the last whole compilation knew of peers, brought up to date by what followed.
@@ -141,9 +141,26 @@ impl Compiler {
         subjects: &BTreeSet<ObjectKey>,
         goal: &Desired,
     ) -> Option<Plan> {
-        if delta.services || delta.own_node || !delta.policies.is_empty() || !delta.pods.is_disjoint(subjects)
+        if delta.services
+            || delta.own_node
+            || delta.host
+            || !delta.policies.is_empty()
+            || !delta.pods.is_disjoint(subjects)
         {
             return None;
+        }
+        if let Some(host) = &after.host {
+            // What the node may always reach (H8) are addresses in a rule, and labels of namespaces choose its pods.
+            let local = |pod: &Pod| is_local(pod, &host.node);
+            let is_local =
+                |key: &ObjectKey| [before, after].iter().any(|of| of.pods.get(key).is_some_and(local));
+            let is_chosen = |(key, pod): (&ObjectKey, &Pod)| {
+                delta.namespaces.contains(&key.namespace) && !pod.has_own_network() && local(pod)
+            };
+            let chosen = || after.pods.iter().any(is_chosen);
+            if delta.pods.iter().any(is_local) || (!delta.namespaces.is_empty() && chosen()) {
+                return None;
+            }
         }
         let mut pods = delta.pods.clone();
         for name in &delta.namespaces {

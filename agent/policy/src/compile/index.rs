@@ -64,7 +64,7 @@ impl Index {
 /// Several where a label may have one of several values, of which a pod has one.
 fn anchors(base: &Base) -> Vec<Anchor> {
     let (scope, pods) = match base {
-        Base::Block(_) => return Vec::new(),
+        Base::Block(_) | Base::Blocks(_) => return Vec::new(),
         Base::AnyPod => return vec![Anchor::Any],
         Base::Pods(scope, pods) => (scope, pods),
     };

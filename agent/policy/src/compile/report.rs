@@ -25,7 +25,7 @@ impl Compiler {
     ) -> Vec<Problem> {
         let mut pods: BTreeMap<usize, Vec<&Held>> = BTreeMap::new();
         for one in held {
-            if let Some(Want::Rules(place)) = wanted.want(&one.pod, one.direction) {
+            if let Some(Want::Rules(place, _)) = wanted.want(&one.pod, one.direction) {
                 pods.entry(place).or_default().push(one);
             }
         }
@@ -43,7 +43,7 @@ impl Compiler {
             let instead = |what: Instead| held.iter().filter(|one| one.instead == what).count();
             Some(Problem {
                 severity: Severity::Error,
-                object: format!("Pod {}", first.pod),
+                object: first.pod.object(),
                 field: String::new(),
                 message: format!(
                     "{NO_ROOM} {table} for its {} rules, of {}: they need {} of {capacity}, of which a namespace can \
@@ -68,7 +68,9 @@ fn policies_of(rules: &[RuleContent]) -> String {
         .map(|rule| match &rule.name.source {
             RuleSource::NetworkPolicy(key, _) | RuleSource::Isolation(key) => format!("NetworkPolicy {key}"),
             RuleSource::UndeclaredNamespace(name) => format!("undeclared Namespace {name}"),
+            RuleSource::HostPolicy(name, _) | RuleSource::HostIsolation(name) => format!("HostPolicy {name}"),
             RuleSource::OwnNode => "--own-node-egress".to_owned(),
+            RuleSource::Failsafe | RuleSource::Closed => "the host firewall".to_owned(),
         })
         .collect();
     let first: Vec<&str> = names.iter().take(NAMED_POLICIES).map(String::as_str).collect();

@@ -57,11 +57,17 @@ impl Compiler {
                 desired.port_ranges.insert(index, PortRange { from: PORT_RANGE_END, row: filler });
             }
             let any_row = self.row(&built.any, desired)?;
-            // What no policy isolates waits for nothing.
-            let egress = rules.iter().any(|rule| {
-                matches!(rule.name.direction, Direction::Egress)
-                    && !matches!(rule.name.source, RuleSource::UndeclaredNamespace(_))
-            });
+            // What no policy isolates waits for nothing, and a host's packets are translated before they are judged.
+            let waits = |rule: &RuleContent| match rule.name.source {
+                RuleSource::UndeclaredNamespace(_) | RuleSource::Failsafe | RuleSource::Closed => false,
+                RuleSource::NetworkPolicy(..)
+                | RuleSource::Isolation(_)
+                | RuleSource::OwnNode
+                | RuleSource::HostPolicy(..)
+                | RuleSource::HostIsolation(_) => true,
+            };
+            let egress = rules.iter().all(waits)
+                && rules.iter().any(|rule| matches!(rule.name.direction, Direction::Egress));
             let audit = rules.iter().any(|rule| rule.action == ACTION_AUDIT);
             desired.rulesets.insert(
                 id,

@@ -9,10 +9,10 @@ use portcullis_common::wire::{MAX_CHUNKS, MAX_RULESET_RANGES, ROW_BITS};
 
 use super::Compiler;
 use super::built::{Built, namespace_of};
-use super::ruleset::{RuleContent, rules_of};
+use super::ruleset::{RuleContent, closed, rules_of};
 use crate::desired::EndpointRulesets;
 use crate::model::{Cluster, ObjectKey, Problem, Severity};
-use crate::select::Directory;
+use crate::select::{Directory, Subject};
 
 /// A ruleset that somebody wants, or that is in force and that its endpoint may have to keep.
 #[derive(Clone, Debug)]
@@ -42,8 +42,9 @@ pub(super) enum Want {
     Open,
     /// It exceeds what any endpoint can hold.
     Closed,
-    /// A candidate's place.
-    Rules(usize),
+    /// A candidate's place, and of a host the place of what it has where that finds no room: closed but for what
+    /// always passes.
+    Rules(usize, Option<usize>),
 }
 
 /// What all pods want.
@@ -86,24 +87,31 @@ impl Compiler {
             candidates.len() - 1
         };
         for key in subjects {
-            let Some(facts) = directory.pods.get(key) else {
+            let Some(subject) = directory.subject(key) else {
                 continue;
             };
+            let is_unknown = matches!(subject, Subject::Pod(facts) if !facts.pod.has_known_labels());
             let mut want = |direction| {
                 // Nobody knows which policies select it.
-                if !facts.pod.has_known_labels() {
+                if is_unknown {
                     return Want::Closed;
                 }
-                let Some(rules) = rules_of(cluster, directory, key, facts, direction) else {
+                let Some(rules) = rules_of(cluster, directory, key, &subject, direction) else {
                     return Want::Open;
                 };
-                let place = place_of(&rules, &mut wanted.candidates);
+                let spare = subject.is_host().then(|| {
+                    place_of(&closed(cluster, directory, &subject, direction), &mut wanted.candidates)
+                });
+                let mut place = place_of(&rules, &mut wanted.candidates);
                 let Some(built) = wanted.candidates.get(place).map(|one| Arc::clone(&one.built)) else {
                     return Want::Closed;
                 };
                 if let Some(problem) = exceeding(key, direction, &rules, &built) {
                     wanted.problems.push(problem);
-                    return Want::Closed;
+                    match spare {
+                        Some(spare) => place = spare,
+                        None => return Want::Closed,
+                    }
                 }
                 let now = in_force.get(key).map(|of| u32::from(of.of(direction)));
                 let old =
@@ -112,7 +120,7 @@ impl Compiler {
                     one.is_wanted = true;
                     one.replaces.extend(old.filter(|old| *old != place));
                 }
-                Want::Rules(place)
+                Want::Rules(place, spare)
             };
             let wants = [Direction::Ingress, Direction::Egress].map(|direction| (direction, want(direction)));
             wanted.pods.insert(key.clone(), wants);
@@ -129,7 +137,7 @@ fn exceeding(key: &ObjectKey, direction: Direction, rules: &[RuleContent], built
     }
     Some(Problem {
         severity: Severity::Error,
-        object: format!("Pod {key}"),
+        object: key.object(),
         field: String::new(),
         message: format!(
             "{} rules with {} port ranges apply to its {}, more than the {rule_limit} and {MAX_RULESET_RANGES} that \

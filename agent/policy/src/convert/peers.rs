@@ -13,11 +13,20 @@ use crate::model::{IpBlock, NamespaceScope, Peer, Peers, Selector};
 
 const NOTHING: &str = "the peer matches nothing";
 
-/// Reads the peers of a rule from `name` (`from` or `to`); `namespace` is the policy's own.
+/// Whose policy it is: it says where a peer without namespaceSelector is looked for, and whether peers can be nodes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Owner<'a> {
+    /// A namespace's, by its name: pods of the same.
+    Namespace(&'a str),
+    /// The hosts': pods of every namespace, and nodes.
+    Hosts,
+}
+
+/// Reads the peers of a rule from `name` (`from` or `to`).
 pub(crate) fn peers(
     rule: &Object,
     name: &str,
-    namespace: &str,
+    owner: Owner<'_>,
     path: Path<'_>,
     report: &mut Report,
 ) -> Peers {
@@ -26,47 +35,66 @@ pub(crate) fn peers(
         Read::WrongType => Peers::Only(Vec::new()),
         Read::Is(entries) => {
             let path = path.field(name);
-            let read = |(index, value)| peer(value, namespace, path.index(index), report);
+            let read = |(index, value)| peer(value, owner, path.index(index), report);
             Peers::Only(entries.iter().enumerate().filter_map(read).collect())
         }
     }
 }
 
-fn peer(value: &Value, namespace: &str, path: Path<'_>, report: &mut Report) -> Option<Peer> {
+fn peer(value: &Value, owner: Owner<'_>, path: Path<'_>, report: &mut Report) -> Option<Peer> {
     let fields = entry(value, path, report, NOTHING)?;
     let pods = field(fields, "podSelector");
     let namespaces = field(fields, "namespaceSelector");
-    match (field(fields, "ipBlock"), namespaces, pods) {
-        (None, None, None) => {
+    let (nodes, kinds) = match owner {
+        Owner::Namespace(_) => (None, "podSelector, namespaceSelector or ipBlock"),
+        Owner::Hosts => (field(fields, "nodes"), "podSelector, namespaceSelector, ipBlock or nodes"),
+    };
+    match (field(fields, "ipBlock"), namespaces, pods, nodes) {
+        (None, None, None, None) => {
+            report.error(path, format_args!("has no field: {NOTHING}; give {kinds}"));
+            None
+        }
+        (Some(block), None, None, None) => ip_block(block, path.field("ipBlock"), report).map(Peer::Block),
+        (None, None, None, Some(nodes)) => node_peer(nodes, path.field("nodes"), report),
+        (_, _, _, Some(_)) => {
             report.error(
-                path,
-                format_args!("has no field: {NOTHING}; give podSelector, namespaceSelector or ipBlock"),
+                path.field("nodes"),
+                format_args!("stands beside a peer of another kind: {NOTHING}; make two entries of it"),
             );
             None
         }
-        (Some(block), None, None) => ip_block(block, path.field("ipBlock"), report).map(Peer::Block),
-        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+        (Some(_), _, _, None) => {
             report.error(
                 path.field("ipBlock"),
                 format_args!("stands beside a selector: {NOTHING}; make two entries of it"),
             );
             None
         }
-        (None, namespaces, pods) => pod_peer(namespaces, pods, namespace, path, report),
+        (None, namespaces, pods, None) => pod_peer(namespaces, pods, owner, path, report),
     }
+}
+
+fn node_peer(value: &Value, path: Path<'_>, report: &mut Report) -> Option<Peer> {
+    let fields = entry(value, path, report, NOTHING)?;
+    let nodes = match field(fields, "nodeSelector") {
+        None => Selector::default(),
+        Some(value) => selector(value, path.field("nodeSelector"), report).ok()?,
+    };
+    Some(Peer::Nodes(nodes))
 }
 
 fn pod_peer(
     namespaces: Option<&Value>,
     pods: Option<&Value>,
-    namespace: &str,
+    owner: Owner<'_>,
     path: Path<'_>,
     report: &mut Report,
 ) -> Option<Peer> {
     // Both are read before either is judged, so that everything wrong is reported.
-    let namespaces = match namespaces {
-        None => Some(NamespaceScope::Named(namespace.to_owned())),
-        Some(value) => {
+    let namespaces = match (namespaces, owner) {
+        (None, Owner::Namespace(own)) => Some(NamespaceScope::Named(own.to_owned())),
+        (None, Owner::Hosts) => Some(NamespaceScope::Matching(Selector::default())),
+        (Some(value), _) => {
             selector(value, path.field("namespaceSelector"), report).ok().map(NamespaceScope::Matching)
         }
     };

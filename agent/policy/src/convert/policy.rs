@@ -1,14 +1,17 @@
-//! NetworkPolicy (S5 to S27, S49). Whatever cannot be understood closes: the invariant of this file is that
+//! NetworkPolicy (S5 to S27, S49), and what a HostPolicy shares with it. Whatever cannot be understood closes: the invariant of this file is that
 //! no mistake in a manifest allows more than leaving the mistaken part out of it would.
 
 use serde_json::Value;
 
 use super::mode::mode;
-use super::peers::peers;
+use super::peers::{Owner, peers};
 use super::ports::ports;
 use super::report::{Path, Report, quoted};
 use super::selector::{Unreadable, selector};
-use super::shape::{EGRESS_RULE, ENVELOPE, Fields, INGRESS_RULE, SELECTOR, SPEC, Shape, check, check_fields};
+use super::shape::{
+    EGRESS_RULE, ENVELOPE, Fields, HOST_EGRESS_RULE, HOST_INGRESS_RULE, INGRESS_RULE, SELECTOR, SPEC, Shape,
+    check, check_fields,
+};
 use super::value::{Object, Read, entry, field, list, what_is, wrong_type};
 use crate::model::{DirectionSpec, IsolationCause, NetworkPolicy, Rule, Selector, Severity, Subject};
 
@@ -70,40 +73,88 @@ struct Direction {
     policy_type: &'static str,
     peers: &'static str,
     rule: &'static Shape,
+    host_rule: &'static Shape,
 }
 
-const INGRESS: Direction =
-    Direction { name: "ingress", policy_type: "Ingress", peers: "from", rule: &INGRESS_RULE };
-const EGRESS: Direction =
-    Direction { name: "egress", policy_type: "Egress", peers: "to", rule: &EGRESS_RULE };
+const INGRESS: Direction = Direction {
+    name: "ingress",
+    policy_type: "Ingress",
+    peers: "from",
+    rule: &INGRESS_RULE,
+    host_rule: &HOST_INGRESS_RULE,
+};
+const EGRESS: Direction = Direction {
+    name: "egress",
+    policy_type: "Egress",
+    peers: "to",
+    rule: &EGRESS_RULE,
+    host_rule: &HOST_EGRESS_RULE,
+};
 
-fn read_spec(spec: &Object, namespace: &str, path: Path<'_>, report: &mut Report) -> NetworkPolicy {
-    let spec_fields = check_fields(spec, SPEC, path, report, Severity::Error, CLOSES);
-    let (subject_fields, subject) = read_subject(spec, path, report);
-    let mut standings = match (policy_types(spec, path, report), spec_fields, subject_fields) {
-        (standings, Fields::Known, Fields::Known) => standings,
-        (_, Fields::Unknown, _) | (_, _, Fields::Unknown) => {
-            Standings { ingress: Standing::Closed, egress: Standing::Closed }
+/// What a policy says about both directions.
+pub(super) struct Directions {
+    pub(super) ingress: DirectionSpec,
+    pub(super) egress: DirectionSpec,
+}
+
+impl Directions {
+    /// Both closed; the rules are there for their indices only.
+    pub(super) fn closed(spec: &Object) -> Self {
+        Self { ingress: closed_direction(spec, &INGRESS), egress: closed_direction(spec, &EGRESS) }
+    }
+
+    /// Reads types and rules of a spec. Where something outside of the rules is unknown, both directions close; where
+    /// the policy's subject cannot be read, those that it isolates do.
+    pub(super) fn read(
+        spec: &Object,
+        outside: Fields,
+        subject: SubjectRead,
+        owner: Owner<'_>,
+        path: Path<'_>,
+        report: &mut Report,
+    ) -> Self {
+        let mut standings = policy_types(spec, path, report);
+        if outside == Fields::Unknown {
+            standings = Standings { ingress: Standing::Closed, egress: Standing::Closed };
         }
-    };
-    let subject = match subject {
-        Ok(subject) => Subject::Pods(subject),
-        Err(Unreadable::Requirement) => {
+        if subject == SubjectRead::Unreadable {
             standings = Standings {
                 ingress: standings.ingress.closed_if_isolated(),
                 egress: standings.egress.closed_if_isolated(),
             };
-            Subject::Unreadable
         }
-        // Nothing is known of what was meant, so neither direction is left open.
-        Err(Unreadable::Type) => return closed(spec),
-    };
-    NetworkPolicy {
-        mode: None,
-        subject,
-        ingress: direction(spec, &INGRESS, standings.ingress, namespace, path, report),
-        egress: direction(spec, &EGRESS, standings.egress, namespace, path, report),
+        Self {
+            ingress: direction(spec, &INGRESS, standings.ingress, owner, path, report),
+            egress: direction(spec, &EGRESS, standings.egress, owner, path, report),
+        }
     }
+}
+
+/// Whether a policy's subject could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SubjectRead {
+    /// All of it.
+    Whole,
+    /// It selects more than was meant, so none of its rules counts (S13).
+    Unreadable,
+}
+
+fn read_spec(spec: &Object, namespace: &str, path: Path<'_>, report: &mut Report) -> NetworkPolicy {
+    let spec_fields = check_fields(spec, SPEC, path, report, Severity::Error, CLOSES);
+    let (subject_fields, subject) = read_subject(spec, path, report);
+    let (subject, read) = match subject {
+        Ok(subject) => (Subject::Pods(subject), SubjectRead::Whole),
+        Err(Unreadable::Requirement) => (Subject::Unreadable, SubjectRead::Unreadable),
+        // Nothing is known of what was meant, so neither direction is left open.
+        Err(Unreadable::Type) => {
+            policy_types(spec, path, report);
+            return closed(spec);
+        }
+    };
+    let owner = Owner::Namespace(namespace);
+    let Directions { ingress, egress } =
+        Directions::read(spec, spec_fields.and(subject_fields), read, owner, path, report);
+    NetworkPolicy { mode: None, subject, ingress, egress }
 }
 
 /// Reads `spec.podSelector`. With an unknown field it selects what its known fields select (S49).
@@ -122,12 +173,8 @@ fn read_subject(
 
 /// A policy of which nothing is understood: it isolates its namespace both ways.
 fn closed(spec: &Object) -> NetworkPolicy {
-    NetworkPolicy {
-        mode: None,
-        subject: Subject::Unreadable,
-        ingress: closed_direction(spec, &INGRESS),
-        egress: closed_direction(spec, &EGRESS),
-    }
+    let Directions { ingress, egress } = Directions::closed(spec);
+    NetworkPolicy { mode: None, subject: Subject::Unreadable, ingress, egress }
 }
 
 /// A closed direction; the rules are there for their indices only.
@@ -190,7 +237,7 @@ fn direction(
     spec: &Object,
     direction: &Direction,
     standing: Standing,
-    namespace: &str,
+    owner: Owner<'_>,
     path: Path<'_>,
     report: &mut Report,
 ) -> DirectionSpec {
@@ -217,7 +264,7 @@ fn direction(
                 }
                 Read::Is(entries) => {
                     let path = path.field(direction.name);
-                    let read = |(index, value)| rule(value, direction, namespace, path.index(index), report);
+                    let read = |(index, value)| rule(value, direction, owner, path.index(index), report);
                     DirectionSpec::Isolated {
                         rules: entries.iter().enumerate().map(read).collect(),
                         cause: IsolationCause::Written,
@@ -228,7 +275,7 @@ fn direction(
     }
 }
 
-fn rule(value: &Value, direction: &Direction, namespace: &str, path: Path<'_>, report: &mut Report) -> Rule {
+fn rule(value: &Value, direction: &Direction, owner: Owner<'_>, path: Path<'_>, report: &mut Report) -> Rule {
     let means = "the rule matches nothing";
     if value.is_null() {
         report.error(
@@ -241,11 +288,12 @@ fn rule(value: &Value, direction: &Direction, namespace: &str, path: Path<'_>, r
         return Rule::nothing();
     };
     // S49 goes first: with an unknown field nothing that stands beside it can be trusted.
-    if check(value, direction.rule, path, report, Severity::Error, means) == Fields::Unknown {
+    let shape = match owner {
+        Owner::Namespace(_) => direction.rule,
+        Owner::Hosts => direction.host_rule,
+    };
+    if check(value, shape, path, report, Severity::Error, means) == Fields::Unknown {
         return Rule::nothing();
     }
-    Rule {
-        peers: peers(fields, direction.peers, namespace, path, report),
-        ports: ports(fields, path, report),
-    }
+    Rule { peers: peers(fields, direction.peers, owner, path, report), ports: ports(fields, path, report) }
 }

@@ -1,4 +1,4 @@
-//! Which fields a NetworkPolicy may have. An unknown field closes (S49): `port:` for `ports:` must not mean
+//! Which fields a NetworkPolicy and a HostPolicy may have. An unknown field closes (S49): `port:` for `ports:` must not mean
 //! every port.
 
 use serde_json::Value;
@@ -52,6 +52,37 @@ pub(crate) const INGRESS_RULE: Shape = Shape::Object(&[("from", &PEERS), ("ports
 /// A rule of `spec.egress`.
 pub(crate) const EGRESS_RULE: Shape = Shape::Object(&[("to", &PEERS), ("ports", &PORTS)]);
 
+/// Nodes by label, as a peer and as a subject.
+const NODES: Shape = Shape::Object(&[("nodeSelector", &SELECTOR)]);
+
+const HOST_PEERS: Shape = Shape::List(&Shape::Object(&[
+    ("podSelector", &SELECTOR),
+    ("namespaceSelector", &SELECTOR),
+    ("ipBlock", &Shape::Object(&[("cidr", &Shape::Any), ("except", &Shape::Any)])),
+    ("nodes", &NODES),
+]));
+
+/// A rule of a HostPolicy's `spec.ingress`.
+pub(crate) const HOST_INGRESS_RULE: Shape = Shape::Object(&[("from", &HOST_PEERS), ("ports", &PORTS)]);
+
+/// A rule of a HostPolicy's `spec.egress`.
+pub(crate) const HOST_EGRESS_RULE: Shape = Shape::Object(&[("to", &HOST_PEERS), ("ports", &PORTS)]);
+
+/// `spec.subject` of a HostPolicy.
+pub(crate) const HOST_SUBJECT: Shape = Shape::Object(&[
+    ("nodes", &NODES),
+    ("pods", &Shape::Object(&[("namespaceSelector", &SELECTOR), ("podSelector", &SELECTOR)])),
+]);
+
+/// `spec` of a HostPolicy.
+pub(crate) const HOST_SPEC: &Known = &[
+    ("mode", &Shape::Any),
+    ("subject", &Shape::Any),
+    ("policyTypes", &Shape::Any),
+    ("ingress", &Shape::Any),
+    ("egress", &Shape::Any),
+];
+
 /// `spec`, what stands inside its fields left to whoever reads them.
 pub(crate) const SPEC: &Known = &[
     ("podSelector", &Shape::Any),
@@ -60,7 +91,7 @@ pub(crate) const SPEC: &Known = &[
     ("egress", &Shape::Any),
 ];
 
-/// A NetworkPolicy outside its spec. `status` existed from Kubernetes 1.24 to 1.27.
+/// A policy outside its spec. `status` of a NetworkPolicy existed from Kubernetes 1.24 to 1.27.
 pub(crate) const ENVELOPE: &Known = &[
     ("apiVersion", &Shape::Any),
     ("kind", &Shape::Any),
@@ -99,7 +130,7 @@ pub(crate) enum Fields {
 }
 
 impl Fields {
-    fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         match self {
             Self::Known => other,
             Self::Unknown => Self::Unknown,

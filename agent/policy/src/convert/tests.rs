@@ -5,6 +5,7 @@
 mod cidrs;
 mod closing;
 mod cluster;
+mod hosts;
 mod modes;
 mod peers;
 mod pods;

@@ -58,8 +58,11 @@ fn peer_covers(wide: &Peer, narrow: &Peer) -> bool {
             Peer::Pods { namespaces: narrow_in, pods: narrow },
         ) => scope_covers(wide_in, narrow_in) && selector_covers(wide, narrow),
         (Peer::Block(wide), Peer::Block(narrow)) => block_covers(wide, narrow),
-        // Which addresses pods have is not written.
-        (Peer::Pods { .. }, Peer::Block(_)) | (Peer::Block(_), Peer::Pods { .. }) => false,
+        // Which addresses pods and nodes have is not written.
+        (Peer::Nodes(wide), Peer::Nodes(narrow)) => selector_covers(wide, narrow),
+        (Peer::Pods { .. } | Peer::Nodes(_), Peer::Block(_))
+        | (Peer::Block(_) | Peer::Nodes(_), Peer::Pods { .. })
+        | (Peer::Block(_) | Peer::Pods { .. }, Peer::Nodes(_)) => false,
     }
 }
 

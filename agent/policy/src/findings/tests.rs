@@ -1,7 +1,10 @@
 //! Given manifests, when they are looked through, then exactly what is odd is found.
 
+use serde_json::json;
+
 use super::*;
 use crate::manifest::{Options, SourceFile, load_sources};
+use crate::testing::{load, namespace};
 
 const PODS: &str = "
 apiVersion: v1
@@ -181,4 +184,43 @@ fn dns_that_another_policy_allows_counts() {
         in_text(&no_pods).iter().all(|f| f.kind == FindingKind::SelectsNothing),
         "also before pods are there"
     );
+}
+
+#[test]
+fn a_hostpolicy_that_selects_nothing_or_whose_rules_match_nothing_is_told() {
+    let peer = json!({"nodes": {"nodeSelector": {"matchLabels": {"role": "core"}}}});
+    let manifests = [
+        namespace("a", json!({})),
+        crate::testing::node("n", json!({"role": "edge"}), "172.18.0.2"),
+        crate::testing::host_pod("a", "h", json!({"app": "h"}), "n"),
+        crate::testing::host_policy(
+            "nodes",
+            json!({"subject": {"nodes": {"nodeSelector": {"matchLabels": {"role": "core"}}}}}),
+        ),
+        crate::testing::host_policy(
+            "pods",
+            json!({"subject": {"pods": {"podSelector": {"matchLabels": {"app": "x"}}}}}),
+        ),
+        crate::testing::host_policy(
+            "rules",
+            json!({"subject": {"nodes": {}}, "ingress": [{"from": [peer], "ports": [{"port": "web"}]}]}),
+        ),
+        crate::testing::host_policy(
+            "fine",
+            json!({"subject": {"pods": {}}, "ingress": [{"from": [{"nodes": {}}], "ports": [{"port": "web"}]}]}),
+        ),
+    ];
+    let found = findings(&load(&manifests).cluster);
+    let told: Vec<(&str, &str, FindingKind)> =
+        found.iter().map(|one| (&*one.object, &*one.field, one.kind)).collect();
+    assert_eq!(
+        told,
+        [
+            ("HostPolicy nodes", "spec.subject.nodes", FindingKind::SelectsNothing),
+            ("HostPolicy pods", "spec.subject.pods", FindingKind::SelectsNothing),
+            ("HostPolicy rules", "spec.ingress[0].from", FindingKind::PeerMatchesNothing),
+            ("HostPolicy rules", "spec.ingress[0].ports", FindingKind::PortMatchesNothing),
+        ]
+    );
+    assert!(found.iter().any(|one| one.message.starts_with("no node has a containerPort")), "{found:?}");
 }

@@ -22,6 +22,12 @@ const SLICE_GROUP: &str = "discovery.k8s.io";
 /// What the version that is understood of NetworkPolicy is called.
 const NETWORK_POLICY_VERSION: &str = "networking.k8s.io/v1";
 
+/// The group of our own kinds.
+const OWN_GROUP: &str = "portcullis.dev";
+
+/// What the version that is understood of HostPolicy is called.
+const HOST_POLICY_VERSION: &str = "portcullis.dev/v1alpha1";
+
 /// The kinds of the network-policy-api.
 const CLUSTER_POLICIES: [&str; 3] =
     ["ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy"];
@@ -41,6 +47,7 @@ pub(super) enum Kind {
     Service,
     EndpointSlice,
     NetworkPolicy,
+    HostPolicy,
     Workload(Workload),
 }
 
@@ -85,7 +92,7 @@ impl Workload {
 }
 
 impl Kind {
-    const ALL: [Self; 12] = {
+    const ALL: [Self; 13] = {
         let [a, b, c, d, e, f] = Workload::ALL;
         [
             Self::Namespace,
@@ -94,6 +101,7 @@ impl Kind {
             Self::Service,
             Self::EndpointSlice,
             Self::NetworkPolicy,
+            Self::HostPolicy,
             Self::Workload(a),
             Self::Workload(b),
             Self::Workload(c),
@@ -116,6 +124,8 @@ impl Kind {
             "NetworkPolicy" if group.is_none_or(|group| !FOREIGN_POLICY_GROUPS.contains(&group)) => {
                 Some(Self::NetworkPolicy)
             }
+            // Nobody else has this kind: any other apiVersion is a mistake in ours, and closes.
+            "HostPolicy" => Some(Self::HostPolicy),
             other => Workload::from_name(other)
                 .filter(|workload| group.is_none_or(|group| workload.groups().contains(&group)))
                 .map(Self::Workload),
@@ -130,13 +140,14 @@ impl Kind {
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::NetworkPolicy => "NetworkPolicy",
+            Self::HostPolicy => "HostPolicy",
             Self::Workload(workload) => workload.name(),
         }
     }
 
     fn is_namespaced(self) -> bool {
         match self {
-            Self::Namespace | Self::Node => false,
+            Self::Namespace | Self::Node | Self::HostPolicy => false,
             Self::Pod | Self::Service | Self::EndpointSlice | Self::NetworkPolicy | Self::Workload(_) => true,
         }
     }
@@ -145,7 +156,7 @@ impl Kind {
     /// nothing without their name.
     fn counts_without_name(self) -> bool {
         match self {
-            Self::Pod | Self::NetworkPolicy | Self::Workload(_) => true,
+            Self::Pod | Self::NetworkPolicy | Self::HostPolicy | Self::Workload(_) => true,
             Self::Namespace | Self::Node | Self::Service | Self::EndpointSlice => false,
         }
     }
@@ -297,13 +308,15 @@ impl<'a> Collector<'a, '_> {
         let found = Found { value, location: at.location() };
         let mut report = found.report(kind, &key);
         match (kind, api_version) {
-            (Kind::NetworkPolicy, Some(NETWORK_POLICY_VERSION)) => {}
-            (Kind::NetworkPolicy, _) => report.error(
-                Path::ROOT.field("apiVersion"),
-                format_args!(
-                    "is not understood and the policy is read as {NETWORK_POLICY_VERSION}; write that version"
-                ),
-            ),
+            (Kind::NetworkPolicy, Some(NETWORK_POLICY_VERSION))
+            | (Kind::HostPolicy, Some(HOST_POLICY_VERSION)) => {}
+            (Kind::NetworkPolicy | Kind::HostPolicy, _) => {
+                let version =
+                    if kind == Kind::HostPolicy { HOST_POLICY_VERSION } else { NETWORK_POLICY_VERSION };
+                let message =
+                    format!("is not understood and the policy is read as {version}; write that version");
+                report.error(Path::ROOT.field("apiVersion"), message);
+            }
             (_, None) => {
                 report.warning(Path::ROOT.field("apiVersion"), "is missing; kubectl refuses this object");
             }
@@ -402,7 +415,7 @@ impl<'a> Collector<'a, '_> {
         if !self.noted.insert(full.clone()) {
             return;
         }
-        if group == Some("portcullis.dev") {
+        if group == Some(OWN_GROUP) {
             let message = "is not supported by this version and has no effect; take it out until it is";
             self.report(at, &full, Path::ROOT, Severity::Warning, message);
         } else {
@@ -470,7 +483,8 @@ fn edits(one: &[u8], other: &[u8]) -> usize {
 }
 
 fn is_policy(kind: &str) -> bool {
-    kind == Kind::NetworkPolicy.name() || CLUSTER_POLICIES.contains(&kind)
+    [Kind::NetworkPolicy, Kind::HostPolicy].into_iter().any(|of| of.name() == kind)
+        || CLUSTER_POLICIES.contains(&kind)
 }
 
 fn is_cluster_policy(kind: &str, group: Option<&str>) -> bool {

@@ -32,7 +32,12 @@ pub(super) fn made(objects: &Objects<'_>) -> BTreeSet<WorkloadKey> {
                     made.insert((*workload, key.clone()));
                 }
             }
-            Kind::Namespace | Kind::Node | Kind::Service | Kind::EndpointSlice | Kind::NetworkPolicy => {}
+            Kind::Namespace
+            | Kind::Node
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::NetworkPolicy
+            | Kind::HostPolicy => {}
         }
     }
     made

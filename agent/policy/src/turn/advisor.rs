@@ -8,15 +8,16 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use portcullis_common::event::Direction;
 
-use crate::change::Edit;
-use crate::compile::ruleset::Isolating;
+use crate::change::{Edit, Spec};
+use crate::compile::ruleset::{Isolating, selects_host};
 use crate::convert::{METADATA_NAME, printable};
 use crate::frame::Traffic;
 use crate::model::{
-    Cluster, DirectionSpec, IpBlock, IsolationCause, Labels, NamespaceScope, NetworkPolicy, ObjectKey,
-    Operator, Peer, Peers, PortMatch, PortSpec, Ports, Problem, Requirement, Rule, Selector, Subject,
+    Cluster, DirectionSpec, HostPolicy, HostSubject, IpBlock, IsolationCause, Labels, Mode, NamespaceScope,
+    NetworkPolicy, ObjectKey, Operator, Peer, Peers, PolicyRef, PortMatch, PortSpec, Ports, Problem,
+    Requirement, Rule, Selector, Subject,
 };
-use crate::select::{Directory, PodFacts};
+use crate::select::{Directory, PodFacts, Subject as Whom};
 use crate::why::{Sight, Standing};
 
 /// Labels that controllers give to pods and change with each rollout or run: a selector on one of them would
@@ -30,6 +31,9 @@ const PASSING_LABELS: [&str; 5] = [
     "controller-uid",
 ];
 
+/// The label by which a node is known (`corev1.LabelHostname` of Kubernetes).
+const HOST_NAME: &str = "kubernetes.io/hostname";
+
 /// The value of a label that only has to be there.
 const ANY_VALUE: &str = "true";
 
@@ -42,8 +46,8 @@ pub struct Advisor<'a> {
     cluster: &'a Cluster,
     directory: &'a Directory<'a>,
     problems: &'a [Problem],
-    subjects: RefCell<BTreeMap<ObjectKey, usize>>,
-    matched: RefCell<BTreeMap<(ObjectKey, Direction, u32), usize>>,
+    subjects: RefCell<BTreeMap<PolicyRef, usize>>,
+    matched: RefCell<BTreeMap<(PolicyRef, Direction, u32), usize>>,
     alike: RefCell<BTreeMap<(String, Selector), usize>>,
 }
 
@@ -91,7 +95,7 @@ impl<'a> Advisor<'a> {
     pub fn closing(&self, sight: &Sight<'_>) -> Proposal {
         match sight.standing() {
             Standing::Isolated(policies) => self.without_rules(sight, &policies),
-            Standing::Open | Standing::Undeclared => self.isolation(sight),
+            Standing::Open | Standing::Unknown | Standing::Undeclared => self.isolation(sight),
         }
     }
 
@@ -99,13 +103,13 @@ impl<'a> Advisor<'a> {
     /// them, written again.
     fn added_rule(&self, sight: &Sight<'_>, policies: &[Isolating<'_>]) -> Option<Proposal> {
         let readable = |isolating: &&Isolating<'_>| isolating.cause == IsolationCause::Written;
-        let chosen = policies.iter().filter(readable).min_by_key(|isolating| self.subjects(isolating.name));
+        let chosen = policies.iter().filter(readable).min_by_key(|one| self.subjects(&one.policy));
         let (policy, cause) = match (chosen, policies.first()) {
-            (Some(chosen), _) => (chosen.name, chosen.cause),
-            (None, Some(first)) => (first.name, first.cause),
+            (Some(chosen), _) => (&chosen.policy, chosen.cause),
+            (None, Some(first)) => (&first.policy, first.cause),
             (None, None) => return None,
         };
-        let (peer, peers) = self.peer_of(sight, &policy.namespace);
+        let (peer, peers) = self.peer_of(sight, policy.namespace());
         let ports = match sight.traffic {
             Traffic::To(protocol, port) => {
                 Ports::Only(vec![PortMatch { protocol, port: PortSpec::Range(port, port) }])
@@ -118,18 +122,32 @@ impl<'a> Advisor<'a> {
         let direction = sight.direction;
         let edit = match cause {
             IsolationCause::Written => Edit::AppendRule { policy: policy.clone(), direction, rule },
-            IsolationCause::Invalid => self.mended(policy, direction, rule)?,
+            IsolationCause::Invalid => self.mended(policy, sight, rule)?,
         };
         Some(Proposal { edits: vec![edit], pairs })
     }
 
     /// An unreadable policy with this rule and otherwise as closed as it was.
-    fn mended(&self, policy: &ObjectKey, direction: Direction, rule: Rule) -> Option<Edit> {
-        let mut spec = self.cluster.policies.get(policy)?.clone();
-        if matches!(spec.subject, Subject::Unreadable) {
-            spec.subject = Subject::Pods(Selector::default());
+    fn mended(&self, policy: &PolicyRef, sight: &Sight<'_>, rule: Rule) -> Option<Edit> {
+        let mut spec = Spec::of(self.cluster, policy)?;
+        match &mut spec {
+            Spec::Network(_, policy) if matches!(policy.subject, Subject::Unreadable) => {
+                policy.subject = Subject::Pods(Selector::default());
+            }
+            Spec::Host(_, policy) if matches!(policy.subject, HostSubject::Unreadable) => {
+                policy.subject = match sight.whom() {
+                    Some(Whom::HostPod(_)) => {
+                        let all = Selector::default;
+                        HostSubject::Pods { namespaces: all(), pods: all() }
+                    }
+                    Some(Whom::Pod(_) | Whom::Node(_) | Whom::Unknown) | None => {
+                        HostSubject::Nodes(Selector::default())
+                    }
+                };
+            }
+            Spec::Network(..) | Spec::Host(..) => {}
         }
-        for side in [&mut spec.ingress, &mut spec.egress] {
+        for side in spec.directions_mut() {
             if let DirectionSpec::Isolated { rules, cause } = side {
                 if matches!(cause, IsolationCause::Invalid) {
                     rules.clear();
@@ -137,30 +155,30 @@ impl<'a> Advisor<'a> {
                 *cause = IsolationCause::Written;
             }
         }
-        let side = match direction {
-            Direction::Ingress => &mut spec.ingress,
-            Direction::Egress => &mut spec.egress,
+        let [ingress, egress] = spec.directions_mut();
+        let side = match sight.direction {
+            Direction::Ingress => ingress,
+            Direction::Egress => egress,
         };
         if let DirectionSpec::Isolated { rules, .. } = side {
             rules.push(rule);
         }
-        let object = printable(&format!("NetworkPolicy {policy}"));
+        let object = printable(&policy.object());
         let of_it = self.problems.iter().filter(|problem| problem.object == object);
         let mend = of_it.map(|problem| (problem.field.clone(), problem.message.clone())).collect();
-        Some(Edit::ReplaceSpec { policy: policy.clone(), spec, mend })
+        Some(Edit::ReplaceSpec { spec, mend })
     }
 
     /// A peer that is the other end, and how many pods it matches.
-    fn peer_of(&self, sight: &Sight<'_>, namespace: &str) -> (Peer, usize) {
+    fn peer_of(&self, sight: &Sight<'_>, namespace: Option<&str>) -> (Peer, usize) {
         if let Some((key, facts)) = sight.peer()
             && !is_named_by_address(facts)
         {
             let pods = own_labels(facts);
             let count = self.alike(&key.namespace, &pods);
-            let namespaces = if key.namespace == namespace {
-                NamespaceScope::Named(namespace.to_owned())
-            } else {
-                NamespaceScope::Matching(only(METADATA_NAME, &key.namespace))
+            let namespaces = match namespace {
+                Some(own) if key.namespace == own => NamespaceScope::Named(own.to_owned()),
+                Some(_) | None => NamespaceScope::Matching(only(METADATA_NAME, &key.namespace)),
             };
             return (Peer::Pods { namespaces, pods }, count);
         }
@@ -175,7 +193,7 @@ impl<'a> Advisor<'a> {
             for rule in isolating.rules.iter().filter(|rule| sight.holds_port(&rule.ports)) {
                 let Peers::Only(peers) = &rule.peers else { continue };
                 for (label, value) in peers.iter().filter_map(|peer| lacking(peer, facts)) {
-                    let pairs = self.subjects(isolating.name).saturating_sub(1);
+                    let pairs = self.subjects(&isolating.policy).saturating_sub(1);
                     let better = best.as_ref().is_none_or(|held| pairs < held.pairs);
                     if better && self.touches_only(facts, (&label, &value), rule) {
                         let edit = Edit::AddLabel { pod: key.clone(), key: label, value };
@@ -197,7 +215,7 @@ impl<'a> Advisor<'a> {
             Peers::Any => true,
             Peers::Only(peers) => peers.iter().all(|peer| match peer {
                 Peer::Pods { pods, .. } => same(pods),
-                Peer::Block(_) => true,
+                Peer::Block(_) | Peer::Nodes(_) => true,
             }),
         };
         // By place, not by value: an equal rule elsewhere would open elsewhere too.
@@ -213,27 +231,31 @@ impl<'a> Advisor<'a> {
                 Subject::Unreadable => true,
             };
             subject_same && side_same(&spec.ingress) && side_same(&spec.egress)
-        })
+        }) && self
+            .cluster
+            .host_policies
+            .values()
+            .all(|spec| side_same(&spec.ingress) && side_same(&spec.egress))
     }
 
     /// Every rule that matches goes, the last first, so that indices stay.
     fn without_rules(&self, sight: &Sight<'_>, policies: &[Isolating<'_>]) -> Proposal {
         let direction = sight.direction;
         let mut proposal = Proposal { edits: Vec::new(), pairs: 0 };
-        for Isolating { name: policy, rules, cause, .. } in policies.iter().rev() {
+        for Isolating { policy, rules, cause, .. } in policies.iter().rev() {
             let matches = |(_, rule): &(u32, &Rule)| sight.why_not(rule, *cause).is_none();
             let matching: Vec<(u32, &Rule)> = (0u32..).zip(*rules).filter(matches).collect();
             let mut peers = 0;
             for (index, rule) in matching.iter().rev() {
                 peers += self.matched(policy, direction, (*index, rule));
-                let edit = Edit::RemoveRule { policy: (*policy).clone(), direction, rule: *index };
+                let edit = Edit::RemoveRule { policy: policy.clone(), direction, rule: *index };
                 proposal.edits.push(edit);
             }
             // Rules that hold the same peers close the same pairs.
             proposal.pairs += self.subjects(policy) * peers.min(self.everyone());
             let none_left = matching.len() == rules.len() && !rules.is_empty();
             if none_left && direction == Direction::Egress && self.may_be_defaulted(policy) {
-                proposal.edits.push(Edit::WriteTypes((*policy).clone()));
+                proposal.edits.push(Edit::WriteTypes(policy.clone()));
             }
         }
         proposal.pairs = proposal.pairs.saturating_sub(1);
@@ -241,16 +263,23 @@ impl<'a> Advisor<'a> {
     }
 
     /// True if policyTypes may have been left out: the default names Ingress always (S6).
-    fn may_be_defaulted(&self, policy: &ObjectKey) -> bool {
-        let ingress = self.cluster.policies.get(policy).map(|policy| &policy.ingress);
+    fn may_be_defaulted(&self, policy: &PolicyRef) -> bool {
+        let ingress = match policy {
+            PolicyRef::Host(name) => self.cluster.host_policies.get(name).map(|policy| &policy.ingress),
+            PolicyRef::Network(key) => self.cluster.policies.get(key).map(|policy| &policy.ingress),
+        };
         matches!(ingress, Some(DirectionSpec::Isolated { cause: IsolationCause::Written, .. }))
     }
 
     /// A new policy that isolates the subject, and with it the pods that carry its labels.
     #[must_use]
     pub fn isolation(&self, sight: &Sight<'_>) -> Proposal {
-        let Some(facts) = sight.facts() else { return Proposal { edits: Vec::new(), pairs: 0 } };
-        let subject = own_labels(facts);
+        let facts = match sight.whom() {
+            None | Some(Whom::Unknown) => return Proposal { edits: Vec::new(), pairs: 0 },
+            Some(whom @ (Whom::HostPod(_) | Whom::Node(_))) => return self.host_isolation(sight, &whom),
+            Some(Whom::Pod(facts)) => facts,
+        };
+        let subject = own_labels(&facts);
         let pairs = self.alike(&sight.subject.namespace, &subject) * self.everyone();
         let isolated = DirectionSpec::Isolated { rules: Vec::new(), cause: IsolationCause::Written };
         let (ingress, egress, verb) = match sight.direction {
@@ -263,14 +292,39 @@ impl<'a> Advisor<'a> {
         Proposal { edits: vec![Edit::CreatePolicy(key, policy)], pairs: pairs.saturating_sub(1) }
     }
 
+    /// A new HostPolicy that isolates this host, or the pods in its network that carry its labels.
+    fn host_isolation(&self, sight: &Sight<'_>, whom: &Whom<'_>) -> Proposal {
+        let subject = if let Some(facts) = whom.facts() {
+            let namespaces = only(METADATA_NAME, &sight.subject.namespace);
+            HostSubject::Pods { namespaces, pods: own_labels(facts) }
+        } else {
+            let labels = self.cluster.nodes.get(&sight.subject.name).map(|node| &node.labels);
+            let name = labels.and_then(|labels| labels.get(HOST_NAME));
+            HostSubject::Nodes(name.map_or_else(Selector::default, |name| only(HOST_NAME, name)))
+        };
+        let isolated = DirectionSpec::Isolated { rules: Vec::new(), cause: IsolationCause::Written };
+        let (ingress, egress, verb) = match sight.direction {
+            Direction::Ingress => (isolated, DirectionSpec::Ignored, "to"),
+            Direction::Egress => (DirectionSpec::Ignored, isolated, "from"),
+        };
+        let policy = HostPolicy { mode: Mode::Enforce, subject, ingress, egress };
+        let pairs = self.hosts_of(&policy) * self.everyone();
+        let host: String = sight.subject.name.chars().take(NAME_PART).collect();
+        let is_taken = |name: &str| self.cluster.host_policies.contains_key(name);
+        let name = free_name(&format!("deny-{verb}-{host}"), is_taken);
+        Proposal { edits: vec![Edit::CreateHostPolicy(name, policy)], pairs: pairs.saturating_sub(1) }
+    }
+
+    /// How many hosts and pods of this one a HostPolicy selects.
+    fn hosts_of(&self, policy: &HostPolicy) -> usize {
+        let pods = self.directory.hosts.values().copied().map(Whom::HostPod);
+        let all = pods.chain(self.directory.node.map(Whom::Node));
+        all.filter(|whom| selects_host(self.cluster, policy, whom)).count()
+    }
+
     fn free_name(&self, namespace: &str, name: &str) -> ObjectKey {
-        let mut key = ObjectKey::new(namespace, name);
-        let mut number = 2u32;
-        while self.cluster.policies.contains_key(&key) {
-            key.name = format!("{name}-{number}");
-            number += 1;
-        }
-        key
+        let is_taken = |name: &str| self.cluster.policies.contains_key(&ObjectKey::new(namespace, name));
+        ObjectKey::new(namespace, free_name(name, is_taken))
     }
 
     /// All pods, and those outside as one.
@@ -279,10 +333,16 @@ impl<'a> Advisor<'a> {
     }
 
     /// How many pods a policy selects.
-    fn subjects(&self, policy: &ObjectKey) -> usize {
+    fn subjects(&self, policy: &PolicyRef) -> usize {
         *self.subjects.borrow_mut().entry(policy.clone()).or_insert_with(|| {
-            let subject = self.cluster.policies.get(policy).map(|policy| &policy.subject);
-            self.pods_of(&policy.namespace)
+            let key = match policy {
+                PolicyRef::Host(name) => {
+                    return self.cluster.host_policies.get(name).map_or(0, |policy| self.hosts_of(policy));
+                }
+                PolicyRef::Network(key) => key,
+            };
+            let subject = self.cluster.policies.get(key).map(|policy| &policy.subject);
+            self.pods_of(&key.namespace)
                 .filter(|facts| match subject {
                     Some(Subject::Pods(selector)) => selector.matches(&facts.pod.labels),
                     Some(Subject::Unreadable) => true,
@@ -293,7 +353,9 @@ impl<'a> Advisor<'a> {
     }
 
     /// How many pods a rule's peers hold; one more for those outside, where it reaches there.
-    fn matched(&self, policy: &ObjectKey, direction: Direction, (index, rule): (u32, &Rule)) -> usize {
+    fn matched(&self, policy: &PolicyRef, direction: Direction, (index, rule): (u32, &Rule)) -> usize {
+        // Peers are the same whoever asks.
+        let nobody = ObjectKey::of_node("");
         let key = (policy.clone(), direction, index);
         *self.matched.borrow_mut().entry(key).or_insert_with(|| match &rule.peers {
             Peers::Any => self.everyone(),
@@ -302,7 +364,7 @@ impl<'a> Advisor<'a> {
                     let sight = Sight {
                         cluster: self.cluster,
                         directory: self.directory,
-                        subject: policy,
+                        subject: &nobody,
                         direction,
                         remote: *address,
                         traffic: Traffic::Echo,
@@ -311,7 +373,7 @@ impl<'a> Advisor<'a> {
                 };
                 let owned = self.directory.owners.iter().filter(|(address, _)| holds(address));
                 let pods: BTreeSet<&ObjectKey> = owned.map(|(_, pod)| *pod).collect();
-                let outside = peers.iter().any(|peer| matches!(peer, Peer::Block(_)));
+                let outside = peers.iter().any(|peer| matches!(peer, Peer::Block(_) | Peer::Nodes(_)));
                 pods.len() + usize::from(outside)
             }
         })
@@ -328,6 +390,17 @@ impl<'a> Advisor<'a> {
     fn pods_of(&self, namespace: &str) -> impl Iterator<Item = &PodFacts<'a>> {
         self.directory.pods.values().filter(move |facts| facts.namespace == namespace)
     }
+}
+
+/// This name, or the first of its like with a number that is not taken.
+fn free_name(name: &str, is_taken: impl Fn(&str) -> bool) -> String {
+    let mut free = name.to_owned();
+    let mut number = 2u32;
+    while is_taken(&free) {
+        free = format!("{name}-{number}");
+        number += 1;
+    }
+    free
 }
 
 /// True for a pod that a proposed rule can only name by its address.

@@ -1,4 +1,4 @@
-//! The API server as a source: six watches, and what they said as one [`Cluster`]. Nothing is told before each kind
+//! The API server as a source: a watch for each kind, and what they said as one [`Cluster`]. Nothing is told before each kind
 //! that decides verdicts was listed once; after that an API server that is gone changes nothing.
 //!
 //! [`Cluster`]: portcullis_policy::model::Cluster
@@ -6,6 +6,7 @@
 mod client;
 mod events;
 mod object;
+pub mod status;
 mod store;
 mod watch;
 
@@ -16,17 +17,20 @@ use std::time::Duration;
 use ::kube::{Api, Client};
 use portcullis_policy::convert::printable;
 use portcullis_policy::model::ObjectKey;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as latest};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 pub use ::kube::config::Config;
 pub use client::{CONNECT, ClientError, Heard, SILENCE, client, config};
 pub use object::{Kind, Version};
-pub use store::{Said, Versions};
+pub use status::HostPolicyState;
+pub use store::{HostVersions, Said, Versions};
 pub(crate) use watch::with_causes;
 
+use events::Notice;
 use object::Raw;
+use status::Telling;
 use store::Store;
 use watch::{Outlets, Told, watch};
 
@@ -68,6 +72,8 @@ pub struct Tuning {
     pub backoff_most: Duration,
     /// How long an agent waits at most before it writes an Event.
     pub event_spread: Duration,
+    /// Time between two writes of a policy's status.
+    pub status_pause: Duration,
 }
 
 impl Default for Tuning {
@@ -80,7 +86,28 @@ impl Default for Tuning {
             backoff_first: BACKOFF_FIRST,
             backoff_most: BACKOFF_MOST,
             event_spread: events::SPREAD,
+            status_pause: status::PAUSE,
         }
+    }
+}
+
+/// Whether HostPolicies are watched: where the host firewall is off nobody needs to know them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HostPolicies {
+    /// Nobody asks for them.
+    #[default]
+    Ignored,
+    /// They are, and what came of them here is written to their status.
+    Watched,
+}
+
+impl HostPolicies {
+    fn kinds(self) -> Vec<Kind> {
+        let wanted = |kind: &Kind| match self {
+            Self::Ignored => *kind != Kind::HostPolicy,
+            Self::Watched => true,
+        };
+        Kind::ALL.into_iter().filter(wanted).collect()
     }
 }
 
@@ -114,15 +141,20 @@ pub struct WatchState {
     pub heard: Option<u64>,
     /// What went wrong since.
     pub trouble: Option<String>,
+    /// True while the server does not know the kind: there are no objects of it.
+    pub absent: bool,
 }
 
 /// Follows the API server.
 pub struct KubeSource {
+    kinds: Vec<Kind>,
     store: Store,
     told: mpsc::Receiver<(Kind, Told)>,
     heard: Arc<Heard>,
     /// Of each kind the last error, and when it was.
     troubles: BTreeMap<Kind, (u64, String)>,
+    /// Kinds that the server did not know when it was last asked, and when that was.
+    absent: BTreeMap<Kind, u64>,
     /// When the first change that is not told yet was taken in, and when all of them are due.
     untold: Option<Untold>,
     /// When the first of what was told last was heard.
@@ -130,6 +162,10 @@ pub struct KubeSource {
     /// When a policy that is leaving goes.
     next_leave: Option<Instant>,
     client: Client,
+    node: String,
+    /// What became of HostPolicies here, for who writes their status.
+    states: latest::Sender<Telling>,
+    notices: mpsc::Sender<Notice>,
     _watches: JoinSet<()>,
 }
 
@@ -147,15 +183,16 @@ impl std::fmt::Debug for KubeSource {
 
 impl KubeSource {
     /// Starts to watch, within a runtime. The pods of unbound namespaces may send from any address, unless the
-    /// Namespace says otherwise. Events on policies that cannot be read are written in the name of `node`.
+    /// Namespace says otherwise. Events on policies, and their status, are written in the name of `node`.
     pub fn start(
         config: Config,
         tuning: Tuning,
         unbound: BTreeSet<String>,
         node: String,
+        host_policies: HostPolicies,
     ) -> Result<Self, ClientError> {
         let heard = Arc::new(Heard::default());
-        Ok(Self::with(&client(config, &heard)?, heard, tuning, unbound, node))
+        Ok(Self::with(&client(config, &heard)?, heard, tuning, unbound, node, host_policies.kinds()))
     }
 
     fn with(
@@ -164,26 +201,36 @@ impl KubeSource {
         tuning: Tuning,
         unbound: BTreeSet<String>,
         node: String,
+        kinds: Vec<Kind>,
     ) -> Self {
         let (tell, told) = mpsc::channel(WAITING);
         let unbound = Arc::new(unbound);
-        let store = Store::new(tuning.grace);
+        let store = Store::new(tuning.grace, kinds.clone());
         let mut watches = JoinSet::new();
-        let (invalid, invalids) = mpsc::channel(events::WAITING);
-        watches.spawn(events::tell(client.clone(), node, invalids, tuning.event_spread));
-        for kind in Kind::ALL {
-            let outlets = Outlets { told: tell.clone(), invalid: invalid.clone() };
+        let (notices, noted) = mpsc::channel(events::WAITING);
+        watches.spawn(events::tell(client.clone(), node.clone(), noted, tuning.event_spread));
+        let (states, to_write) = latest::channel(Telling::default());
+        if kinds.contains(&Kind::HostPolicy) {
+            watches.spawn(status::write(client.clone(), node.clone(), to_write, tuning));
+        }
+        for kind in kinds.iter().copied() {
+            let outlets = Outlets { told: tell.clone(), notices: notices.clone() };
             watches.spawn(watch(kind, client.clone(), tuning, Arc::clone(&unbound), outlets));
         }
         Self {
+            kinds,
             store,
             told,
             heard,
             troubles: BTreeMap::new(),
+            absent: BTreeMap::new(),
             untold: None,
             noticed: None,
             next_leave: None,
             client: client.clone(),
+            node,
+            states,
+            notices,
             _watches: watches,
         }
     }
@@ -239,6 +286,28 @@ impl KubeSource {
         ServerView(self.client.clone())
     }
 
+    /// Says what became of each HostPolicy on this node: it is written to its status by and by, and one that was rolled back
+    /// has an Event. Never waits. The same again costs nothing.
+    pub fn tell_status(&mut self, states: Vec<HostPolicyState>) {
+        let before = self.states.borrow().states.clone();
+        for new in &states {
+            let Some(lost) = &new.rolled_back else { continue };
+            let same = |one: &HostPolicyState| one.name == new.name && one.version.uid == new.version.uid;
+            if before.iter().any(|one| same(one) && one.rolled_back.is_some()) {
+                continue;
+            }
+            let notice = Notice::rolled_back(&new.name, &new.version, &self.node, lost);
+            // Without a place nobody is told by an Event; the status tells in any case.
+            let _ = self.notices.try_send(notice);
+        }
+        let telling = Telling::new(states, self.store.nodes());
+        self.states.send_if_modified(|held| {
+            let changed = *held != telling;
+            *held = telling;
+            changed
+        });
+    }
+
     /// How the watches do.
     #[must_use]
     pub fn watches(&self) -> Vec<WatchState> {
@@ -246,14 +315,17 @@ impl KubeSource {
         let state = |kind| {
             let heard = self.heard.of(kind);
             let trouble = self.troubles.get(&kind).filter(|(at, _)| heard.is_none_or(|heard| heard < *at));
+            let absent = self.absent.get(&kind).copied().filter(|at| heard.is_none_or(|heard| heard < *at));
             WatchState {
                 kind,
                 listed: !missing.contains(&kind),
-                heard,
-                trouble: trouble.map(|(_, text)| text.clone()),
+                // That there is no such kind was heard, too.
+                heard: absent.or(heard),
+                trouble: trouble.filter(|_| absent.is_none()).map(|(_, text)| text.clone()),
+                absent: absent.is_some(),
             }
         };
-        Kind::ALL.into_iter().map(state).collect()
+        self.kinds.iter().copied().map(state).collect()
     }
 
     /// Takes in what a watch told. Returns whether it is worth telling.
@@ -264,6 +336,10 @@ impl KubeSource {
                 tracing::debug!("watching {}: {text}", kind.plural());
                 self.troubles.insert(kind, (at, printable(&text)));
                 true
+            }
+            Told::Absent(at) => {
+                let is_new = self.absent.insert(kind, at).is_none();
+                self.store.absent(kind, Instant::now().into_std()) || is_new
             }
         }
     }

@@ -10,7 +10,8 @@ use kube::core::{ApiResource, DynamicResourceScope};
 use portcullis_policy::convert::{self, MANAGED_BY, Report, SLICE_CONTROLLER};
 use portcullis_policy::findings::policy_object;
 use portcullis_policy::model::{
-    EndpointSlice, Namespace, NetworkPolicy, Node, ObjectKey, Pod, Problem, Service, SourceBinding,
+    EndpointSlice, HostPolicy, Namespace, NetworkPolicy, Node, ObjectKey, Pod, Problem, Service,
+    SourceBinding,
 };
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::Value;
@@ -30,12 +31,21 @@ pub enum Kind {
     Service,
     /// Those that the controller which follows selectors did not make: pods and Services say what stands in its own.
     EndpointSlice,
+    /// Of `portcullis.dev/v1alpha1`, where the host firewall is on.
+    HostPolicy,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Namespace, Self::Node, Self::Pod, Self::NetworkPolicy, Self::Service, Self::EndpointSlice];
+    pub const ALL: [Self; 7] = [
+        Self::Namespace,
+        Self::Node,
+        Self::Pod,
+        Self::NetworkPolicy,
+        Self::Service,
+        Self::EndpointSlice,
+        Self::HostPolicy,
+    ];
 
     /// As manifests spell it.
     #[must_use]
@@ -47,6 +57,7 @@ impl Kind {
             Self::NetworkPolicy => "NetworkPolicy",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
+            Self::HostPolicy => "HostPolicy",
         }
     }
 
@@ -60,6 +71,7 @@ impl Kind {
             Self::NetworkPolicy => "networkpolicies",
             Self::Service => "services",
             Self::EndpointSlice => "endpointslices",
+            Self::HostPolicy => "hostpolicies",
         }
     }
 
@@ -72,6 +84,7 @@ impl Kind {
             Self::NetworkPolicy => 3,
             Self::Service => 4,
             Self::EndpointSlice => 5,
+            Self::HostPolicy => 6,
         }
     }
 
@@ -80,7 +93,27 @@ impl Kind {
             Self::Namespace | Self::Node | Self::Pod | Self::Service => "",
             Self::NetworkPolicy => "networking.k8s.io",
             Self::EndpointSlice => "discovery.k8s.io",
+            Self::HostPolicy => "portcullis.dev",
         }
+    }
+
+    const fn version(self) -> &'static str {
+        match self {
+            Self::Namespace
+            | Self::Node
+            | Self::Pod
+            | Self::NetworkPolicy
+            | Self::Service
+            | Self::EndpointSlice => "v1",
+            Self::HostPolicy => "v1alpha1",
+        }
+    }
+
+    /// `GROUP/VERSION`, as manifests spell it.
+    #[must_use]
+    pub fn api_version(self) -> String {
+        let group = self.group();
+        if group.is_empty() { self.version().to_owned() } else { format!("{group}/{}", self.version()) }
     }
 
     /// True if verdicts depend on it: nothing is told before it was listed. Of the others an agent may know nothing,
@@ -88,34 +121,58 @@ impl Kind {
     #[must_use]
     pub const fn decides_verdicts(self) -> bool {
         match self {
-            Self::Namespace | Self::Node | Self::Pod | Self::NetworkPolicy | Self::Service => true,
+            Self::Namespace
+            | Self::Node
+            | Self::Pod
+            | Self::NetworkPolicy
+            | Self::Service
+            | Self::HostPolicy => true,
             Self::EndpointSlice => false,
+        }
+    }
+
+    /// True of a kind of ours: a server that was never told of it has none of its objects.
+    pub(super) const fn is_custom(self) -> bool {
+        match self {
+            Self::Namespace
+            | Self::Node
+            | Self::Pod
+            | Self::NetworkPolicy
+            | Self::Service
+            | Self::EndpointSlice => false,
+            Self::HostPolicy => true,
         }
     }
 
     /// Which objects of the kind are watched; `None`: all.
     pub(super) fn label_selector(self) -> Option<String> {
         match self {
-            Self::Namespace | Self::Node | Self::Pod | Self::NetworkPolicy | Self::Service => None,
+            Self::Namespace
+            | Self::Node
+            | Self::Pod
+            | Self::NetworkPolicy
+            | Self::Service
+            | Self::HostPolicy => None,
             Self::EndpointSlice => Some(format!("{MANAGED_BY}!={SLICE_CONTROLLER}")),
         }
     }
 
     /// Where the API server has it.
     pub(super) fn resource(self) -> ApiResource {
-        let group = self.group();
         ApiResource {
-            group: group.to_owned(),
-            version: "v1".to_owned(),
-            api_version: if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") },
+            group: self.group().to_owned(),
+            version: self.version().to_owned(),
+            api_version: self.api_version(),
             kind: self.name().to_owned(),
             plural: self.plural().to_owned(),
         }
     }
 
-    const fn is_namespaced(self) -> bool {
+    /// False of a kind whose objects are the whole cluster's.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
         match self {
-            Self::Namespace | Self::Node => false,
+            Self::Namespace | Self::Node | Self::HostPolicy => false,
             Self::Pod | Self::NetworkPolicy | Self::Service | Self::EndpointSlice => true,
         }
     }
@@ -222,6 +279,7 @@ pub(super) enum Kept {
     Service(Service),
     /// `None`: no Service's, or without addresses.
     Slice(Option<EndpointSlice>),
+    HostPolicy(HostPolicy),
 }
 
 /// An object that was read.
@@ -241,6 +299,11 @@ impl Raw {
         ObjectKey { namespace, name: text(&self.metadata.name) }
     }
 
+    /// The object as it was shown.
+    pub(super) const fn value(&self) -> &Value {
+        &self.value
+    }
+
     /// Which state of it.
     pub(super) fn version(&self) -> Version {
         Version::of(&self.value)
@@ -252,7 +315,7 @@ impl Raw {
         let name = match kind {
             Kind::NetworkPolicy => policy_object(&key),
             Kind::Pod | Kind::Service | Kind::EndpointSlice => format!("{} {key}", kind.name()),
-            Kind::Namespace | Kind::Node => format!("{} {}", kind.name(), key.name),
+            Kind::Namespace | Kind::Node | Kind::HostPolicy => format!("{} {}", kind.name(), key.name),
         };
         let mut report = Report::new(&name, None);
         let kept = match kind {
@@ -271,6 +334,7 @@ impl Raw {
             Kind::NetworkPolicy => Kept::Policy(convert::network_policy(value, &key.namespace, &mut report)),
             Kind::Service => Kept::Service(convert::service(value, &mut report)),
             Kind::EndpointSlice => Kept::Slice(convert::endpoint_slice(value, &key.namespace, &mut report)),
+            Kind::HostPolicy => Kept::HostPolicy(convert::host_policy(value, &mut report)),
         };
         Seen { key, version: self.version(), kept, problems: report.into_problems() }
     }

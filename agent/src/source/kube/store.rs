@@ -32,6 +32,9 @@ pub(super) enum Change {
 /// Policies by name, with the state of each that was heard of.
 pub type Versions = BTreeMap<ObjectKey, Version>;
 
+/// `HostPolicies` by name, with the state of each that was heard of.
+pub type HostVersions = BTreeMap<String, Version>;
+
 /// What the API server says.
 #[derive(Clone, Debug, Default)]
 pub struct Said {
@@ -41,6 +44,8 @@ pub struct Said {
     pub problems: Vec<Problem>,
     /// Which state of each policy it is.
     pub versions: Arc<Versions>,
+    /// Which state of each HostPolicy it is.
+    pub host_versions: Arc<HostVersions>,
 }
 
 /// Of one kind.
@@ -71,9 +76,12 @@ impl Watched {
 #[derive(Debug)]
 pub(super) struct Store {
     grace: Duration,
+    /// Those that are watched.
+    kinds: Vec<Kind>,
     cluster: Arc<Cluster>,
     watched: [Watched; Kind::ALL.len()],
     versions: Arc<Versions>,
+    host_versions: Arc<HostVersions>,
     problems: BTreeMap<(Kind, ObjectKey), Vec<Problem>>,
     /// Namespaces that are being deleted.
     terminating: BTreeSet<String>,
@@ -90,14 +98,16 @@ struct Leaving {
 }
 
 impl Store {
-    /// An empty one. A policy whose object is gone stays for `grace`, in which the watch of namespaces can tell that
+    /// An empty one, of these kinds. A policy whose object is gone stays for `grace`, in which the watch of namespaces can tell that
     /// its namespace terminates: the two watches keep no common order.
-    pub(super) fn new(grace: Duration) -> Self {
+    pub(super) fn new(grace: Duration, kinds: Vec<Kind>) -> Self {
         Self {
             grace,
+            kinds,
             cluster: Arc::default(),
             watched: Default::default(),
             versions: Arc::default(),
+            host_versions: Arc::default(),
             problems: BTreeMap::new(),
             terminating: BTreeSet::new(),
             leaving: BTreeMap::new(),
@@ -127,7 +137,7 @@ impl Store {
                 true
             }
             Change::Put(seen) => {
-                let fresh = !watched.is_repeat(&seen.version);
+                let fresh = !watched.is_repeat(&seen.version) && !self.is_status(&seen);
                 if fresh {
                     let namespace = seen.key.namespace.clone();
                     self.put(kind, *seen);
@@ -144,6 +154,40 @@ impl Store {
                 fresh
             }
         }
+    }
+
+    /// How many nodes there are.
+    pub(super) fn nodes(&self) -> usize {
+        self.cluster.nodes.len()
+    }
+
+    /// The server does not know the kind: there are no objects of it. Returns whether that is news.
+    pub(super) fn absent(&mut self, kind: Kind, now: Instant) -> bool {
+        let listed = self.watched.get(kind.index()).is_some_and(|watched| watched.listed);
+        let is_empty = match kind {
+            Kind::HostPolicy => self.cluster.host_policies.is_empty(),
+            // Every server knows these.
+            Kind::Namespace
+            | Kind::Node
+            | Kind::Pod
+            | Kind::NetworkPolicy
+            | Kind::Service
+            | Kind::EndpointSlice => return false,
+        };
+        if listed && is_empty {
+            return false;
+        }
+        self.apply(kind, Change::Begin, now);
+        self.apply(kind, Change::Complete, now)
+    }
+
+    /// True of a HostPolicy that is as it was but for its status: every agent of the cluster writes there.
+    fn is_status(&self, seen: &Seen) -> bool {
+        let Kept::HostPolicy(policy) = &seen.kept else { return false };
+        let same =
+            |known: &Version| known.uid == seen.version.uid && known.generation == seen.version.generation;
+        self.host_versions.get(&seen.key.name).is_some_and(same)
+            && self.cluster.host_policies.get(&seen.key.name) == Some(policy)
     }
 
     /// Lets go of policies whose time has come. Returns when the next one's comes, and whether any went.
@@ -168,8 +212,9 @@ impl Store {
 
     /// Kinds of which no list was whole yet.
     pub(super) fn missing(&self) -> Vec<Kind> {
-        Kind::ALL
-            .into_iter()
+        self.kinds
+            .iter()
+            .copied()
             .filter(|kind| self.watched.get(kind.index()).is_none_or(|watched| !watched.listed))
             .collect()
     }
@@ -183,7 +228,12 @@ impl Store {
         let held = self.leaving.iter().filter(|(_, leaving)| leaving.held);
         problems.extend(held.map(|(key, _)| outlives(key)));
         problems.extend(self.waiting());
-        Some(Said { cluster: Arc::clone(&self.cluster), problems, versions: Arc::clone(&self.versions) })
+        Some(Said {
+            cluster: Arc::clone(&self.cluster),
+            problems,
+            versions: Arc::clone(&self.versions),
+            host_versions: Arc::clone(&self.host_versions),
+        })
     }
 
     /// Policies of a namespace that is being deleted and has pods stay until it has none (S33), also if it is heard to
@@ -204,7 +254,9 @@ impl Store {
     fn has_pods(&self, namespace: &str) -> bool {
         let from = ObjectKey::new(namespace, "");
         let pods = self.cluster.pods.range(from..).take_while(|(key, _)| key.namespace == namespace);
-        pods.into_iter().any(|(_, pod)| pod.is_live() && pod.has_own_network())
+        // Where the host firewall is on, policies may select hostNetwork pods (H6).
+        let hosts_count = self.kinds.contains(&Kind::HostPolicy);
+        pods.into_iter().any(|(_, pod)| pod.is_live() && (hosts_count || pod.has_own_network()))
     }
 
     fn replace(&mut self, kind: Kind, staged: BTreeMap<ObjectKey, Seen>, now: Instant) {
@@ -218,6 +270,10 @@ impl Store {
             Kind::Pod => cluster.pods.clear(),
             Kind::Service => cluster.services.clear(),
             Kind::EndpointSlice => cluster.slices.clear(),
+            Kind::HostPolicy => {
+                cluster.host_policies.clear();
+                Arc::make_mut(&mut self.host_versions).clear();
+            }
             Kind::NetworkPolicy => {
                 let gone = cluster.policies.keys().filter(|key| !staged.contains_key(*key));
                 for key in gone {
@@ -274,6 +330,10 @@ impl Store {
                 Arc::make_mut(&mut self.versions).insert(key.clone(), version);
                 cluster.policies.insert(key, policy);
             }
+            Kept::HostPolicy(policy) => {
+                Arc::make_mut(&mut self.host_versions).insert(key.name.clone(), version);
+                cluster.host_policies.insert(key.name, policy);
+            }
         }
     }
 
@@ -293,6 +353,10 @@ impl Store {
             }
             Kind::EndpointSlice => {
                 cluster.slices.remove(key);
+            }
+            Kind::HostPolicy => {
+                Arc::make_mut(&mut self.host_versions).remove(&key.name);
+                cluster.host_policies.remove(&key.name);
             }
             Kind::Pod => {
                 cluster.pods.remove(key);

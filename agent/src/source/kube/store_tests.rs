@@ -31,7 +31,7 @@ fn object(kind: Kind, name: &str, version: u64) -> Value {
 impl Told {
     /// Each kind was listed, and these objects were there.
     fn listed(objects: &[(Kind, &str)]) -> Self {
-        let mut told = Self { store: Store::new(GRACE), now: Instant::now() };
+        let mut told = Self { store: Store::new(GRACE, Kind::ALL.to_vec()), now: Instant::now() };
         for kind in Kind::ALL {
             let names: Vec<&str> = objects.iter().filter(|(of, _)| *of == kind).map(|(_, n)| *n).collect();
             told.list(kind, &names);
@@ -86,7 +86,7 @@ const SHOP: [(Kind, &str); 3] =
 
 #[test]
 fn nothing_is_said_before_each_kind_was_listed_whole() {
-    let mut told = Told { store: Store::new(GRACE), now: Instant::now() };
+    let mut told = Told { store: Store::new(GRACE, Kind::ALL.to_vec()), now: Instant::now() };
     for kind in Kind::ALL.into_iter().filter(|kind| kind.decides_verdicts()) {
         assert!(told.store.said().is_none());
         told.store.apply(kind, Change::Begin, told.now);
@@ -226,4 +226,33 @@ fn what_was_said_does_not_change_afterwards() {
     let before = told.store.said().unwrap();
     told.delete(Kind::Pod, "shop/a", 9);
     assert_eq!(before.cluster.pods.len(), 1);
+}
+
+#[test]
+fn what_agents_write_to_the_status_of_a_host_policy_changes_nothing() {
+    let mut told = Told::listed(&[(Kind::HostPolicy, "web")]);
+    let object = |version: u64, generation: u64, mode: &str| {
+        let mut value = object(Kind::HostPolicy, "web", version);
+        value["metadata"]["generation"] = json!(generation);
+        value["spec"] = json!({"subject": {"nodes": {}}, "mode": mode});
+        value["status"]["nodes"]["n1"] = json!({"observedGeneration": version});
+        value
+    };
+    assert!(told.change(Kind::HostPolicy, &object(2, 1, "Enforce"), Change::Put));
+    let before = told.store.said().unwrap();
+    assert!(!told.change(Kind::HostPolicy, &object(3, 1, "Enforce"), Change::Put));
+    let after = told.store.said().unwrap();
+    assert!(std::sync::Arc::ptr_eq(&before.cluster, &after.cluster));
+    assert!(told.change(Kind::HostPolicy, &object(4, 2, "Audit"), Change::Put));
+    assert_eq!(told.store.said().unwrap().host_versions["web"].generation, 2);
+}
+
+#[test]
+fn a_kind_that_the_server_does_not_know_has_no_objects_and_is_told_once() {
+    let mut told = Told::listed(&[(Kind::HostPolicy, "web")]);
+    assert!(told.store.absent(Kind::HostPolicy, told.now));
+    assert!(told.store.said().unwrap().cluster.host_policies.is_empty());
+    assert!(!told.store.absent(Kind::HostPolicy, told.now));
+    // Of others it is a mistake of the server's.
+    assert!(!told.store.absent(Kind::NetworkPolicy, told.now));
 }

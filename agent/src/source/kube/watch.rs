@@ -16,8 +16,8 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::Tuning;
-use super::events::Invalid;
-use super::object::{Kind, Raw, Seen};
+use super::events::Notice;
+use super::object::{Kind, Raw};
 use super::store::Change;
 use crate::clock::monotonic;
 
@@ -26,6 +26,8 @@ use crate::clock::monotonic;
 const PATIENCE: u32 = 5;
 /// HTTP 400 and 422: what a server says that knows no streaming lists.
 const REFUSED: [u16; 2] = [400, 422];
+/// What it says that does not know the kind.
+const NOT_FOUND: u16 = 404;
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -34,6 +36,8 @@ pub(super) enum Told {
     Change(Change),
     /// It failed at this moment of the monotonic clock, and tries again.
     Trouble(u64, String),
+    /// The server did not know the kind at this moment of the monotonic clock, and is asked again.
+    Absent(u64),
 }
 
 /// Where it tells.
@@ -42,19 +46,18 @@ pub(super) struct Outlets {
     /// Everything.
     pub(super) told: mpsc::Sender<(Kind, Told)>,
     /// Policies that cannot be read.
-    pub(super) invalid: mpsc::Sender<Invalid>,
+    pub(super) notices: mpsc::Sender<Notice>,
 }
 
 impl Outlets {
     /// `None` when nobody listens any more.
     async fn tell(&self, kind: Kind, told: Told) -> Option<()> {
         if let Told::Change(Change::Put(seen) | Change::Listed(seen)) = &told
-            && kind == Kind::NetworkPolicy
-            && !seen.problems.is_empty()
+            && matches!(kind, Kind::NetworkPolicy | Kind::HostPolicy)
+            && let Some(notice) = Notice::not_understood(kind, seen)
         {
-            let Seen { key, version, problems, .. } = Seen::clone(seen);
             // Without a place nobody is told by an Event; `status` tells in any case.
-            let _ = self.invalid.try_send(Invalid { key, version, problems });
+            let _ = self.notices.try_send(notice);
         }
         self.told.send((kind, told)).await.ok()
     }
@@ -101,6 +104,30 @@ impl Backoff {
     }
 }
 
+/// What is kept from one list to the next.
+#[derive(Debug)]
+struct Course {
+    strategy: InitialListStrategy,
+    backoff: Backoff,
+    /// True since the server listed the kind.
+    is_known: bool,
+    /// Times in a row that it did not know it.
+    not_found: u32,
+}
+
+impl Course {
+    /// The server does not know the kind. True if that can be believed: one that has just started may not know yet what it
+    /// was told of before.
+    const fn not_found(&mut self) -> bool {
+        self.not_found += 1;
+        if self.is_known && self.not_found < PATIENCE {
+            return false;
+        }
+        self.is_known = false;
+        true
+    }
+}
+
 /// Watches a kind until nobody listens any more.
 pub(super) async fn watch(
     kind: Kind,
@@ -110,9 +137,13 @@ pub(super) async fn watch(
     out: Outlets,
 ) {
     let api: Api<Raw> = Api::all_with(client, &kind.resource());
-    let mut strategy = InitialListStrategy::StreamingList;
-    let mut backoff = Backoff::new(tuning.backoff_first, tuning.backoff_most);
-    while follow(kind, &api, &tuning, &unbound, &out, &mut strategy, &mut backoff).await.is_some() {}
+    let mut course = Course {
+        strategy: InitialListStrategy::StreamingList,
+        backoff: Backoff::new(tuning.backoff_first, tuning.backoff_most),
+        is_known: false,
+        not_found: 0,
+    };
+    while follow(kind, &api, &tuning, &unbound, &out, &mut course).await.is_some() {}
 }
 
 /// Lists and watches until everything has to be listed anew; `None` when nobody listens any more.
@@ -122,11 +153,10 @@ async fn follow(
     tuning: &Tuning,
     unbound: &BTreeSet<String>,
     out: &Outlets,
-    strategy: &mut InitialListStrategy,
-    backoff: &mut Backoff,
+    course: &mut Course,
 ) -> Option<()> {
     let config = watcher::Config {
-        initial_list_strategy: strategy.clone(),
+        initial_list_strategy: course.strategy.clone(),
         timeout: Some(tuning.watch_seconds),
         page_size: Some(tuning.page),
         label_selector: kind.label_selector(),
@@ -136,7 +166,7 @@ async fn follow(
     let mut listed = false;
     let mut errors = 0;
     loop {
-        let event = if listed || *strategy == InitialListStrategy::ListWatch {
+        let event = if listed || course.strategy == InitialListStrategy::ListWatch {
             events.next().await
         } else if let Ok(event) = timeout(tuning.list_silence, events.next()).await {
             event
@@ -145,14 +175,17 @@ async fn follow(
             // ends.
             let silent = tuning.list_silence.as_secs();
             let text = format!("the streaming list was silent for {silent} s: it is listed page by page");
-            *strategy = InitialListStrategy::ListWatch;
+            course.strategy = InitialListStrategy::ListWatch;
             out.tell(kind, Told::Trouble(monotonic(), text)).await?;
             return Some(());
         };
         match event? {
             Ok(event) => {
-                errors = 0;
-                backoff.reset();
+                // That a list begins is said before it is asked for.
+                if !matches!(event, Event::Init) {
+                    (errors, course.not_found, course.is_known) = (0, 0, true);
+                    course.backoff.reset();
+                }
                 listed = match &event {
                     Event::Init | Event::InitApply(_) => false,
                     Event::InitDone | Event::Apply(_) | Event::Delete(_) => true,
@@ -160,17 +193,22 @@ async fn follow(
                 out.tell(kind, Told::Change(change(kind, event, unbound))).await?;
             }
             Err(error) => {
-                let remedy = remedy(&error, strategy);
+                let remedy = remedy(&error, &course.strategy);
                 if remedy == Remedy::Reopen {
                     continue;
+                }
+                if kind.is_custom() && is_not_found(&error) && course.not_found() {
+                    out.tell(kind, Told::Absent(monotonic())).await?;
+                    course.backoff.wait().await;
+                    return Some(());
                 }
                 errors += 1;
                 out.tell(kind, Told::Trouble(monotonic(), with_causes(&error))).await?;
                 if remedy == Remedy::ListPages {
-                    *strategy = InitialListStrategy::ListWatch;
+                    course.strategy = InitialListStrategy::ListWatch;
                     return Some(());
                 }
-                backoff.wait().await;
+                course.backoff.wait().await;
                 match remedy {
                     Remedy::ListPages | Remedy::ListAnew => return Some(()),
                     Remedy::ListAnewInTime if errors >= PATIENCE => return Some(()),
@@ -212,6 +250,14 @@ fn remedy(error: &watcher::Error, strategy: &InitialListStrategy) -> Remedy {
         | watcher::Error::InitialListFailed(_)
         | watcher::Error::NoResourceVersion => Remedy::GoOn,
     }
+}
+
+/// True where the server answered that it has nothing of this kind.
+fn is_not_found(error: &watcher::Error) -> bool {
+    let (watcher::Error::WatchStartFailed(cause) | watcher::Error::InitialListFailed(cause)) = error else {
+        return false;
+    };
+    matches!(cause, kube::Error::Api(status) if status.code == NOT_FOUND)
 }
 
 /// True where a connection was silent for longer than it may be.

@@ -184,7 +184,9 @@ impl Asker<'_> {
         let mut refused = None;
         for backend in &all {
             let family = Some(IpFamily::of(backend.address));
-            match self.flow(&backend.address.to_string(), target.traffic(backend), family) {
+            let judged = backend.pod.as_ref().filter(|pod| directory.hosts.contains_key(*pod));
+            let to = judged.map_or_else(|| backend.address.to_string(), ToString::to_string);
+            match self.flow(&to, target.traffic(backend), family) {
                 Ok(explained) => backends.push(ExplainedBackend {
                     address: backend.address.to_string(),
                     pod: backend.pod.as_ref().map(ToString::to_string),

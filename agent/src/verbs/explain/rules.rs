@@ -48,7 +48,7 @@ pub struct ExplainedMiss {
 impl From<Finding> for ExplainedRule {
     fn from(finding: Finding) -> Self {
         Self {
-            policy: PolicyRef::network_policy(&finding.policy),
+            policy: PolicyRef::from(&finding.policy),
             rule: finding.rule,
             matched: finding.why.is_none(),
             why: finding.why.map(Into::into),
@@ -80,11 +80,8 @@ pub(super) fn rules(
 ) -> Vec<ExplainedRule> {
     let asked = matches!(answer.reason, Reason::Rule | Reason::Isolated | Reason::InvalidClosed)
         && answer.decided_by.is_some();
-    let Party::Pod(subject, _) = subject else { return Vec::new() };
-    if !asked {
-        return Vec::new();
-    }
+    let Some(subject) = answers.subject(subject).filter(|_| asked) else { return Vec::new() };
     let (cluster, directory) = (answers.cluster(), answers.directory());
-    let sight = Sight { cluster, directory, subject, direction, remote: remote.address(), traffic };
+    let sight = Sight { cluster, directory, subject: &subject, direction, remote: remote.address(), traffic };
     sight.findings().into_iter().map(Into::into).collect()
 }

@@ -10,7 +10,7 @@ use portcullis_policy::change::Edit;
 use portcullis_policy::convert::printable;
 use portcullis_policy::frame::Traffic;
 use portcullis_policy::model::{
-    Cluster, DirectionSpec, IpBlock, Labels, ObjectKey, Peer, Peers, Problem, Protocol,
+    Cluster, DirectionSpec, IpBlock, Labels, ObjectKey, Peer, Peers, PolicyRef, Problem, Protocol,
 };
 use portcullis_policy::select::{PodFacts, block_holds};
 use portcullis_policy::turn::{Advisor, is_named_by_address};
@@ -97,7 +97,7 @@ struct PeerKey<'a> {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct SubjectKey<'a> {
     namespace: &'a str,
-    policies: Vec<&'a ObjectKey>,
+    policies: Vec<PolicyRef>,
     named_ports: Option<&'a BTreeMap<(String, Protocol), u16>>,
 }
 
@@ -272,6 +272,7 @@ fn text_of(edit: &Edit) -> String {
         }
         Edit::CreateNamespace(_)
         | Edit::CreatePolicy(..)
+        | Edit::CreateHostPolicy(..)
         | Edit::ReplaceSpec { .. }
         | Edit::AppendRule { .. }
         | Edit::RemoveRule { .. }
@@ -290,8 +291,8 @@ fn members(groups: &[usize]) -> Vec<Vec<usize>> {
 
 fn subject_key<'a>(facts: &PodFacts<'a>, sight: &Sight<'a>) -> SubjectKey<'a> {
     let policies = match sight.standing() {
-        Standing::Open | Standing::Undeclared => Vec::new(),
-        Standing::Isolated(policies) => policies.iter().map(|isolating| isolating.name).collect(),
+        Standing::Open | Standing::Unknown | Standing::Undeclared => Vec::new(),
+        Standing::Isolated(policies) => policies.into_iter().map(|one| one.policy).collect(),
     };
     let named_ports = match sight.direction {
         Way::Ingress => Some(&facts.pod.named_ports),
@@ -327,7 +328,7 @@ fn blocks(cluster: &Cluster) -> Vec<&IpBlock> {
                 let Peers::Only(peers) = &rule.peers else { continue };
                 all.extend(peers.iter().filter_map(|peer| match peer {
                     Peer::Block(block) => Some(block),
-                    Peer::Pods { .. } => None,
+                    Peer::Pods { .. } | Peer::Nodes(_) => None,
                 }));
             }
         }

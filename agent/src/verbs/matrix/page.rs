@@ -43,7 +43,11 @@ pub fn page(
     kernel: Option<&dyn AskKernel>,
     request: &MatrixRequest,
 ) -> Result<Reply<Page>, AskError> {
-    let (filler, ports, notes) = prepare(world, kernel, request)?;
+    let (mut filler, ports, mut notes) = prepare(world, kernel, request)?;
+    if !filler.hosts.is_empty() {
+        filler.hosts.clear();
+        notes.push("the page shows no hosts: ask for a table or JSON".to_owned());
+    }
     let explanations = explained(&filler, &ports, &world.problems, MAX_EXPLAINED);
     let matrices =
         ports.into_iter().map(|traffic| filler.matrix(traffic)).collect::<Result<_, AskError>>()?;

@@ -2,7 +2,6 @@
 
 use portcullis_policy::answer::Party;
 use portcullis_policy::frame::Traffic;
-use portcullis_policy::model::ObjectKey;
 
 use super::{BLANK, Filler};
 use crate::verbs::ask::AskError;
@@ -43,24 +42,23 @@ impl Filler<'_> {
             let (directory, family) = (self.answers.directory(), self.family.into());
             let (found, said) = target.backends(&world.cluster, directory, Some(family));
             notes.extend(said);
-            let backends = found.iter().map(|one| (self.answers.party_at(one.address), target.traffic(one)));
+            let backends = found
+                .iter()
+                .map(|one| (self.answers.party_of(one.pod.as_ref(), one.address), target.traffic(one)));
             columns.push(Column { target, backends: backends.collect() });
         }
         if columns.is_empty() {
             return Ok(Columns::default());
         }
-        let row = |(from, address): &(ObjectKey, _)| {
-            let from = Party::Pod(from.clone(), *address);
-            columns.iter().map(|column| self.service(&from, column)).collect::<Result<String, AskError>>()
+        let row = |from: &Party| {
+            columns.iter().map(|column| self.service(from, column)).collect::<Result<String, AskError>>()
         };
-        let rows = self.order.iter().map(row).collect::<Result<_, _>>()?;
+        let rows = self.parties().iter().map(row).collect::<Result<_, _>>()?;
         Ok(Columns { names: columns.iter().map(|column| column.target.name()).collect(), rows })
     }
 
     fn service(&self, from: &Party, column: &Column<'_>) -> Result<char, AskError> {
-        if let Party::Pod(from, _) = from
-            && !self.scope.touches(from, column.target.key)
-        {
+        if !self.scope.touches(&self.key(from), column.target.key) {
             return Ok(BLANK);
         }
         let (mut allowed, mut denied, mut unknown) = (false, false, false);

@@ -1,10 +1,12 @@
 //! Given pods of three namespaces, when a matrix is asked for some of them, then only what touches these is told.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
+use portcullis_policy::model::HostNetworkPods;
+
 use super::*;
 use crate::scratch::Scratch;
 use crate::verbs::ask::TrafficText;
-use crate::verbs::offline::offline;
+use crate::verbs::offline::{offline, offline_on};
 
 fn world() -> World {
     let dir = Scratch::new();
@@ -29,6 +31,7 @@ fn asked(namespaces: &[&str]) -> Result<Reply<Vec<Matrix>>, AskError> {
         judge: Judge::Userspace,
         namespaces: namespaces.iter().map(|&name| name.to_owned()).collect(),
         services: Vec::new(),
+        hosts: Hosts::Out,
     };
     matrix(&world(), None, &request)
 }
@@ -91,6 +94,7 @@ fn columns(services: &[&str], namespaces: &[&str]) -> Result<Vec<Matrix>, AskErr
         judge: Judge::Userspace,
         namespaces: owned(namespaces),
         services: owned(services),
+        hosts: Hosts::Out,
     };
     matrix(&self::services(), None, &request).map(|reply| reply.result)
 }
@@ -127,4 +131,36 @@ fn people_see_services_after_the_pods() {
         "TCP/80 ipv4\n  from \\ to    1 2 3 4\n1 a/x          - . . .\n2 a/y          X - . /\n3 b/z          X . - /\n\
          4 svc/a/web:80\n\n. allowed  X denied  - itself  / some backends allowed\n"
     );
+}
+
+#[test]
+fn hosts_are_rows_and_columns_where_they_are_asked_for() {
+    let dir = Scratch::new();
+    dir.write(
+        "all.yaml",
+        "{apiVersion: v1, kind: Namespace, metadata: {name: a}}\n---\n\
+         {apiVersion: v1, kind: Node, metadata: {name: n}, status: {addresses: [{address: 172.18.0.2}]}}\n---\n\
+         {apiVersion: v1, kind: Pod, metadata: {name: x, namespace: a}, spec: {nodeName: n}, \
+         status: {podIP: 10.0.0.1}}\n---\n\
+         {apiVersion: v1, kind: Pod, metadata: {name: h, namespace: a}, spec: {nodeName: n, hostNetwork: true}}\n---\n\
+         {apiVersion: portcullis.dev/v1alpha1, kind: HostPolicy, metadata: {name: p}, spec: {subject: {pods: {}}}}\n",
+    );
+    let told = |hosts, firewall| {
+        let world = offline_on(dir.path(), Some("n"), &[], firewall).unwrap();
+        let request = MatrixRequest {
+            ports: vec![TrafficText("TCP/80".parse().unwrap())],
+            family: None,
+            judge: Judge::Userspace,
+            namespaces: Vec::new(),
+            services: Vec::new(),
+            hosts,
+        };
+        let Reply { result, notes } = matrix(&world, None, &request).unwrap();
+        (result[0].order.join(" "), result[0].rows.join(" "), notes.len())
+    };
+    let told_of = |order: &str, rows: &str, notes| (order.to_owned(), rows.to_owned(), notes);
+    let on = Some(HostNetworkPods::Ignore);
+    assert_eq!(told(Hosts::Out, on), told_of("a/x", "-", 0));
+    assert_eq!(told(Hosts::In, None), told_of("a/x", "-", 1));
+    assert_eq!(told(Hosts::In, on), told_of("a/x node a/h", "-.X .-. ..-", 0));
 }

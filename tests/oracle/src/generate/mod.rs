@@ -5,6 +5,7 @@
 //! anything is judged: it never asks a [`World`](crate::World).
 
 mod addresses;
+mod hosts;
 mod policies;
 mod workloads;
 
@@ -15,6 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::rng::SplitMix64;
 use crate::verdict::{Direction, Family, Protocol, Traffic};
 use addresses::Addresses;
+pub use hosts::{HostCluster, host_cluster};
 
 const NAMESPACES: [&str; 5] = ["blue", "default", "green", "green-2", "red"];
 /// The ports of containers, rules and probes.

@@ -6,9 +6,10 @@ use super::{Draft, NAMESPACES, PORT_NAMES, PORTS};
 
 /// Whose labels a selector is for.
 #[derive(Clone, Copy)]
-enum Of {
+pub(super) enum Of {
     Pods,
     Namespaces,
+    Nodes,
 }
 
 impl Draft {
@@ -67,7 +68,7 @@ impl Draft {
         Value::Object(spec)
     }
 
-    fn policy_types(&mut self) -> Option<Value> {
+    pub(super) fn policy_types(&mut self) -> Option<Value> {
         if self.dirty() {
             let invalid = [
                 json!(["Foo"]),
@@ -150,7 +151,7 @@ impl Draft {
         Value::Object(peer)
     }
 
-    fn ip_block(&mut self) -> Value {
+    pub(super) fn ip_block(&mut self) -> Value {
         let (mut cidr, mut excepts) = self.addresses.block(&mut self.rng);
         if self.dirty() {
             let unreadable = [
@@ -192,7 +193,7 @@ impl Draft {
         Value::Object(block)
     }
 
-    fn port(&mut self) -> Value {
+    pub(super) fn port(&mut self) -> Value {
         if self.rng.chance(self.dirt / 4) {
             return self.rng.pick(&[Value::Null, json!(80), json!("TCP/80")]).clone();
         }
@@ -245,7 +246,7 @@ impl Draft {
         Value::Object(port)
     }
 
-    fn selector(&mut self, of: Of) -> Value {
+    pub(super) fn selector(&mut self, of: Of) -> Value {
         let mut selector = Map::new();
         let kind = self.rng.below(10);
         if (2..7).contains(&kind) {
@@ -312,6 +313,8 @@ impl Draft {
             (Of::Pods, _) => ("tier", &["front", "back", "middle"]),
             (Of::Namespaces, 1..5) => ("team", &["a", "b", "", "c"]),
             (Of::Namespaces, 5..8) => ("env", &["prod", "prod", "dev", "test"]),
+            (Of::Nodes, 1..6) => ("role", &["edge", "core", "core", ""]),
+            (Of::Nodes, _) => ("zone", &["a", "b", "c"]),
             (Of::Namespaces, _) => ("kubernetes.io/metadata.name", &NAMESPACES),
         }
     }

@@ -116,7 +116,7 @@ impl Draft {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec, "status": status})
     }
 
-    fn pod_labels(&mut self) -> Value {
+    pub(super) fn pod_labels(&mut self) -> Value {
         let mut labels = Map::new();
         for (key, values) in [("app", ["web", "web", "db", ""]), ("tier", ["front", "back", "back", "front"])]
         {
@@ -127,7 +127,7 @@ impl Draft {
         Value::Object(labels)
     }
 
-    fn container(&mut self) -> Value {
+    pub(super) fn container(&mut self) -> Value {
         let mut ports = Vec::new();
         for _ in 0..self.rng.between(0, 3) {
             let mut port = Map::new();

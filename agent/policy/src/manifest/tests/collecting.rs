@@ -94,10 +94,10 @@ fn endpoints_pass_silently_and_our_own_later_kinds_are_named() {
     let loaded = load_yaml(
         "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: a}\n---\n\
          apiVersion: v1\nkind: Endpoints\nmetadata: {name: a}\n---\n\
-         apiVersion: portcullis.dev/v1alpha1\nkind: HostPolicy\nmetadata: {name: a}\n",
+         apiVersion: portcullis.dev/v1alpha1\nkind: Gate\nmetadata: {name: a}\n",
     );
     assert_eq!(loaded.problems.len(), 1);
-    let object = "HostPolicy of portcullis.dev/v1alpha1";
+    let object = "Gate of portcullis.dev/v1alpha1";
     assert_problem(&loaded, Severity::Warning, object, "not supported by this version");
 }
 
@@ -286,4 +286,29 @@ fn a_policy_that_cannot_be_read_closes_and_is_placed() {
     assert_eq!(loaded.cluster.policies[&ObjectKey::new("default", "a")].subject, Subject::Unreadable);
     let problem = assert_problem(&loaded, Severity::Error, "NetworkPolicy default/a", "spec");
     assert_eq!(problem.location.as_deref(), Some("f.yaml:3"));
+}
+
+#[test]
+fn hostpolicies_are_collected_as_networkpolicies_are() {
+    let loaded = load_yaml(
+        "apiVersion: portcullis.dev/v1alpha1\nkind: HostPolicy\nmetadata: {name: a, namespace: ignored}\n\
+         spec: {subject: {nodes: {}}}\n---\n\
+         apiVersion: portcullis.dev/v1alpha1\nkind: HostPolicyList\nitems:\n\
+         - {metadata: {name: a}, spec: {subject: {pods: {}}}}\n\
+         - {metadata: {name: b}, spec: {subject: {nodes: {}}}}\n---\n\
+         apiVersion: portcullis.dev/v2\nkind: HostPolicy\nmetadata: {name: c}\n\
+         spec: {subject: {nodes: {}}}\n---\n\
+         apiVersion: portcullis.dev/v1alpha1\nkind: HostPolicy\nspec: {}\n",
+    );
+    let names: Vec<&str> = loaded.cluster.host_policies.keys().map(String::as_str).collect();
+    assert_eq!(names, ["a", "b", "c", "unnamed-0"]);
+    let later = &loaded.cluster.host_policies["a"].subject;
+    assert!(matches!(later, crate::model::HostSubject::Pods { .. }), "{later:?}");
+    assert_problem(&loaded, Severity::Warning, "HostPolicy a", "this later one counts");
+    assert_problem(&loaded, Severity::Error, "HostPolicy c", "read as portcullis.dev/v1alpha1");
+    assert_problem(&loaded, Severity::Error, "HostPolicy", "counts as unnamed-0");
+    assert_problem(&loaded, Severity::Error, "HostPolicy unnamed-0", "selects every node");
+    // A misspelt one is no object of somebody else's.
+    let misspelt = load_yaml("apiVersion: portcullis.dev/v1alpha1\nkind: HostPolices\nmetadata: {name: a}\n");
+    assert_eq!(misspelt.incomplete_files, ["f.yaml"]);
 }

@@ -48,6 +48,7 @@ fn request(ports: &[&str]) -> MatrixRequest {
         judge: Judge::Userspace,
         namespaces: Vec::new(),
         services: Vec::new(),
+        hosts: crate::verbs::ask::Hosts::Out,
     }
 }
 
