@@ -59,7 +59,7 @@ fn judged<E: Environment, V: PacketView>(env: &E, view: &V, work: &mut Work, slo
         return Verdict::allow(Reason::NotIsolated);
     }
     let at = At { slot, direction: Direction::Egress, origin: Origin::OwnInterface };
-    let by_tuple = ByTuple { env, word: rulesets, at, is_host: config.flags & ENDPOINT_HOST != 0 };
+    let by_tuple = ByTuple::new(env, rulesets, at, config.flags & ENDPOINT_HOST != 0);
     work.word = rulesets;
     work.own = TRANSLATED;
     match work.packet.shape {

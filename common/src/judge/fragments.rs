@@ -41,7 +41,7 @@ impl<E: Environment> ByTuple<'_, E> {
     #[allow(clippy::cast_possible_truncation)]
     fn datagram(&self, work: &mut Work) {
         let packet = &work.packet;
-        let (remote, kind) = match self.at.direction {
+        let (remote, kind) = match self.direction {
             Direction::Ingress => (packet.src, FLOW_KIND_FRAGMENTS_INGRESS),
             Direction::Egress => (packet.dst, FLOW_KIND_FRAGMENTS_EGRESS),
         };
@@ -64,7 +64,7 @@ impl<E: Environment> ByTuple<'_, E> {
         }
         self.datagram(work);
         let packet = &work.packet;
-        let (local_port, remote_port, opened) = match self.at.direction {
+        let (local_port, remote_port, opened) = match self.direction {
             Direction::Ingress => (packet.dst_port, packet.src_port, FLOW_OPENED_INGRESS),
             Direction::Egress => (packet.src_port, packet.dst_port, 0),
         };
@@ -76,7 +76,7 @@ impl<E: Environment> ByTuple<'_, E> {
             counter: packet.payload,
             opened: 0,
         };
-        self.env.insert(self.at.slot, &work.key, &work.entry);
+        self.env.insert(self.slot, &work.key, &work.entry);
     }
 
     /// Gives a later fragment the protocol and ports of its datagram's first.
@@ -88,7 +88,7 @@ impl<E: Environment> ByTuple<'_, E> {
         }
         self.datagram(work);
         let key = &work.key;
-        let Some(held) = self.env.find(self.at.slot, key) else {
+        let Some(held) = self.env.find(self.slot, key) else {
             return Recalled::NOTHING;
         };
         let (ports, tag) = self.env.deciding(held);
@@ -109,13 +109,13 @@ impl<E: Environment> ByTuple<'_, E> {
         let passed = passed.wrapping_add(packet.payload);
         let total = if let Part::Last = packet.part { start + packet.payload } else { total };
         if total != 0 && passed >= total {
-            self.env.remove(self.at.slot, key);
+            self.env.remove(self.slot, key);
         } else {
             self.env.pass(held, passed, total);
         }
         packet.protocol = (state >> 16) as u8;
         let (local_port, remote_port) = (ports as u16, (ports >> 16) as u16);
-        (packet.src_port, packet.dst_port) = match self.at.direction {
+        (packet.src_port, packet.dst_port) = match self.direction {
             Direction::Ingress => (remote_port, local_port),
             Direction::Egress => (local_port, remote_port),
         };

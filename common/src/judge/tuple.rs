@@ -18,7 +18,7 @@ use crate::wire::{
 /// ports, which a later fragment has from its datagram's first.
 #[inline(always)]
 pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
-    let mut judge = ByTuple { env, word: work.word, at, is_host: work.is_host };
+    let mut judge = ByTuple::new(env, work.word, at, work.is_host);
     work.slot = at.slot;
     match work.packet.shape {
         Shape::IcmpError => return judge.of_error(work),
@@ -44,7 +44,7 @@ pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
     if let (Direction::Ingress, Origin::OwnInterface, TCP | UDP | SCTP) =
         (at.direction, at.origin, work.packet.protocol)
     {
-        judge.at.origin = Origin::Hairpin;
+        judge.origin = Origin::Hairpin;
     }
     let verdict = judge.of_tuple(work);
     if verdict.0 & Packed::AGAIN != 0 {
@@ -64,7 +64,7 @@ pub fn by_tuple<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
 /// What the flow says that the work's key stands for; [`by_tuple`] asks.
 #[inline(always)]
 pub fn existing<E: Environment>(env: &E, work: &mut Work, at: At) -> Packed {
-    ByTuple { env, word: work.word, at, is_host: work.is_host }.existing(work)
+    ByTuple::new(env, work.word, at, work.is_host).existing(work)
 }
 
 /// What the policies of one direction say.
@@ -116,10 +116,12 @@ const WAITS: Packed = Packed(Packed::new(Verdict::allow(Reason::Service)).0 | Pa
 
 pub(super) struct ByTuple<'a, E> {
     pub(super) env: &'a E,
-    pub(super) word: EndpointWord,
-    pub(super) at: At,
-    /// The endpoint is the node, or a pod in its network.
-    pub(super) is_host: bool,
+    word: EndpointWord,
+    pub(super) slot: u32,
+    pub(super) direction: Direction,
+    origin: Origin,
+    /// The endpoint is the node, or a pod in its network. Here, beside other bytes, it takes no word of the stack for itself.
+    is_host: bool,
 }
 
 /// What a look at the flow table says.
@@ -137,14 +139,24 @@ const fn opener(flags: u32) -> Direction {
     if flags & FLOW_OPENED_INGRESS == 0 { Direction::Egress } else { Direction::Ingress }
 }
 
-impl<E: Environment> ByTuple<'_, E> {
+impl<'a, E: Environment> ByTuple<'a, E> {
+    #[inline(always)]
+    pub(super) const fn new(env: &'a E, word: EndpointWord, at: At, is_host: bool) -> Self {
+        Self { env, word, slot: at.slot, direction: at.direction, origin: at.origin, is_host }
+    }
+
+    #[inline(always)]
+    const fn at(&self) -> At {
+        At { slot: self.slot, direction: self.direction, origin: self.origin }
+    }
+
     /// Judges a packet by its tuple.
     #[inline(always)]
     fn of_tuple(&self, work: &mut Work) -> Packed {
         let packet = &work.packet;
         let own = work.own;
         let ends = &work.ends;
-        let (remote, local_port, remote_port) = match self.at.direction {
+        let (remote, local_port, remote_port) = match self.direction {
             Direction::Ingress => (&packet.src, packet.dst_port, packet.src_port),
             // As answers will come to the socket. By UDP a socket that is connected may send elsewhere: it is believed of virtual
             // addresses alone.
@@ -163,7 +175,7 @@ impl<E: Environment> ByTuple<'_, E> {
         if own == NOT_OWN {
             // Multicast and broadcast towards the pod, and what a pod without source binding sends for others: judged one by
             // one, without state.
-            return match self.at.origin {
+            return match self.origin {
                 Origin::OwnNode => Packed::new(Verdict::allow(Reason::OwnNode)),
                 Origin::Forwarded | Origin::OwnInterface | Origin::OtherStation | Origin::Hairpin => {
                     self.classified(packet, remote)
@@ -179,12 +191,12 @@ impl<E: Environment> ByTuple<'_, E> {
         key.local = own;
         key.kind = FLOW_KIND_FLOW;
         work.again = Packed::NOT_ASKED;
-        let mut held = self.env.existing(work, self.at);
+        let mut held = self.env.existing(work, self.at());
         // Asked from here and not from where the flow is, for the stack.
         if held.0 & Packed::STALE != 0 {
             let flags = held.counter();
             work.again = self.judged_again(work, opener(flags), flags);
-            held = self.env.existing(work, self.at);
+            held = self.env.existing(work, self.at());
         }
         let verdict = if held.0 & Packed::NO_FLOW == 0 { held } else { self.opened(work, held) };
         if self.is_host && work.ends.cookie != 0 && self.asked(work, verdict) != 0 {
@@ -207,7 +219,7 @@ impl<E: Environment> ByTuple<'_, E> {
         };
         let tag = key.tag();
         let now = self.env.now();
-        match self.at.direction {
+        match self.direction {
             Direction::Egress if work.is_opener && !verdict.drops() => {
                 match self.held(&key, tag) {
                     Held::Flow(flow, ..) => self.env.touch(flow, now, STATE_OPENING),
@@ -220,7 +232,7 @@ impl<E: Environment> ByTuple<'_, E> {
                             counter: 0,
                             opened: now,
                         };
-                        self.env.insert(self.at.slot, &key, &work.entry);
+                        self.env.insert(self.slot, &key, &work.entry);
                     }
                 }
                 0
@@ -257,7 +269,7 @@ impl<E: Environment> ByTuple<'_, E> {
     fn is_translated(&self, work: &Work) -> bool {
         let (key, packet) = (&work.key, &work.packet);
         self.is_host
-            && matches!(self.at.direction, Direction::Egress)
+            && matches!(self.direction, Direction::Egress)
             && (!key.remote.same(&packet.dst) || key.remote_port != packet.dst_port)
     }
 
@@ -274,7 +286,7 @@ impl<E: Environment> ByTuple<'_, E> {
     fn held(&self, key: &FlowKey, tag: u32) -> Held<E::Handle> {
         for _ in 0..2 {
             // A miss is confirmed: an element that is being recycled can hide the one behind it.
-            let found = self.env.find(self.at.slot, key).or_else(|| self.env.find(self.at.slot, key));
+            let found = self.env.find(self.slot, key).or_else(|| self.env.find(self.slot, key));
             let Some(flow) = found else {
                 return Held::None;
             };
@@ -319,7 +331,7 @@ impl<E: Environment> ByTuple<'_, E> {
         }
         // What comes back to the pod always passes, and its answers need a flow that says so: also of a connection that is
         // older than the policies.
-        let comes_back = matches!((self.at.direction, self.at.origin), (Direction::Ingress, Origin::Hairpin));
+        let comes_back = matches!((self.direction, self.origin), (Direction::Ingress, Origin::Hairpin));
         let none =
             Packed(if opening || comes_back { Packed::NO_FLOW | Packed::MAY_OPEN } else { Packed::NO_FLOW });
         let (flow, held_stamp, mut flags) = match self.held(key, tag) {
@@ -333,8 +345,8 @@ impl<E: Environment> ByTuple<'_, E> {
             return none;
         }
         let opener = opener(flags);
-        work.is_opener = opener.index() == self.at.direction.index();
-        let side = if opener.index() == self.at.direction.index() { Side::Opener } else { Side::Responder };
+        work.is_opener = opener.index() == self.direction.index();
+        let side = if opener.index() == self.direction.index() { Side::Opener } else { Side::Responder };
         // A request is no answer: from the side that answers it is judged by its own direction, and leaves none.
         if opening && matches!(side, Side::Responder) && matches!(packet.protocol, ICMP | ICMPV6) {
             return Packed(Packed::NO_FLOW);
@@ -344,12 +356,12 @@ impl<E: Environment> ByTuple<'_, E> {
         }
         let mut told = Packed(0);
         if flags & FLOW_OWN_NODE != 0 {
-            let is_unseen = self.at.slot > MARK_SLOT || !self.env.delivers();
+            let is_unseen = self.slot > MARK_SLOT || !self.env.delivers();
             if matches!(side, Side::Responder) && flags & FLOW_DELIVERED != 0 && is_unseen {
                 // What the pod answers itself is judged by its policies, for nobody sees where it goes.
                 return Packed(Packed::NO_FLOW);
             }
-            if matches!(side, Side::Opener) && !matches!(self.at.origin, Origin::OwnNode | Origin::Hairpin) {
+            if matches!(side, Side::Opener) && !matches!(self.origin, Origin::OwnNode | Origin::Hairpin) {
                 // The node's flow, from a device: judged as if there were none, and leaves none. Among the node's own sockets a
                 // tuple goes from one to the other.
                 return if self.is_host { none } else { Packed(Packed::NO_FLOW) };
@@ -366,7 +378,7 @@ impl<E: Environment> ByTuple<'_, E> {
                 if opening {
                     return none;
                 }
-                return match (self.at.direction, self.at.origin) {
+                return match (self.direction, self.origin) {
                     (Direction::Ingress, Origin::OwnNode) => Packed::new(Verdict::allow(Reason::OwnNode)),
                     (Direction::Ingress | Direction::Egress, _) => again,
                 };
@@ -400,11 +412,11 @@ impl<E: Environment> ByTuple<'_, E> {
     /// [`Packed::AGAIN`] for what the pod sends in such a flow.
     #[inline(always)]
     const fn goes_again(&self, flags: u32) -> u64 {
-        match self.at.direction {
+        match self.direction {
             // The mark has no room for other slots: what opened such a flow was denied, or did not leave the pod's own interface.
             Direction::Egress
                 if flags & FLOW_DELIVERED != 0
-                    && self.at.slot <= MARK_SLOT
+                    && self.slot <= MARK_SLOT
                     && (!self.is_host || self.loops()) =>
             {
                 Packed::AGAIN
@@ -416,13 +428,13 @@ impl<E: Environment> ByTuple<'_, E> {
     /// True for what a pod in the node's network sends by the loopback device: where it ends may be the pod itself.
     #[inline(always)]
     const fn loops(&self) -> bool {
-        matches!((self.at.direction, self.at.origin), (Direction::Egress, Origin::Hairpin))
+        matches!((self.direction, self.origin), (Direction::Egress, Origin::Hairpin))
     }
 
     /// The flag of a flow whose backend its key does not tell.
     #[inline(always)]
     fn delivered(&self, verdict: Packed, work: &Work, held: u32) -> u32 {
-        match self.at.direction {
+        match self.direction {
             Direction::Egress if self.is_host => {
                 delivered(verdict) | if self.is_translated(work) { FLOW_DELIVERED } else { 0 }
             }
@@ -436,7 +448,7 @@ impl<E: Environment> ByTuple<'_, E> {
     fn opened(&self, work: &mut Work, held: Packed) -> Packed {
         work.is_opener = true;
         let key = &work.key;
-        let verdict = match (self.at.direction, self.at.origin) {
+        let verdict = match (self.direction, self.origin) {
             (Direction::Ingress, Origin::OwnNode) => {
                 work.entry.tag |= FLOW_OPENED_INGRESS | FLOW_OWN_NODE;
                 Packed::new(Verdict::allow(Reason::OwnNode))
@@ -466,7 +478,7 @@ impl<E: Environment> ByTuple<'_, E> {
         work.entry.tag |= flags;
         work.entry.stamp = stamped(work.entry.stamp, flags, work.any);
         work.entry.counter = verdict.counter();
-        self.env.insert(self.at.slot, &work.key, &work.entry);
+        self.env.insert(self.slot, &work.key, &work.entry);
         // What waits is told where it is decided.
         if verdict.0 & Packed::WAITS != 0 { verdict } else { Packed(verdict.0 | Packed::NEWS) }
     }
@@ -474,14 +486,14 @@ impl<E: Environment> ByTuple<'_, E> {
     /// What the policies of this direction say of this packet.
     #[inline(always)]
     fn classified(&self, packet: &Packet, remote: &Addr) -> Packed {
-        self.decided(self.at.direction, remote, packet.protocol, packet.dst_port)
+        self.decided(self.direction, remote, packet.protocol, packet.dst_port)
     }
 
     /// What the policies say of what a socket of the node's network sends, after translation.
     #[inline(always)]
     fn out_of_host(&self, packet: &Packet) -> Packed {
         if self.loops() && u32::from(self.word.egress) > RULESET_CLOSED {
-            if self.at.slot > MARK_SLOT {
+            if self.slot > MARK_SLOT {
                 return Packed::new(Verdict::deny(Reason::ServiceNotResolved));
             }
             return WAITS;
@@ -494,7 +506,7 @@ impl<E: Environment> ByTuple<'_, E> {
     fn judged_again(&self, work: &Work, opener: Direction, flags: u32) -> Packed {
         let key = &work.key;
         match opener {
-            Direction::Egress if self.is_host => match self.at.direction {
+            Direction::Egress if self.is_host => match self.direction {
                 Direction::Egress => self.out_of_host(&work.packet),
                 // Which backend it is the next packet of the opener tells.
                 Direction::Ingress if flags & FLOW_DELIVERED != 0 => WAITS,
@@ -523,7 +535,7 @@ impl<E: Environment> ByTuple<'_, E> {
             }
             Direction::Egress if self.is_host => Packed(verdict.0 & !Packed::AGAIN),
             // The mark has no room for this endpoint: what may be translated cannot be judged again.
-            Direction::Egress if verdict.0 & Packed::AGAIN != 0 && self.at.slot > MARK_SLOT => {
+            Direction::Egress if verdict.0 & Packed::AGAIN != 0 && self.slot > MARK_SLOT => {
                 let denied = Packed::new(Verdict::deny(Reason::ServiceNotResolved));
                 Packed(denied.0 | verdict.0 & Packed::AUDITED)
             }
@@ -545,7 +557,7 @@ impl<E: Environment> ByTuple<'_, E> {
         if found.0 & Packed::NO_FLOW == 0 {
             return found;
         }
-        Packed::new(isolated(self.env, self.word.ruleset(self.at.direction), Reason::UnrelatedError))
+        Packed::new(isolated(self.env, self.word.ruleset(self.direction), Reason::UnrelatedError))
     }
 
     /// The verdict on an error about a flow with these flags.
