@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hyper::StatusCode;
 use ipnet::IpNet;
-use notify::event::{AccessKind, AccessMode};
 use notify::{EventKind, RecursiveMode, Watcher as _};
 use portcullis_common::event::NOTICE_FLOWS_HALF;
 use portcullis_policy::compile::Compiler;
@@ -33,6 +32,7 @@ use crate::bpf::events::Events;
 use crate::bpf::figures::Figures;
 use crate::bpf::load::{kernel_release, tells_networks};
 use crate::bpf::probe::Asker;
+use crate::changes;
 use crate::clock::monotonic;
 use crate::cni::conflist::Settings;
 use crate::cni::follow::{Following, follow};
@@ -1115,7 +1115,11 @@ fn wakes(source: Option<&Path>) -> anyhow::Result<(mpsc::Sender<Wake>, mpsc::Rec
     let (send, receive) = mpsc::channel(64);
     let wake = send.clone();
     if let Some(source) = source {
-        watch_directory(source, send.clone());
+        let send = send.clone();
+        changes::follow(source, RecursiveMode::Recursive, "once a second", move || {
+            // A full channel has a wake in it already.
+            let _ = send.try_send(Wake::Source);
+        });
     }
     let mut watch = attach::watch().context("watching links and routes")?;
     tokio::spawn(async move {
@@ -1163,29 +1167,6 @@ impl Cgroups {
             }
             Err(error) => tracing::debug!("watching cgroups: {error}: new ones are seen once a second"),
         }
-    }
-}
-
-fn watch_directory(source: &Path, send: mpsc::Sender<Wake>) {
-    // A full channel has a wake in it already.
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading is an event too, and we read. An error (the queue ran over) may hide a change.
-        let read = event.is_ok_and(|event| match event.kind {
-            EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),
-            EventKind::Any
-            | EventKind::Create(_)
-            | EventKind::Modify(_)
-            | EventKind::Remove(_)
-            | EventKind::Other => false,
-        });
-        if !read {
-            let _ = send.try_send(Wake::Source);
-        }
-    });
-    match watcher.and_then(|mut w| w.watch(source, RecursiveMode::Recursive).map(|()| w)) {
-        // It watches for as long as the process lives.
-        Ok(watcher) => std::mem::forget(watcher),
-        Err(error) => tracing::warn!("{}: {error}: changes are seen once a second", source.display()),
     }
 }
 

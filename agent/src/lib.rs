@@ -4,6 +4,7 @@
 pub mod api;
 pub mod attach;
 pub mod bpf;
+mod changes;
 pub mod cli;
 pub mod clock;
 pub mod cni;

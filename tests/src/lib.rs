@@ -19,5 +19,6 @@ pub mod lifecycle;
 pub mod live;
 pub mod privilege;
 pub mod runtime;
+pub mod seeds;
 pub mod services;
 pub mod tap;

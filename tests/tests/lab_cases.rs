@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use portcullis_oracle::Family;
-use portcullis_oracle::cyclonus::{self, Step};
+use portcullis_oracle::cyclonus::{self, Case};
 use portcullis_tests::live::agreement::Tally;
 use portcullis_tests::live::{Live, Rig, State, in_all_rigs};
 use portcullis_tests::privilege::is_root;
@@ -13,25 +13,11 @@ use portcullis_tests::privilege::is_root;
 /// How many cases at least.
 const CASES: usize = 20;
 
-/// The steps of one case.
-type Case = Vec<Step>;
-
 /// Family and tag.
 type Tag = (Family, String);
 
 fn tags(case: &Case) -> BTreeSet<Tag> {
     case.iter().flat_map(|step| step.tags.iter().map(|tag| (step.family, tag.clone()))).collect()
-}
-
-fn all_cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
-    for step in cyclonus::load().unwrap() {
-        match cases.last_mut() {
-            Some(case) if case[0].id == step.id && case[0].family == step.family => case.push(step),
-            _ => cases.push(vec![step]),
-        }
-    }
-    cases
 }
 
 /// All cases of several states, then whichever covers most tags that none has covered yet (the first of several
@@ -83,8 +69,8 @@ fn run(cases: &[&Case], rig: Rig) -> Tally {
 
 #[test]
 fn the_chosen_cases_cover_every_tag_of_both_families() {
-    let every: BTreeSet<Tag> = all_cases().iter().flat_map(tags).collect();
-    let chosen = choose(all_cases());
+    let every: BTreeSet<Tag> = cyclonus::cases().unwrap().iter().flat_map(tags).collect();
+    let chosen = choose(cyclonus::cases().unwrap());
     let covered: BTreeSet<Tag> = chosen.iter().flat_map(tags).collect();
     assert_eq!(covered, every);
     let steps: usize = chosen.iter().map(Vec::len).sum();
@@ -97,7 +83,7 @@ fn cases_agree_in_a_lab_whose_agent_is_given_one_state_after_another() {
     if !is_root("a lab") {
         return;
     }
-    let cases = choose(all_cases());
+    let cases = choose(cyclonus::cases().unwrap());
     let tally = in_all_rigs(|rig, part| {
         let cases: Vec<&Case> = cases.iter().skip(part).step_by(2).collect();
         run(&cases, rig)

@@ -7,47 +7,45 @@ use portcullis_oracle::generate;
 use portcullis_policy::answer::{Answers, Party};
 use portcullis_policy::frame::Traffic;
 use portcullis_tests::compare::{cluster_of, compare, compile, family_of};
+use portcullis_tests::privilege::number;
+use portcullis_tests::seeds::tallied;
 
 /// Clusters of the property test; `PORTCULLIS_CLUSTERS` and `PORTCULLIS_SEED` ask for others.
 const CLUSTERS: u64 = 100_000;
 
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
+/// After so many wrong answers a thread asks no more.
+const ENOUGH: usize = 20;
 
 #[test]
 fn random_clusters_get_the_oracles_verdicts_and_attributions() {
     let (clusters, seed) = (number("PORTCULLIS_CLUSTERS", CLUSTERS), number("PORTCULLIS_SEED", 1));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let started = std::time::Instant::now();
-    let results: Vec<(u64, Vec<String>)> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (0u64..)
-            .take(threads)
-            .map(|thread| {
-                scope.spawn(move || {
-                    let (mut compared, mut wrong) = (0, Vec::new());
-                    for n in (thread..clusters).step_by(threads) {
-                        let outcome = compare(&generate::cluster(seed + n));
-                        compared += outcome.compared;
-                        wrong.extend(outcome.mismatches.iter().map(|m| format!("seed {}: {m}", seed + n)));
-                        if wrong.len() > 20 {
-                            break;
-                        }
-                    }
-                    (compared, wrong)
-                })
-            })
-            .collect();
-        handles.into_iter().map(|h| h.join().unwrap()).collect()
+    let tally = tallied(&(seed..seed + clusters), one, |sum, more| Tally {
+        compared: sum.compared + more.compared,
+        wrong: [sum.wrong, more.wrong].concat(),
     });
-    let compared: u64 = results.iter().map(|(n, _)| n).sum();
-    let wrong: Vec<String> = results.into_iter().flat_map(|(_, w)| w).collect();
+    let Tally { compared, wrong } = tally;
     println!(
         "{clusters} clusters from seed {seed}, {compared} answers, {} mismatches, {:.1} s",
         wrong.len(),
         started.elapsed().as_secs_f64()
     );
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[derive(Default)]
+struct Tally {
+    compared: u64,
+    wrong: Vec<String>,
+}
+
+fn one(seed: u64, tally: &mut Tally) {
+    if tally.wrong.len() > ENOUGH {
+        return;
+    }
+    let outcome = compare(&generate::cluster(seed));
+    tally.compared += outcome.compared;
+    tally.wrong.extend(outcome.mismatches.iter().map(|mismatch| format!("seed {seed}: {mismatch}")));
 }
 
 #[test]

@@ -8,14 +8,11 @@ use portcullis_agent::verbs::matrix::{self, Matrix, diff};
 use portcullis_agent::world::World as Asked;
 use portcullis_oracle::{Family as OracleFamily, Traffic, World, generate};
 use portcullis_tests::compare::{cluster_of, compile, traffic_of};
+use portcullis_tests::privilege::number;
 use serde_json::Value;
 
 /// Pairs of clusters; `PORTCULLIS_PAIRS` and `PORTCULLIS_SEED` ask for others.
 const PAIRS: u64 = 500;
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 /// What a pull request may do: some objects go, and policies and pods of another cluster come.
 fn changed(before: &[Value], other: &[Value], seed: u64) -> Vec<Value> {

@@ -15,6 +15,8 @@ use portcullis_policy::turn;
 use portcullis_policy::why::{Finding, Sight};
 use portcullis_tests::compare::{cluster_of, compile, ends, family_of, traffic_of};
 use portcullis_tests::edits::{self, Written};
+use portcullis_tests::privilege::number;
+use portcullis_tests::seeds::tallied;
 use serde_json::Value;
 
 /// Clusters of the property test; `PORTCULLIS_EXPLAINED` and `PORTCULLIS_SEED` ask for others.
@@ -22,10 +24,6 @@ const CLUSTERS: u64 = 500;
 
 /// Of so many questions one has each of its rules tried alone.
 const ALONE: u64 = 4;
-
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
 
 #[derive(Default)]
 struct Tally {
@@ -67,21 +65,7 @@ struct Asked<'a> {
 #[test]
 fn every_proposed_change_turns_the_verdict_and_every_rule_is_told_as_it_is() {
     let (clusters, seed) = (number("PORTCULLIS_EXPLAINED", CLUSTERS), number("PORTCULLIS_SEED", 1));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let tallies: Vec<Tally> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (seed..)
-            .take(threads)
-            .map(|first| {
-                scope.spawn(move || {
-                    let mut tally = Tally::default();
-                    (first..seed + clusters).step_by(threads).for_each(|seed| one(seed, &mut tally));
-                    tally
-                })
-            })
-            .collect();
-        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
-    });
-    let tally = tallies.into_iter().fold(Tally::default(), Tally::plus);
+    let tally = tallied(&(seed..seed + clusters), one, Tally::plus);
     println!(
         "{clusters} clusters, {} questions, {} turned, {} that nothing turns, {} rules, {} alone, {:?}",
         tally.questions, tally.turned, tally.unturned, tally.rules, tally.alone, tally.ops

@@ -24,17 +24,6 @@ const CLUSTERS: u64 = 500;
 const CHANGES: usize = 12;
 const SEED: u64 = 3_000_000;
 
-/// The objects of manifests, out of their lists.
-fn flat(manifests: &[Value]) -> Vec<Value> {
-    manifests
-        .iter()
-        .flat_map(|object| match object["items"].as_array() {
-            Some(items) => flat(items),
-            None => vec![object.clone()],
-        })
-        .collect()
-}
-
 /// Changes a pod or namespace in some way; policies and Services stay.
 fn change(
     objects: &mut Vec<Value>,
@@ -89,7 +78,7 @@ fn changes_of_peers_take_the_short_way_to_the_oracles_verdicts() {
     for seed in first..first + clusters {
         let case = generate::cluster(seed);
         let mut rng = SplitMix64::new(seed);
-        let mut objects = flat(&case.manifests);
+        let mut objects = generate::flat(&case.manifests);
         let mut cluster = cluster_of(&objects);
         let subjects: BTreeSet<ObjectKey> = cluster.pods.keys().step_by(2).cloned().collect();
         let mut compiler = Compiler::new(0);

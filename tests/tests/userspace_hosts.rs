@@ -20,44 +20,21 @@ use portcullis_policy::turn;
 use portcullis_policy::why::Sight;
 use portcullis_tests::compare::{agrees, cluster_of, family_of, key_of, traffic_of};
 use portcullis_tests::edits::{self, Written};
+use portcullis_tests::privilege::number;
+use portcullis_tests::seeds::tallied;
 
 /// Clusters of the test; `PORTCULLIS_HOST_CLUSTERS` and `PORTCULLIS_SEED` ask for others.
 const CLUSTERS: u64 = 2_000;
 
-fn number(variable: &str, default: u64) -> u64 {
-    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
+/// After so many wrong answers a thread asks no more.
+const ENOUGH: usize = 20;
 
 #[test]
 fn random_host_policies_get_the_oracles_verdicts_and_attributions() {
     let (clusters, seed) = (number("PORTCULLIS_HOST_CLUSTERS", CLUSTERS), number("PORTCULLIS_SEED", 1));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let started = std::time::Instant::now();
-    let tallies: Vec<Tally> = std::thread::scope(|scope| {
-        let run = |thread| {
-            let mut tally = Tally::default();
-            for n in (thread..clusters).step_by(threads) {
-                compare(&host_cluster(seed + n), &mut tally);
-                if tally.wrong.len() > 20 {
-                    break;
-                }
-            }
-            tally
-        };
-        let handles: Vec<_> = (0u64..).take(threads).map(|thread| scope.spawn(move || run(thread))).collect();
-        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
-    });
-    let (mut compared, mut wrong, mut whys) = (0, Vec::new(), BTreeMap::<&str, u64>::new());
-    let (mut turned, mut rules) = (0, 0);
-    for tally in tallies {
-        compared += tally.compared;
-        turned += tally.turned;
-        rules += tally.rules;
-        wrong.extend(tally.wrong);
-        for (why, count) in tally.whys {
-            *whys.entry(why).or_default() += count;
-        }
-    }
+    let tally = tallied(&(seed..seed + clusters), one, Tally::plus);
+    let Tally { compared, turned, rules, wrong, whys, .. } = tally;
     println!(
         "{clusters} clusters from seed {seed}, {compared} answers, {} wrong, {turned} turned, {rules} rules explained, \
          {:.1} s; {whys:?}",
@@ -80,6 +57,26 @@ struct Tally {
     rules: u64,
     wrong: Vec<String>,
     whys: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    fn plus(mut self, other: Self) -> Self {
+        self.compared += other.compared;
+        self.asked += other.asked;
+        self.turned += other.turned;
+        self.rules += other.rules;
+        self.wrong.extend(other.wrong);
+        for (why, count) in other.whys {
+            *self.whys.entry(why).or_default() += count;
+        }
+        self
+    }
+}
+
+fn one(seed: u64, tally: &mut Tally) {
+    if tally.wrong.len() <= ENOUGH {
+        compare(&host_cluster(seed), tally);
+    }
 }
 
 fn compare(case: &HostCluster, tally: &mut Tally) {

@@ -17,6 +17,7 @@ use portcullis_oracle::service::backends;
 use portcullis_oracle::{Direction, Family, Protocol, Traffic, Verdict as Theirs, World, generate};
 use portcullis_tests::compare::{cluster_of, compile};
 use portcullis_tests::privilege::number;
+use portcullis_tests::seeds::tallied;
 use serde_json::{Value, json};
 
 /// Clusters of the property test; `PORTCULLIS_CLUSTERS` and `PORTCULLIS_SEED` ask for others.
@@ -64,21 +65,7 @@ impl Tally {
 #[test]
 fn each_backend_of_a_service_has_the_oracles_verdict() {
     let (clusters, seed) = (number("PORTCULLIS_CLUSTERS", CLUSTERS), number("PORTCULLIS_SEED", 1));
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let tallies: Vec<Tally> = std::thread::scope(|scope| {
-        let handles: Vec<_> = (seed..)
-            .take(threads)
-            .map(|first| {
-                scope.spawn(move || {
-                    let mut tally = Tally::default();
-                    (first..seed + clusters).step_by(threads).for_each(|seed| one(seed, &mut tally));
-                    tally
-                })
-            })
-            .collect();
-        handles.into_iter().map(|handle| handle.join().unwrap()).collect()
-    });
-    let tally = tallies.into_iter().fold(Tally::default(), Tally::plus);
+    let tally = tallied(&(seed..seed + clusters), one, Tally::plus);
     println!(
         "{clusters} clusters, {} questions {:?}, {} backends ({} the sender itself, {} no pods), {} by address, cells {:?}",
         tally.questions,

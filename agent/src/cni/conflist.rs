@@ -120,4 +120,4 @@ fn raw(value: &Value) -> Result<Box<RawValue>, Unusable> {
 
 #[cfg(test)]
 #[path = "conflist_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn settings() -> Settings {
+pub(crate) fn settings() -> Settings {
     Settings {
         run_dir: "/run/portcullis".into(),
         timeout: Duration::from_secs(10),

@@ -2,17 +2,17 @@
 //! anew at every start, or change it. A thread of its own: what it does is no concern of enforcement.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use notify::event::{AccessKind, AccessMode};
-use notify::{EventKind, RecursiveMode, Watcher as _};
+use notify::RecursiveMode;
 use portcullis_policy::model::{Problem, Severity};
 
 use super::conflist::Settings;
 use super::install::{CONFLIST, Followed, Without, sync};
+use crate::changes;
 
 /// How often the directory is looked at where no event tells of a change: it may have come after the watch.
 const PERIOD: Duration = Duration::from_secs(5);
@@ -44,12 +44,17 @@ impl Following {
 pub fn follow(conf_dir: PathBuf, settings: Settings) -> Following {
     let following = Following::default();
     let (send, receive) = channel();
-    watch(&conf_dir, send);
+    let otherwise = format!("every {} s", PERIOD.as_secs());
+    changes::follow(&conf_dir, RecursiveMode::NonRecursive, &otherwise, move || {
+        // Nobody listens any more when the process ends.
+        let _ = send.send(());
+    });
     let mut follower =
         Follower { conf_dir, settings, following: following.clone(), last: None, alone_since: None };
     follower.look();
     let started = thread::Builder::new().name("cni".to_owned()).spawn(move || {
-        while wait(&receive) {
+        loop {
+            wait(&receive);
             follower.look();
         }
     });
@@ -64,44 +69,15 @@ pub fn follow(conf_dir: PathBuf, settings: Settings) -> Following {
 }
 
 /// Until something changed, or it is time to look. Changes that come close together are one.
-fn wait(changed: &Receiver<()>) -> bool {
+fn wait(changed: &Receiver<()>) {
     match changed.recv_timeout(PERIOD) {
         Ok(()) => {
             thread::sleep(QUIET);
             while changed.try_recv().is_ok() {}
-            true
         }
-        Err(RecvTimeoutError::Timeout) => true,
-        Err(RecvTimeoutError::Disconnected) => {
-            // Without a watch the periodic look is all there is.
-            thread::sleep(PERIOD);
-            true
-        }
-    }
-}
-
-fn watch(conf_dir: &Path, changed: Sender<()>) {
-    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // We read too, and that is an event. An error may hide a change.
-        let read = event.is_ok_and(|event| match event.kind {
-            EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),
-            EventKind::Any
-            | EventKind::Create(_)
-            | EventKind::Modify(_)
-            | EventKind::Remove(_)
-            | EventKind::Other => false,
-        });
-        if !read {
-            let _ = changed.send(());
-        }
-    });
-    match watcher.and_then(|mut w| w.watch(conf_dir, RecursiveMode::NonRecursive).map(|()| w)) {
-        // It watches for as long as the process lives.
-        Ok(watcher) => std::mem::forget(watcher),
-        Err(error) => {
-            let every = PERIOD.as_secs();
-            tracing::warn!("{}: {error}: changes are seen every {every} s", conf_dir.display());
-        }
+        Err(RecvTimeoutError::Timeout) => {}
+        // Without a watch the periodic look is all there is.
+        Err(RecvTimeoutError::Disconnected) => thread::sleep(PERIOD),
     }
 }
 

@@ -5,15 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use serde_json::Value;
 
 use super::*;
+use crate::cni::conflist::tests::settings;
 use crate::scratch::Scratch;
-
-fn settings() -> Settings {
-    Settings {
-        run_dir: "/run/portcullis".into(),
-        timeout: Duration::from_secs(10),
-        when_unavailable: WhenUnavailable::Deny,
-    }
-}
 
 fn primary(name: &str) -> String {
     format!(r#"{{"cniVersion":"1.0.0","name":"{name}","plugins":[{{"type":"bridge"}}]}}"#)

@@ -68,6 +68,24 @@ pub fn load() -> Result<Vec<Step>, LoadError> {
     load_from(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../data/cyclonus-cases.json")))
 }
 
+/// The steps of one case.
+pub type Case = Vec<Step>;
+
+/// Every case of the repository's file, for each family by itself, in the file's order.
+pub fn cases() -> Result<Vec<Case>, LoadError> {
+    let mut cases: Vec<Case> = Vec::new();
+    for step in load()? {
+        let goes_on = |case: &&mut Case| {
+            case.first().is_some_and(|first| first.id == step.id && first.family == step.family)
+        };
+        match cases.last_mut().filter(goes_on) {
+            Some(case) => case.push(step),
+            None => cases.push(vec![step]),
+        }
+    }
+    Ok(cases)
+}
+
 /// The cases of a file: IPv4 first, then IPv6, each in the file's order.
 pub fn load_from(path: &Path) -> Result<Vec<Step>, LoadError> {
     let bytes = fs::read(path).map_err(|error| LoadError::Read(path.to_owned(), error))?;

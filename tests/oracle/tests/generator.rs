@@ -126,7 +126,7 @@ fn rows_agree_with_pairs_and_pairs_with_both_ends() {
 fn without_policies_nobody_is_isolated_and_a_list_is_nothing_but_its_items() {
     for seed in 0..300 {
         let cluster = generate::cluster(seed);
-        let flat: Vec<Value> = cluster.manifests.iter().flat_map(flatten).collect();
+        let flat = generate::flat(&cluster.manifests);
         let bare: Vec<Value> =
             flat.iter().filter(|manifest| manifest["kind"] != "NetworkPolicy").cloned().collect();
         let world = World::new(&bare);
@@ -149,12 +149,5 @@ fn without_policies_nobody_is_isolated_and_a_list_is_nothing_but_its_items() {
                 "seed {seed}"
             );
         }
-    }
-}
-
-fn flatten(manifest: &Value) -> Vec<Value> {
-    match manifest["items"].as_array() {
-        Some(items) => items.iter().flat_map(flatten).collect(),
-        None => vec![manifest.clone()],
     }
 }

@@ -88,7 +88,7 @@ fn pool(rng: &mut SplitMix64) -> Vec<(Kind, Value)> {
     let mut pool = BTreeMap::new();
     let [one, another] = [rng.next_u64(), rng.next_u64()].map(|seed| generate::cluster(seed).manifests);
     for manifests in [one, another, generate::host_cluster(rng.next_u64()).manifests] {
-        for mut object in flat(&manifests) {
+        for mut object in generate::flat(&manifests) {
             let found = object["kind"].as_str().map(str::to_owned);
             let Some(kind) = Kind::ALL.into_iter().find(|kind| found.as_deref() == Some(kind.name())) else {
                 continue;
@@ -113,17 +113,6 @@ fn pool(rng: &mut SplitMix64) -> Vec<(Kind, Value)> {
         }
     }
     pool.into_iter().map(|((kind, _), object)| (kind, object)).collect()
-}
-
-fn flat(manifests: &[Value]) -> Vec<Value> {
-    let mut objects = Vec::new();
-    for manifest in manifests {
-        match (manifest["kind"].as_str(), manifest["items"].as_array()) {
-            (Some("List"), Some(items)) => objects.extend(flat(items)),
-            _ => objects.push(manifest.clone()),
-        }
-    }
-    objects
 }
 
 /// Something happens: mostly to objects, often to connections.

@@ -40,7 +40,7 @@ pub struct Plot {
 pub fn plot(seed: u64) -> Option<Plot> {
     let mut rng = SplitMix64::new(seed);
     let case = generate::cluster(rng.next_u64());
-    let objects = flat(&case.manifests);
+    let objects = generate::flat(&case.manifests);
     let world = World::new(&objects);
     let mut pods: Vec<String> =
         world.subjects().into_iter().filter(|pod| !world.addresses(pod).is_empty()).collect();
@@ -58,23 +58,11 @@ pub fn plot(seed: u64) -> Option<Plot> {
     Some(Plot { script: Script { states, devices }, peers: case.externals })
 }
 
-/// Every object, in reading order: those of lists too.
-fn flat(manifests: &[Value]) -> Vec<Value> {
-    let mut objects = Vec::new();
-    for manifest in manifests {
-        match (manifest["kind"].as_str(), manifest["items"].as_array()) {
-            (Some("List"), Some(items)) => objects.extend(flat(items)),
-            _ => objects.push(manifest.clone()),
-        }
-    }
-    objects
-}
-
 /// The next state: policies come, go and change, labels change, a pod goes, or another one comes in its place.
 fn changed(rng: &mut SplitMix64, objects: &[Value]) -> Vec<Value> {
     let mut objects = objects.to_vec();
     for _ in 0..rng.between(1, 3) {
-        let other = flat(&generate::cluster(rng.next_u64()).manifests);
+        let other = generate::flat(&generate::cluster(rng.next_u64()).manifests);
         let of_kind = |objects: &[Value], kind: &str| -> Vec<usize> {
             (0..objects.len()).filter(|at| objects[*at]["kind"] == kind).collect()
         };

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
-use portcullis_oracle::cyclonus::{self, Step};
+use portcullis_oracle::cyclonus::{self, Case, Step};
 use portcullis_oracle::{Family, Traffic};
 use portcullis_tests::cluster::probe::{Agreement, Truth, agree};
 use portcullis_tests::cluster::scene::count;
@@ -27,22 +27,8 @@ const TRAFFIC: [Traffic; 4] = [
     Traffic::To(portcullis_oracle::Protocol::Udp, 81),
 ];
 
-/// The steps of one case.
-type Case = Vec<Step>;
-
 fn tags(case: &Case) -> BTreeSet<&str> {
     case.iter().flat_map(|step| &step.tags).map(String::as_str).filter(|tag| *tag != LEFT_OUT).collect()
-}
-
-fn all_cases() -> Vec<Case> {
-    let mut cases: Vec<Case> = Vec::new();
-    for step in cyclonus::load().unwrap() {
-        match cases.last_mut() {
-            Some(case) if case[0].id == step.id && case[0].family == step.family => case.push(step),
-            _ => cases.push(vec![step]),
-        }
-    }
-    cases
 }
 
 /// Whichever covers most tags that none has covered yet, the first of several that do, until all are covered; then
@@ -201,7 +187,7 @@ fn has_family(cluster: &Cluster, family: Family) -> Result<bool> {
 
 #[test]
 fn the_chosen_cases_cover_every_tag_but_sctp_and_both_families() {
-    let cases = all_cases();
+    let cases = cyclonus::cases().unwrap();
     let chosen = choose(&cases, CASES);
     let every: BTreeSet<&str> = cases.iter().flat_map(tags).collect();
     let covered: BTreeSet<&str> = chosen.iter().flat_map(|case| tags(case)).collect();
@@ -215,7 +201,7 @@ fn cases_run_as_the_oracle_says() {
     cluster.install().unwrap();
     cluster.delete_namespaces(&["x", "y", "z"]).unwrap();
     let mut stage = Stage { cluster: &cluster, nodes: cluster.nodes().unwrap(), there: BTreeMap::new() };
-    let all = all_cases();
+    let all = cyclonus::cases().unwrap();
     let chosen = choose(&all, count("PORTCULLIS_CYCLONUS_CASES", IN_THE_GATE));
     let (mut states, mut sum, mut wrong) = (0, Agreement::default(), Vec::new());
     for case in &chosen {

@@ -67,6 +67,19 @@ pub struct ExternalProbe {
     pub traffic: Traffic,
 }
 
+/// Every object, in reading order: those of lists too.
+#[must_use]
+pub fn flat(manifests: &[Value]) -> Vec<Value> {
+    let mut objects = Vec::new();
+    for manifest in manifests {
+        match (manifest["kind"].as_str(), manifest["items"].as_array()) {
+            (Some("List"), Some(items)) => objects.extend(flat(items)),
+            _ => objects.push(manifest.clone()),
+        }
+    }
+    objects
+}
+
 /// The cluster of a seed: always the same one.
 #[must_use]
 pub fn cluster(seed: u64) -> Cluster {
