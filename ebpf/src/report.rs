@@ -1,6 +1,7 @@
 //! Counting, events and the programs' own diagnostics. Knows verdicts; changes none.
 
 use aya_log_ebpf::warn;
+use portcullis_common::addr::Addr;
 use portcullis_common::event::{Direction, Event, NOTICE_FLOWS_HALF, Reason, verdict_cell};
 use portcullis_common::judge::{News, Verdict};
 use portcullis_common::packet::{Packet, PacketView, TCP};
@@ -61,9 +62,9 @@ pub fn report_via(
 /// Tells the agent that an endpoint's table of flows is half full. Outside the budget: it is told once for a table.
 #[inline(always)]
 pub fn half_full(slot: u32) {
-    let notice = Event { time: tables::clock(), slot, reason: NOTICE_FLOWS_HALF, ..Event::default() };
+    let time = tables::clock();
     // The agent looks at every table from time to time, should the ring be full.
-    let _ = tables::send(&notice, true);
+    let _ = tables::send(true, || Event { time, slot, reason: NOTICE_FLOWS_HALF, ..Event::default() });
 }
 
 #[inline(never)]
@@ -92,32 +93,32 @@ fn event(slot: u32, direction: Direction, packet: &Packet, verdict: &Verdict, vi
     }
     budget.sent += 1;
     let number = budget.sent;
-    let mut event = Event {
-        time: now,
-        slot,
-        counter: verdict.counter,
-        direction: direction.index(),
-        outcome: verdict.outcome().index(),
-        reason: verdict.reason as u8,
-        bytes: packet.bytes,
-        protocol: packet.protocol,
-        tcp_flags: if packet.protocol == TCP { packet.tcp_flags } else { 0 },
-        ..Event::default()
+    let told = || {
+        let ((local, local_port), (remote, remote_port)) = match direction {
+            Direction::Ingress => ((packet.dst, packet.dst_port), (packet.src, packet.src_port)),
+            Direction::Egress => ((packet.src, packet.src_port), (packet.dst, packet.dst_port)),
+        };
+        let (via, via_port) = via.map_or((Addr::UNSPECIFIED, 0), |via| (via.remote, via.remote_port));
+        Event {
+            time: now,
+            slot,
+            counter: verdict.counter,
+            local,
+            remote,
+            local_port,
+            remote_port,
+            protocol: packet.protocol,
+            direction: direction.index(),
+            outcome: verdict.outcome().index(),
+            reason: verdict.reason as u8,
+            bytes: packet.bytes,
+            tcp_flags: if packet.protocol == TCP { packet.tcp_flags } else { 0 },
+            reserved: 0,
+            via_port,
+            via,
+        }
     };
-    match direction {
-        Direction::Ingress => {
-            (event.local, event.remote) = (packet.dst, packet.src);
-            (event.local_port, event.remote_port) = (packet.dst_port, packet.src_port);
-        }
-        Direction::Egress => {
-            (event.local, event.remote) = (packet.src, packet.dst);
-            (event.local_port, event.remote_port) = (packet.src_port, packet.dst_port);
-        }
-    }
-    if let Some(via) = via {
-        (event.via, event.via_port) = (via.remote, via.remote_port);
-    }
-    if !tables::send(&event, false) {
+    if !tables::send(false, told) {
         budget.lost += 1;
         return u32::MAX;
     }

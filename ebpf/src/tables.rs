@@ -354,9 +354,10 @@ pub fn cpu_state() -> Option<*mut CpuState> {
 }
 
 /// Sends an event; false if the ring is full. Who reads the ring is woken at once if told so or if much waits there, and
-/// looks by itself after `EVENT_DELAY_MS`: to be woken for each costs a new connection a third of its time.
+/// looks by itself after `EVENT_DELAY_MS`: to be woken for each costs a new connection a third of its time. It is made where it is
+/// read, for the stack.
 #[inline(always)]
-pub fn send(event: &Event, at_once: bool) -> bool {
+pub fn send(at_once: bool, event: impl FnOnce() -> Event) -> bool {
     // SAFETY: the map's own pointer, as its other methods pass it.
     let waiting = unsafe {
         bpf_ringbuf_query(core::ptr::from_ref(&EVENTS).cast_mut().cast(), BPF_RB_AVAIL_DATA.into())
@@ -366,7 +367,12 @@ pub fn send(event: &Event, at_once: bool) -> bool {
     } else {
         BPF_RB_NO_WAKEUP
     };
-    EVENTS.output(event, flags.into()).is_ok()
+    let Some(mut place) = EVENTS.reserve(0) else {
+        return false;
+    };
+    place.write(event());
+    place.submit(flags.into());
+    true
 }
 
 /// Nanoseconds of the monotonic clock, to a tick's precision where the kernel has the coarse clock.

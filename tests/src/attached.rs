@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
 use portcullis_agent::attach::Programs;
 use portcullis_agent::bpf::Kernel;
-use portcullis_agent::bpf::load::{self, EMPTY, POD_EGRESS, POD_INGRESS, Purpose};
+use portcullis_agent::bpf::load::{self, EMPTY, HOST_IN, HOST_OUT, POD_EGRESS, POD_INGRESS, Purpose};
 use portcullis_agent::mark::MarkMask;
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::flow::ESTABLISHED_SECONDS;
@@ -115,6 +115,14 @@ impl Attached {
         let events = ebpf.take_map("events").context("the object has no map events")?;
         let (verdicts, events) = (PerCpuArray::try_from(map)?, RingBuf::try_from(events)?);
         Ok(Self { kernel, ebpf, verdicts, events, links: Vec::new() })
+    }
+
+    /// Loads the programs of the host firewall as well.
+    pub fn load_host(&mut self) -> Result<()> {
+        for name in [HOST_IN, HOST_OUT] {
+            load::loaded(&mut self.ebpf, name).with_context(|| format!("loading {name}"))?;
+        }
+        Ok(())
     }
 
     /// Writes compiled tables, and endpoints behind devices. To be called once.

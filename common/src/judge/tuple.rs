@@ -255,13 +255,19 @@ impl<'a, E: Environment> ByTuple<'a, E> {
     /// True if the sender's address is a Service's, or a port of a node that leads on.
     #[inline(always)]
     fn is_virtual(&self, addr: &Addr, protocol: u8, port: u16) -> bool {
+        self.leads_on(addr, protocol, port) != 0
+    }
+
+    /// [`Self::is_virtual`] as a function of its own, for its stack.
+    #[inline(never)]
+    fn leads_on(&self, addr: &Addr, protocol: u8, port: u16) -> u32 {
         // Of the bank that the endpoint's rulesets are of; where neither direction has one, it does not matter.
         let either =
             if u32::from(self.word.ingress) > RULESET_CLOSED { self.word.ingress } else { self.word.egress };
         let bank = self.env.ruleset(either.into()).map_or(0, |ruleset| ruleset.bank);
         let peer = self.env.peer(bank, addr);
-        peer.is_some_and(|peer| peer.tag == addr.hash() && peer.class & CLASS_VIRTUAL != 0)
-            || self.env.is_node_port(addr, protocol, port)
+        let is_virtual = peer.is_some_and(|peer| peer.tag == addr.hash() && peer.class & CLASS_VIRTUAL != 0);
+        u32::from(is_virtual || self.env.is_node_port(addr, protocol, port))
     }
 
     /// True where what a socket sends is not for whom its flow stands: translated by then.

@@ -29,6 +29,8 @@ pub(crate) fn check(release: KernelRelease, checks: &mut Checks) -> Result<()> {
     let mut load = Attached::load().context("loading the programs")?;
     let mut other = Attached::load().context("loading the programs again")?;
     checks.note("loading", &Ok("twice, by the verifier".to_owned()));
+    let host = other.load_host().map(|()| "of what sockets get and send".to_owned());
+    checks.note("loading the host firewall", &host);
     let hooks: &[Hook] =
         if release >= KernelRelease::TCX { &[Hook::Clsact, Hook::Tcx] } else { &[Hook::Clsact] };
     for hook in hooks {
