@@ -14,7 +14,7 @@ use portcullis_policy::select::Directory;
 
 use crate::attach::cgroup::Root;
 use crate::attach::pods::PodCgroups;
-use crate::bpf::host::network_cookie;
+use crate::bpf::network_cookie;
 use crate::reconcile::identity;
 
 /// What happens to pods of which nothing is known yet.

@@ -12,15 +12,15 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::time::{ClockId, clock_gettime};
-use portcullis_agent::attach::Programs;
-use portcullis_agent::bpf::Kernel;
+use portcullis_agent::attach::{Programs, cgroup};
 use portcullis_agent::bpf::load::{self, EMPTY, HOST_IN, HOST_OUT, POD_EGRESS, POD_INGRESS, Purpose};
+use portcullis_agent::bpf::{Kernel, network_cookie};
 use portcullis_agent::mark::MarkMask;
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::flow::ESTABLISHED_SECONDS;
 use portcullis_common::wire::{
-    DEFAULT_FLOWS, EndpointConfig, EndpointWord, FIRST_FLOWS, FlowEntry, FlowKey, FlowRoom,
-    SERVICES_DELIVERED,
+    DEFAULT_FLOWS, ENDPOINT_HOST, ENDPOINT_UNBOUND, ENDPOINT_USED, EndpointConfig, EndpointWord, FIRST_FLOWS,
+    FlowEntry, FlowKey, FlowRoom, HOST_ON, HostState, SERVICES_DELIVERED,
 };
 use portcullis_policy::answer::pod_config;
 use portcullis_policy::desired::{Desired, EndpointRulesets};
@@ -117,12 +117,26 @@ impl Attached {
         Ok(Self { kernel, ebpf, verdicts, events, links: Vec::new() })
     }
 
-    /// Loads the programs of the host firewall as well.
-    pub fn load_host(&mut self) -> Result<()> {
-        for name in [HOST_IN, HOST_OUT] {
-            load::loaded(&mut self.ebpf, name).with_context(|| format!("loading {name}"))?;
+    /// The host firewall with the node of the calling thread's namespace as its only endpoint, of these rulesets; attached to this
+    /// root of cgroups.
+    pub fn guard(&mut self, root: &cgroup::Root, rulesets: EndpointRulesets) -> Result<()> {
+        const NODE: u32 = 0;
+        let EndpointRulesets { ingress, egress } = rulesets;
+        let generation = u32::from(ingress) + 1;
+        let flags = ENDPOINT_USED | ENDPOINT_UNBOUND | ENDPOINT_HOST;
+        let config = EndpointConfig { flags, ..EndpointConfig::default() };
+        let word = EndpointWord { ingress, egress, generation };
+        if self.kernel.host_state()?.flags == 0 {
+            self.kernel.add_endpoint(NODE, config, word, DEFAULT_FLOWS)?;
+        } else {
+            self.kernel.flip(NODE, word)?;
         }
-        Ok(())
+        for (direction, name) in [(Direction::Ingress, HOST_IN), (Direction::Egress, HOST_OUT)] {
+            root.bring(direction, load::loaded(&mut self.ebpf, name)?)?;
+        }
+        let network = network_cookie().context("asking for the network namespace")?;
+        let state = HostState { flags: HOST_ON, node: NODE, unknown: NODE, network, ..HostState::default() };
+        Ok(self.kernel.set_host_state(state)?)
     }
 
     /// Writes compiled tables, and endpoints behind devices. To be called once.

@@ -44,6 +44,11 @@ impl Tap {
         Self { fd, buffer: vec![0; LONGEST] }
     }
 
+    /// Of an interface in the calling thread's namespace.
+    pub fn here(interface: &str) -> io::Result<Self> {
+        Ok(Self { fd: open(interface)?, buffer: vec![0; LONGEST] })
+    }
+
     /// Sends a frame.
     ///
     /// # Panics

@@ -90,7 +90,7 @@ impl Host {
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
 /// The cookie of this thread's network namespace; 0 where the programs cannot ask for a socket's.
-pub(crate) fn network_cookie() -> io::Result<u64> {
+pub fn network_cookie() -> io::Result<u64> {
     if !load::tells_networks() {
         return Ok(0);
     }

@@ -336,3 +336,7 @@ pub fn kernel_release() -> anyhow::Result<KernelRelease> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     Ok(text.trim().parse()?)
 }
+
+#[cfg(test)]
+#[path = "stack_tests.rs"]
+mod tests;

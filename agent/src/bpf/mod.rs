@@ -5,7 +5,7 @@ pub mod counters;
 pub mod events;
 pub mod figures;
 pub mod flows;
-pub(crate) mod host;
+mod host;
 mod inner;
 pub mod kernel;
 pub mod load;
@@ -16,5 +16,6 @@ pub mod shape;
 pub(crate) mod sys;
 pub(crate) mod wire;
 
+pub use host::network_cookie;
 pub use kernel::Kernel;
 pub use load::{BpfError, Pins};

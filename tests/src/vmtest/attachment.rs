@@ -14,7 +14,7 @@ use portcullis_common::event::{Action, Direction, Reason};
 use portcullis_tests::attached::Attached;
 use portcullis_tests::device::Veth;
 
-use crate::Checks;
+use crate::{Checks, host};
 
 /// Where links are pinned; no agent runs here.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -29,8 +29,7 @@ pub(crate) fn check(release: KernelRelease, checks: &mut Checks) -> Result<()> {
     let mut load = Attached::load().context("loading the programs")?;
     let mut other = Attached::load().context("loading the programs again")?;
     checks.note("loading", &Ok("twice, by the verifier".to_owned()));
-    let host = other.load_host().map(|()| "of what sockets get and send".to_owned());
-    checks.note("loading the host firewall", &host);
+    checks.note("the host firewall", &host::check(&mut other));
     let hooks: &[Hook] =
         if release >= KernelRelease::TCX { &[Hook::Clsact, Hook::Tcx] } else { &[Hook::Clsact] };
     for hook in hooks {
@@ -113,10 +112,15 @@ fn seen_both_ways(load: &Attached, before: (u64, u64)) -> Result<()> {
 }
 
 /// A directory of pins, gone at the end.
-struct Links(PathBuf);
+pub(crate) struct Links(PathBuf);
 
 impl Links {
-    fn new() -> Result<Self> {
+    /// The directory.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn new() -> Result<Self> {
         let path = Path::new(BPFFS).join(OURS);
         fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
         Ok(Self(path))

@@ -1,11 +1,12 @@
 //! `portcullis-vmtest CASES.json`: what of portcullis a kernel decides, on the kernel that runs. Started by
 //! `cargo xtask vm-test` in a machine that holds nothing else: no shell but busybox, no service, no pins.
 //!
-//! It loads the agent's own object, attaches it by the agent's own module, follows a flow through it, and puts
+//! It loads the agent's own object, attaches it by the agent's own module, to cgroups too, follows a flow through it, and puts
 //! every Cyclonus case to it; where the kernel has IPVS, it asks through Services of it. Says on its last line
 //! `vmtest: N passed, N failed, N skipped`; exit 0, 1 (failed), 2 (usage).
 
 mod attachment;
+mod host;
 mod ipvs;
 
 use std::path::Path;
