@@ -10,7 +10,7 @@ use portcullis_common::wire::{
     LINK_ETHERNET,
 };
 use portcullis_policy::model::{Cluster, ObjectKey, Pod, Problem, Severity};
-use portcullis_policy::select::Directory;
+use portcullis_policy::select::{Directory, is_local};
 
 use crate::attach::cgroup::Root;
 use crate::attach::pods::PodCgroups;
@@ -89,9 +89,9 @@ impl HostSide {
                 ),
             ));
         }
-        for (key, facts) in &directory.hosts {
-            if let Some(cgroup) = self.cgroup(facts.pod) {
-                wanted.insert((*key).clone(), config(identity(&facts.pod.uid, key), cgroup));
+        for (cgroup, (key, pod)) in self.owners(cluster, &host.node) {
+            if directory.hosts.contains_key(&key) {
+                wanted.insert(key.clone(), config(identity(&pod.uid, key), cgroup));
             }
         }
         wanted
@@ -100,13 +100,32 @@ impl HostSide {
     /// The cgroups of known pods that have networks of their own.
     #[must_use]
     pub fn elsewhere(&self, cluster: &Cluster) -> BTreeSet<u64> {
-        let own = cluster.pods.values().filter(|pod| pod.has_own_network());
-        own.filter_map(|pod| self.cgroup(pod)).collect()
+        let Some(host) = &cluster.host else {
+            return BTreeSet::new();
+        };
+        let owners = self.owners(cluster, &host.node).into_iter();
+        owners.filter(|(_, (_, pod))| pod.has_own_network()).map(|(cgroup, _)| cgroup).collect()
     }
 
-    fn cgroup(&self, pod: &Pod) -> Option<u64> {
-        let uids = [pod.static_uid.as_ref(), Some(&pod.uid)];
-        uids.into_iter().flatten().find_map(|uid| self.cgroups.pods.get(&uid.to_ascii_lowercase()).copied())
+    /// Whose the cgroups are, each one pod's of this node. The UID that the API server gave a pod counts before the one that a mirror
+    /// names; of several mirrors that name one the pod that started first has it.
+    fn owners<'a>(&self, cluster: &'a Cluster, node: &str) -> BTreeMap<u64, (&'a ObjectKey, &'a Pod)> {
+        let of = |uid: &String| self.cgroups.pods.get(&uid.to_ascii_lowercase()).copied();
+        let mut claims = Vec::new();
+        for (key, pod) in cluster.pods.iter().filter(|(_, pod)| is_local(pod, node)) {
+            let started = (pod.start_time.is_none(), pod.start_time);
+            if let Some(cgroup) = of(&pod.uid) {
+                claims.push((cgroup, 0, started, key, pod));
+            } else if let Some(cgroup) = pod.static_uid.as_ref().and_then(of) {
+                claims.push((cgroup, 1, started, key, pod));
+            }
+        }
+        claims.sort_by_key(|(cgroup, rank, started, key, _)| (*cgroup, *rank, *started, *key));
+        let mut owners = BTreeMap::new();
+        for (cgroup, _, _, key, pod) in claims {
+            owners.entry(cgroup).or_insert((key, pod));
+        }
+        owners
     }
 
     /// What the programs are told, the node's endpoint and that of unknown pods being these.
@@ -126,3 +145,7 @@ fn config(pod: u64, cgroup: u64) -> EndpointConfig {
     let flags = ENDPOINT_USED | ENDPOINT_UNBOUND | ENDPOINT_HOST;
     EndpointConfig { flags, link: LINK_ETHERNET, pod, cgroup, ..EndpointConfig::default() }
 }
+
+#[cfg(test)]
+#[path = "host_side_tests.rs"]
+mod tests;

@@ -646,11 +646,12 @@ impl Reconciler {
         let unknown = slot(ObjectKey::of_unknown());
         anyhow::ensure!(unknown.is_some() || side.opens_unknown(), "unknown pods have no endpoint");
         let state = side.state(node, unknown)?;
-        let of_pods = self.endpoints.values().map(|enforced| enforced.config.cgroup).filter(|one| *one != 0);
+        let of_pods = self.endpoints.values().map(|enforced| (enforced.config.cgroup, enforced.slot));
+        let of_pods = of_pods.filter(|(cgroup, _)| *cgroup != 0).collect();
         self.tables
             .kernel
             .set_nodes(&cluster.nodes.values().flat_map(|node| node.addresses.iter().copied()).collect())?;
-        self.tables.kernel.set_elsewhere(&side.elsewhere(cluster), &of_pods.collect())?;
+        self.tables.kernel.set_elsewhere(&side.elsewhere(cluster), &of_pods)?;
         Ok(self.tables.kernel.set_host_state(state)?)
     }
 

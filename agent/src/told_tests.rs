@@ -83,7 +83,10 @@ fn an_earlier_pod_of_the_same_name_is_not_meant() {
     }
     // A static pod is known to its node by another UID than its mirror has.
     let mut mirror = pod("web", Some("u9"), &json!({}));
-    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.hash": "u2"});
+    let hash = json!({"kubernetes.io/config.hash": "u2", "kubernetes.io/config.mirror": "u2"});
+    mirror["metadata"]["annotations"] = hash;
+    mirror["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Node", "name": "n1"}]);
+    mirror["spec"]["nodeName"] = json!("n1");
     assert!(memory.ports(&cluster(&[mirror])).closed.is_empty());
     // A manifest that has no UID is meant by its name.
     assert!(memory.ports(&cluster(&[pod("web", None, &json!({}))])).closed.is_empty());

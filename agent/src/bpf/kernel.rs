@@ -386,18 +386,22 @@ impl Kernel {
         self.host.found()
     }
 
-    /// Leaves exactly these cgroups beside those of endpoints, as of pods with networks of their own.
+    /// Leaves exactly these cgroups beside those of endpoints, as of pods with networks of their own; what leads to an endpoint leads
+    /// there, whatever else is said of it.
     pub fn set_elsewhere(
         &mut self,
         cgroups: &BTreeSet<u64>,
-        endpoints: &BTreeSet<u64>,
+        endpoints: &BTreeMap<u64, u32>,
     ) -> Result<(), BpfError> {
         let found = self.host.found();
-        for cgroup in found.keys().filter(|one| !cgroups.contains(one) && !endpoints.contains(one)) {
+        let mut wanted: BTreeMap<u64, u32> =
+            cgroups.iter().map(|cgroup| (*cgroup, CGROUP_ELSEWHERE)).collect();
+        wanted.extend(endpoints);
+        for cgroup in found.keys().filter(|one| !wanted.contains_key(one)) {
             self.host.forget(*cgroup)?;
         }
-        for cgroup in cgroups.iter().filter(|one| found.get(one) != Some(&CGROUP_ELSEWHERE)) {
-            self.host.lead(*cgroup, CGROUP_ELSEWHERE)?;
+        for (cgroup, slot) in wanted.iter().filter(|(one, slot)| found.get(one) != Some(slot)) {
+            self.host.lead(*cgroup, *slot)?;
         }
         Ok(())
     }

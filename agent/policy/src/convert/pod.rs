@@ -15,8 +15,11 @@ use crate::model::{
     AddressesFrom, HostPort, Labels, LabelsRead, ObjectKey, Phase, Pod, PodNetwork, Protocol,
 };
 
-/// On the mirror of a static pod: the UID that its node gave it (`ConfigHashAnnotationKey` of the kubelet).
+/// On the mirror of a static pod: the UID that its node gave it (`ConfigHashAnnotationKey` of the kubelet), once more as the
+/// sign that it is a mirror (`ConfigMirrorAnnotationKey`), and the node that made it.
 const STATIC_UID: &str = "/metadata/annotations/kubernetes.io~1config.hash";
+const MIRRORED: &str = "/metadata/annotations/kubernetes.io~1config.mirror";
+const MAKERS: &str = "/metadata/ownerReferences";
 const NO_PORT: &str = "the port is left out";
 const NO_HOST_PORT: &str = "the host port is left out";
 /// What follows from labels that cannot be read.
@@ -33,11 +36,23 @@ pub fn pod(value: &Value, key: &ObjectKey, report: &mut Report) -> Pod {
     if let Some(uid) = value.pointer("/metadata/uid").and_then(Value::as_str).filter(|uid| !uid.is_empty()) {
         uid.clone_into(&mut pod.uid);
     }
-    pod.static_uid = value.pointer(STATIC_UID).and_then(Value::as_str).map(str::to_owned);
+    pod.static_uid = static_uid(value, pod.node.as_deref());
     pod.addresses = addresses(status, Path::ROOT.field("status"), report);
     pod.phase = read_phase(fields);
     pod.start_time = start_time(status, Path::ROOT.field("status"), report);
     pod
+}
+
+/// The UID that a node knows its static pod by, where this is the mirror of one. Whoever may make pods can write all of it, so
+/// it says something of pods of that node only, and less than a UID that the API server gave.
+fn static_uid(pod: &Value, node: Option<&str>) -> Option<String> {
+    let text = |pointer| pod.pointer(pointer).and_then(Value::as_str);
+    let uid = text(STATIC_UID).filter(|uid| text(MIRRORED) == Some(*uid))?;
+    let is_node = |maker: &Value| {
+        maker["apiVersion"] == "v1" && maker["kind"] == "Node" && maker["name"].as_str() == node
+    };
+    let makers = pod.pointer(MAKERS).and_then(Value::as_array)?;
+    (node.is_some() && makers.iter().any(is_node)).then(|| uid.to_owned())
 }
 
 /// Reads what `metadata` and `spec` of a Pod or of a workload's template say: a live pod without addresses.

@@ -226,3 +226,26 @@ fn host_ports_are_those_that_somebody_translates() {
     let (pod, _) = read(&object(true));
     assert!(pod.host_ports.is_empty(), "nobody translates for who shares the node's network");
 }
+
+#[test]
+fn only_a_mirror_that_its_node_owns_names_another_uid() {
+    let mirror = json!({"metadata": {"uid": "u1",
+        "annotations": {"kubernetes.io/config.hash": "u2", "kubernetes.io/config.mirror": "u2"},
+        "ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u3"}]},
+        "spec": {"nodeName": "n1"}});
+    assert_eq!(read(&mirror).0.static_uid.as_deref(), Some("u2"));
+    for (pointer, other) in [
+        ("/metadata/annotations", json!({"kubernetes.io/config.hash": "u2"})),
+        ("/metadata/annotations/kubernetes.io~1config.mirror", json!("u4")),
+        ("/metadata/ownerReferences", json!([])),
+        ("/metadata/ownerReferences/0/kind", json!("ReplicaSet")),
+        ("/metadata/ownerReferences/0/name", json!("n2")),
+        ("/metadata/ownerReferences/0/apiVersion", json!("v2")),
+        ("/spec/nodeName", json!("n2")),
+        ("/spec", json!({})),
+    ] {
+        let mut forged = mirror.clone();
+        *forged.pointer_mut(pointer).unwrap() = other;
+        assert_eq!(read(&forged).0.static_uid, None, "{pointer}");
+    }
+}
