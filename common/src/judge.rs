@@ -224,6 +224,13 @@ impl Packed {
         self.0 & Self::REASON == Reason::Flow as u64 && !self.drops()
     }
 
+    /// True where a rule allows it, a policy's or that of failsafe ports.
+    #[inline(always)]
+    const fn is_of_rule(self) -> bool {
+        let reason = self.0 & Self::REASON;
+        self.0 & Self::DENIED == 0 && (reason == Reason::Rule as u64 || reason == Reason::Failsafe as u64)
+    }
+
     /// True where the tables could not be read.
     #[inline(always)]
     const fn is_unreadable(self) -> bool {
@@ -342,10 +349,8 @@ pub struct Work {
     sent: FlowKey,
     /// What the policies say now of the flow that the packet belongs to, where they were asked.
     again: Packed,
-    /// Which of the CPU's places this is, and who took it: another program that took it meanwhile leaves its own number.
+    /// Which of the CPU's places this is.
     pub place: u32,
-    /// As above.
-    pub owner: u32,
     /// The endpoint opened the packet's flow.
     is_opener: bool,
     /// The endpoint is the node, or a pod in its network.
@@ -396,7 +401,6 @@ impl Work {
         sent: Self::NO_KEY,
         again: Packed::NOT_ASKED,
         place: 0,
-        owner: 0,
         is_opener: false,
         is_host: false,
         ends: SocketEnds::NONE,

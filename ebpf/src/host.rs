@@ -6,14 +6,16 @@ use core::mem::offset_of;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_sk_fullsock,
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock,
     bpf_skb_ancestor_cgroup_id,
 };
-use aya_ebpf::programs::SkBuffContext;
+use aya_ebpf::programs::{SkBuffContext, TcContext};
 use portcullis_common::addr::Addr;
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::judge::{At, Delivery, Origin, Packed, SocketEnds, Work, answering, judge, leaving};
-use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, SCTP, Shape, TCP, UDP, parse};
+use portcullis_common::packet::{
+    ICMP, ICMPV6, Link, Packet, SCTP, Shape, TCP, TCP_ACK, TCP_SYN, UDP, parse,
+};
 use portcullis_common::wire::{CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT};
 
 use crate::mark;
@@ -137,19 +139,16 @@ pub fn sent(ctx: &SkBuffContext, state: &HostState) -> bool {
         mark::clear(packet);
         return true;
     }
-    let Some((place, taken)) = tables::enter() else {
-        return false;
+    let Some(place) = tables::enter() else {
+        return crowded(packet);
     };
     let Some(scratch) = tables::scratch_at(place) else {
-        tables::leave(taken);
-        return false;
+        tables::leave(place);
+        return crowded(packet);
     };
     let work = &mut scratch.work;
     work.place = place;
-    // SAFETY: a helper without arguments.
-    let owner = unsafe { bpf_get_prandom_u32() };
-    own(work, owner);
-    let skb = &Skb::new(aya_ebpf::programs::TcContext::new(packet), &mut scratch.head);
+    let skb = &Skb::new(TcContext::new(packet), &mut scratch.head);
     work.packet = Packet::OTHER;
     parse(skb, Link::Ip, &mut work.packet);
     let is_forged = ends(packet, work) == RAW;
@@ -165,16 +164,11 @@ pub fn sent(ctx: &SkBuffContext, state: &HostState) -> bool {
     if loops && is_forged {
         // A header that the process wrote itself comes back as from whoever it names.
         verdict.action = Action::Deny;
+        verdict.audited = tables::is_audit();
         verdict.reason = Reason::SpoofedSource;
     }
-    // Where processes preempt each other in the kernel another can have worked here: then this says nothing.
-    if owner_of(work) != owner {
-        verdict.action = Action::Deny;
-        verdict.audited = false;
-        verdict.reason = Reason::TablesUnreadable;
-    }
     let goes_on = report::tell(skb, &work.packet, slot, Direction::Egress, &verdict);
-    tables::leave(taken);
+    tables::leave(place);
     match verdict.delivery {
         Delivery::Again | Delivery::Waits if loops => mark::write(packet, slot, verdict.delivery),
         Delivery::Done | Delivery::Again | Delivery::Waits => mark::say(packet, slot, loops),
@@ -182,17 +176,15 @@ pub fn sent(ctx: &SkBuffContext, state: &HostState) -> bool {
     goes_on != 0
 }
 
-/// Says whose place this is; volatile, for who else takes it is not to be seen here.
+/// No place is left: dropped and counted, unless the node drops nothing.
 #[inline(always)]
-fn own(work: &mut Work, owner: u32) {
-    // SAFETY: a field behind a reference.
-    unsafe { core::ptr::write_volatile(&raw mut work.owner, owner) };
-}
-
-#[inline(always)]
-fn owner_of(work: &Work) -> u32 {
-    // SAFETY: a field behind a reference.
-    unsafe { core::ptr::read_volatile(&raw const work.owner) }
+fn crowded(packet: *mut __sk_buff) -> bool {
+    let is_audit = tables::is_audit();
+    let outcome = if is_audit { Outcome::Audit } else { Outcome::Deny };
+    let cell = verdict_cell(Direction::Egress, outcome, Reason::TablesUnreadable);
+    // SAFETY: the context is valid for the whole program.
+    tables::count_verdict(cell, unsafe { (*packet).len });
+    is_audit
 }
 
 /// Judges what a socket of the node's network gets.
@@ -229,27 +221,67 @@ pub fn sender(skb: *mut __sk_buff) -> u32 {
 
 /// True if no program has judged this and one should: it comes from the node, and from no socket of its own.
 #[inline(always)]
-pub fn is_unheard(skb: *mut __sk_buff) -> bool {
+fn is_unheard(skb: *mut __sk_buff) -> bool {
     // SAFETY: the context is valid for the whole program.
     let came_from = unsafe { (*skb).ingress_ifindex };
     came_from == 0 && mark::sender(skb).is_none()
 }
 
-/// Judges what leaves the node by a device and comes from none of its sockets. The outer packets of tunnels between nodes, which
-/// the kernel sends by itself, pass.
+/// Judges what leaves the node by a device and comes from none of its sockets; whether it goes on. What the kernel answers is judged as
+/// what it answers. The outer packets of tunnels between nodes, which the kernel sends by itself, pass.
 #[inline(never)]
 pub fn unheard(skb: &Skb<'_>, work: &mut Work, node: u32) -> u32 {
+    if is_echo(&work.packet) {
+        return answered(skb, work, node);
+    }
     let Packet { src, dst, protocol, .. } = &work.packet;
     if !matches!(*protocol, TCP | ICMP | ICMPV6) && tables::is_node(dst) {
         return 1;
     }
     // Of nobody's socket and under another's name: what it forwards has lost its device on the way (fragments of IPv6), or it
-    // answers for somebody else. To a group of routers it tells what it listens to.
+    // answers for somebody else, as a firewall. To a group of routers it tells what it listens to.
     if (!skb.has_socket() && !tables::is_node(src)) || (*protocol == IGMP && dst.is_multicast()) {
         return 1;
     }
     let verdict = Packed(of_flow(work, node));
+    // Word that nobody listens; and what says in the place of a socket that somebody does, when too many ask (SYN cookies).
+    let is_answer = is_refusal(&work.packet) || (is_cookie(&work.packet) && !skb.has_socket());
+    if is_answer && !verdict.is_of_flow() {
+        return answered(skb, work, node);
+    }
     told(skb, work, node, verdict)
+}
+
+/// [`unheard`] of what goes to a pod, behind its own judgement.
+#[inline(always)]
+pub fn unheard_by_pod(skb: *mut __sk_buff) -> u32 {
+    let node = unheard_sender(skb);
+    if node == NO_ENDPOINT || crate::skb::is_probe() {
+        return 1;
+    }
+    match tables::scratch() {
+        Some(scratch) => unheard(&Skb::new(TcContext::new(skb), &mut scratch.head), &mut scratch.work, node),
+        None => 0,
+    }
+}
+
+/// Who sent what no program has judged and one should: a process past its sockets, else the node; [`NO_ENDPOINT`] where that is
+/// nobody. A function of its own, for its stack.
+#[inline(never)]
+pub fn unheard_sender(skb: *mut __sk_buff) -> u32 {
+    match tables::host_state() {
+        Some(state) if is_unheard(skb) => match whose(skb, state) {
+            CGROUP_ELSEWHERE => state.node,
+            slot => slot,
+        },
+        Some(_) | None => NO_ENDPOINT,
+    }
+}
+
+/// True for an answer to a SYN.
+#[inline(always)]
+fn is_cookie(packet: &Packet) -> bool {
+    packet.protocol == TCP && packet.tcp_flags & (TCP_SYN | TCP_ACK) == TCP_SYN | TCP_ACK
 }
 
 /// Reports a verdict on what leaves without a socket; whether it goes on.
@@ -260,40 +292,20 @@ fn told(skb: &Skb<'_>, work: &Work, node: u32, verdict: Packed) -> u32 {
 
 /// True for an echo that the kernel answers by itself.
 #[inline(always)]
-pub fn is_echo(packet: &Packet) -> bool {
+fn is_echo(packet: &Packet) -> bool {
     matches!((packet.shape, packet.protocol), (Shape::Ongoing, ICMP | ICMPV6))
 }
 
 /// True for word of the kernel that nobody listens.
 #[inline(always)]
-pub fn is_refusal(packet: &Packet) -> bool {
+fn is_refusal(packet: &Packet) -> bool {
     matches!((packet.shape, packet.protocol), (Shape::Ongoing | Shape::Stray, TCP))
         && packet.tcp_flags & RST != 0
 }
 
-/// True for the kernel's answer to the echo of a pod that the node's policies do not let in. It is counted and not told: an event
-/// is further down than the stack of Linux 6.1 reaches.
-#[inline(never)]
-pub fn refuses_echo(skb: *mut __sk_buff) -> u32 {
-    let (Some(state), Some(scratch)) = (tables::host_state(), tables::scratch()) else {
-        return 0;
-    };
-    let work = &scratch.work;
-    if crate::skb::is_probe() || !is_unheard(skb) || !is_echo(&work.packet) {
-        return 0;
-    }
-    let verdict = answering(&Maps, work, state.node, 0);
-    if !verdict.drops() {
-        return 0;
-    }
-    let cell = verdict_cell(Direction::Egress, Outcome::Deny, verdict.verdict().reason);
-    tables::count_verdict(cell, work.packet.bytes);
-    1
-}
-
 /// Judges an answer of the kernel as what it answers.
 #[inline(never)]
-pub fn answered(skb: &Skb<'_>, work: &Work, node: u32) -> u32 {
+fn answered(skb: &Skb<'_>, work: &Work, node: u32) -> u32 {
     let port = if work.packet.protocol == TCP { work.packet.src_port } else { 0 };
     let verdict = answering(&Maps, work, node, port);
     if verdict.drops() { told(skb, work, node, verdict) } else { 1 }
@@ -303,10 +315,4 @@ pub fn answered(skb: &Skb<'_>, work: &Work, node: u32) -> u32 {
 #[inline(never)]
 fn of_flow(work: &mut Work, node: u32) -> u64 {
     leaving(&Maps, work, node).0
-}
-
-/// True for a refusal in a flow that the node opened itself.
-#[inline(always)]
-pub fn is_in_flow(work: &mut Work, node: u32) -> bool {
-    Packed(of_flow(work, node)).is_of_flow()
 }

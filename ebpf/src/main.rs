@@ -41,7 +41,7 @@ pub fn pod_egress(ctx: TcContext) -> i32 {
 pub fn pod_ingress(ctx: TcContext) -> i32 {
     let packet = ctx.skb.skb;
     // Last, for the verifier's sake: it would go through the judgement once for each answer.
-    if run(ctx, Direction::Ingress) == PASS && host::refuses_echo(packet) == 0 { PASS } else { DROP }
+    if run(ctx, Direction::Ingress) == PASS && host::unheard_by_pod(packet) == PASSES { PASS } else { DROP }
 }
 
 /// What leaves by the node's other devices: TC egress of uplinks, tunnels, bridges and interfaces of nobody known. Judges
@@ -190,17 +190,13 @@ fn run(ctx: TcContext, direction: Direction) -> i32 {
 #[inline(always)]
 fn leaves(ctx: TcContext) -> i32 {
     let packet = ctx.skb.skb;
+    let sender = host::unheard_sender(packet);
     let Some(state) = tables::host_state() else {
         return PASS;
     };
-    let is_unheard = host::is_unheard(packet);
-    let node = match if is_unheard { host::whose(packet, state) } else { state.node } {
-        CGROUP_ELSEWHERE => state.node,
-        slot => slot,
-    };
     // What is forwarded is not the node's. A tunnel's outer packet looks as if it were, and has the mark of the inner.
-    mark::say(packet, node, false);
-    if !is_unheard {
+    mark::say(packet, if sender == NO_ENDPOINT { state.node } else { sender }, false);
+    if sender == NO_ENDPOINT {
         return PASS;
     }
     let Some(scratch) = tables::scratch() else {
@@ -212,17 +208,7 @@ fn leaves(ctx: TcContext) -> i32 {
     let work = &mut scratch.work;
     work.packet = Packet::OTHER;
     parse(skb, link, &mut work.packet);
-    let packet = &work.packet;
-    let passes = if host::is_echo(packet) {
-        host::answered(skb, work, node)
-    } else if host::is_refusal(packet) {
-        // In somebody else's name, as a firewall's.
-        let is_another = !skb.has_socket() && !tables::is_node(&packet.src);
-        if is_another || host::is_in_flow(work, node) { PASSES } else { host::answered(skb, work, node) }
-    } else {
-        host::unheard(skb, work, node)
-    };
-    if passes == PASSES { PASS } else { DROP }
+    if host::unheard(skb, work, sender) == PASSES { PASS } else { DROP }
 }
 
 /// Parses what is delivered, and judges it.

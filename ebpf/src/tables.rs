@@ -5,10 +5,13 @@ use core::hint::black_box;
 
 use aya_ebpf::bindings::{
     BPF_EXIST, BPF_F_NO_PREALLOC, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
+    bpf_spin_lock,
 };
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
-use aya_ebpf::helpers::generated::bpf_ringbuf_query;
+use aya_ebpf::helpers::generated::{
+    bpf_get_smp_processor_id, bpf_ringbuf_query, bpf_spin_lock as lock, bpf_spin_unlock as unlock,
+};
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 use aya_ebpf::macros::btf_map;
 use portcullis_common::addr::Addr;
@@ -102,14 +105,27 @@ pub struct Scratch {
     pub head: Head,
     /// Where it came from.
     pub origin: SomeOrigin,
-    /// In the first: how many of the others are taken.
-    taken: u32,
-    reserved: u32,
 }
 
-/// Programs of what sockets send that may be under way on one CPU: of a process, of the softirqs that interrupt it, and of
-/// processes that take its place.
-const NESTED: u32 = 6;
+/// Programs of what sockets send that may be under way on one CPU: of a process, of the softirqs that interrupt it, and, where
+/// the kernel preempts itself, of processes that take its place. A bit each of [`Places`].
+const NESTED: u32 = 16;
+/// CPUs that there are places for, until the loader says how many the machine may have.
+const MAX_CPUS: usize = 8192;
+
+/// Which places of a CPU are taken by what its sockets send. Behind a lock, which keeps its CPU from being taken away: two loads and
+/// a store would be seen half done by another process that takes its place.
+#[repr(C, align(64))]
+pub struct Places {
+    lock: bpf_spin_lock,
+    /// A bit each, of the lowest [`NESTED`].
+    taken: u32,
+    reserved: [u64; 7],
+}
+
+/// By CPU: maps that are each CPU's own have no locks.
+#[btf_map(name = "places")]
+static PLACES: Array<Places, MAX_CPUS> = Array::new();
 
 /// An origin by way of memory, for which the verifier forgets it: else it would go on with each as a case of its own.
 #[repr(C, align(8))]
@@ -278,34 +294,49 @@ pub fn scratch_at<'a>(place: u32) -> Option<&'a mut Scratch> {
     SCRATCH.get_ptr_mut(place).map(|scratch| unsafe { &mut *scratch })
 }
 
-/// Takes a place to work for what a socket sends: softirqs are on there, so another program can run in between, on this CPU and
-/// before this one ends. Returns the place, and how many were taken before; none where all are.
+/// Takes a place to work for what a socket sends, until [`leave`]: softirqs are on there, and where the kernel preempts itself
+/// processes come in between, too, in any order. Returns its number; none where all are taken.
 #[inline(always)]
-pub fn enter() -> Option<(u32, u32)> {
-    let depth = nesting()?;
-    // SAFETY: a field of a value that a lookup returned; what interrupts leaves it as it was.
-    let taken = unsafe { core::ptr::read_volatile(depth) };
-    if taken >= NESTED {
-        return None;
-    }
-    // SAFETY: as above.
-    unsafe { core::ptr::write_volatile(depth, taken + 1) };
-    Some((taken + 1, taken))
-}
-
-/// Gives the last place back: as many are taken as before.
-#[inline(always)]
-pub fn leave(taken: u32) {
-    if let Some(depth) = nesting() {
-        // SAFETY: as in `enter`.
-        unsafe { core::ptr::write_volatile(depth, taken) };
-    }
-}
-
-#[inline(always)]
-fn nesting() -> Option<*mut u32> {
+pub fn enter() -> Option<u32> {
+    // SAFETY: a helper without arguments; no program changes its CPU.
+    let places = PLACES.get_ptr_mut(unsafe { bpf_get_smp_processor_id() })?;
     // SAFETY: a field of a value that a lookup returned.
-    SCRATCH.get_ptr_mut(0).map(|scratch| unsafe { &raw mut (*scratch).taken })
+    let guard = unsafe { &raw mut (*places).lock };
+    // SAFETY: as above.
+    let taken = unsafe { &raw mut (*places).taken };
+    // SAFETY: unlocked before anything else is called.
+    unsafe { lock(guard) };
+    // SAFETY: a field of the value; volatile, to stay where the lock is held.
+    let before = unsafe { core::ptr::read_volatile(taken) };
+    // SAFETY: as above.
+    unsafe { core::ptr::write_volatile(taken, before | before.wrapping_add(1)) };
+    // SAFETY: locked above.
+    unsafe { unlock(guard) };
+    // The lowest bit that was not set, without branches: the verifier would go on with each. Bits beyond stay set, and mean nothing.
+    let place = (before.wrapping_add(1) & !before).wrapping_sub(1).count_ones();
+    if place < NESTED { Some(place + 1) } else { None }
+}
+
+/// Gives a place back.
+#[inline(always)]
+pub fn leave(place: u32) {
+    // SAFETY: as in `enter`.
+    let Some(places) = PLACES.get_ptr_mut(unsafe { bpf_get_smp_processor_id() }) else {
+        return;
+    };
+    // SAFETY: as in `enter`.
+    let guard = unsafe { &raw mut (*places).lock };
+    // SAFETY: as in `enter`.
+    let taken = unsafe { &raw mut (*places).taken };
+    let held = 1u32.wrapping_shl(place.wrapping_sub(1));
+    // SAFETY: as in `enter`.
+    unsafe { lock(guard) };
+    // SAFETY: as in `enter`.
+    let before = unsafe { core::ptr::read_volatile(taken) };
+    // SAFETY: as in `enter`.
+    unsafe { core::ptr::write_volatile(taken, before & !held) };
+    // SAFETY: as in `enter`.
+    unsafe { unlock(guard) };
 }
 
 /// Counts a packet under a rule.

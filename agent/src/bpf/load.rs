@@ -208,13 +208,15 @@ pub fn load(purpose: Purpose, pins: Option<&Pins>, sizes: &Sizes) -> Result<Ebpf
     if let Some(pins) = pins {
         shape::check(pins, sizes)?;
     }
-    // `scratch`, the patterns of inner maps and the log ring are each load's own.
+    // `scratch`, `places`, the patterns of inner maps and the log ring are each load's own.
     for map in shape::shapes(sizes) {
         loader.map_max_entries(map.name, map.entries);
         if let Some(pins) = pins {
             loader.map_pin_path(map.name, pins.maps().join(map.name));
         }
     }
+    let cpus = aya::util::nr_cpus().map_err(|(what, cause)| BpfError::map("count CPUs for", what, cause))?;
+    loader.map_max_entries("places", u32::try_from(cpus).unwrap_or(u32::MAX));
     let mut ebpf = loader.load(OBJECT)?;
     let failed = |name| move |cause| BpfError::Program { name, cause };
     for name in [POD_EGRESS, POD_INGRESS] {

@@ -108,3 +108,19 @@ fn a_tuple_that_was_anothers_says_nothing_of_whose_it_is_now() {
     // The other pod's again: judged as its own.
     denies(world.to_pod(&request), Reason::Isolated);
 }
+
+#[test]
+fn what_a_full_table_does_not_know_may_still_answer_whom_a_rule_lets_in() {
+    let world = host(ALLOWING, ISOLATING);
+    let segment = |flags| ip(TCP, (NODE, PEER4), &tcp(80, 4000, flags));
+    let listener = SocketEnds { local_port: 80, ..SocketEnds::NONE };
+    allows(sent(&world, listener, &segment(TCP_SYN | TCP_ACK)), Reason::Flow);
+    allows(sent(&world, ends(PEER4, 4000, 80), &segment(TCP_ACK)), Reason::Flow);
+    // It opens nothing.
+    denies(sent(&world, ends(PEER4, 4000, 80), &segment(TCP_SYN)), Reason::Isolated);
+    // Whoever writes headers has no connection, other ports answer nobody.
+    denies(sent(&world, SocketEnds::NONE, &segment(TCP_ACK)), Reason::Isolated);
+    denies(sent(&world, ends(PEER4, 4000, 81), &segment(TCP_ACK)), Reason::Isolated);
+    // Where no rule isolates ingress none says that this was let in.
+    denies(sent(&host(open(), ISOLATING), ends(PEER4, 4000, 80), &segment(TCP_ACK)), Reason::Isolated);
+}

@@ -11,12 +11,13 @@ use crate::wire::RULESET_OPEN;
 #[inline(always)]
 pub fn leaving<E: Environment>(env: &E, work: &mut Work, slot: u32) -> Packed {
     let Some(rulesets) = env.endpoint(slot) else {
-        return Packed::UNREADABLE;
+        return nobodys(env);
     };
     match work.packet.shape {
         Shape::Opening | Shape::Ongoing | Shape::Stray | Shape::Later => {}
         Shape::Unreadable | Shape::BrokenIp if u32::from(rulesets.egress) != RULESET_OPEN => {
-            return Packed::new(isolated(env, rulesets.egress, work.packet.error.reason()));
+            let verdict = isolated(env, rulesets.egress, work.packet.error.reason());
+            return Packed::new(Verdict { audited: verdict.audited || env.is_audit(), ..verdict });
         }
         Shape::IcmpError
         | Shape::DhcpDiscover
@@ -41,6 +42,12 @@ pub fn leaving<E: Environment>(env: &E, work: &mut Work, slot: u32) -> Packed {
 pub fn answering<E: Environment>(env: &E, work: &Work, slot: u32, port: u16) -> Packed {
     match env.endpoint(slot) {
         Some(rulesets) => env.decide(&work.packet.dst, rulesets.ingress, work.packet.protocol, port),
-        None => Packed::UNREADABLE,
+        None => nobodys(env),
     }
+}
+
+/// There is no endpoint to ask about: closed, unless the node drops nothing.
+#[inline(always)]
+fn nobodys<E: Environment>(env: &E) -> Packed {
+    Packed::new(Verdict { audited: env.is_audit(), ..Verdict::deny(Reason::TablesUnreadable) })
 }

@@ -474,7 +474,13 @@ impl<'a, E: Environment> ByTuple<'a, E> {
                 work.entry.tag |= FLOW_OWN_NODE;
                 Packed::new(Verdict::allow(Reason::OwnNode))
             }
-            (Direction::Egress, _) if self.is_host => self.out_of_host(&work.packet),
+            (Direction::Egress, _) if self.is_host => {
+                let verdict = self.out_of_host(&work.packet);
+                if verdict.0 & Packed::DENIED != 0 && self.is_answer(work) != 0 {
+                    return Packed::new(Verdict::allow(Reason::Flow));
+                }
+                verdict
+            }
             (Direction::Egress, _) => self.env.ahead(work, self.classified(&work.packet, &key.remote)),
         };
         if verdict.drops() || held.0 & Packed::MAY_OPEN == 0 {
@@ -505,6 +511,18 @@ impl<'a, E: Environment> ByTuple<'a, E> {
             return WAITS;
         }
         self.classified(packet, &packet.dst)
+    }
+
+    /// 1: what a socket of TCP sends and no flow knows belongs to a connection that a rule for ingress lets in, as a failsafe port's when
+    /// others have filled the table. Only a segment that opens nothing, and of a whole socket, which has one to send.
+    #[inline(never)]
+    fn is_answer(&self, work: &Work) -> u32 {
+        let Packet { shape, protocol, dst, .. } = &work.packet;
+        if *protocol != TCP || !matches!(shape, Shape::Ongoing) || work.ends.local_port == 0 || self.loops() {
+            return 0;
+        }
+        let verdict = self.env.decide(dst, self.word.ingress, TCP, work.ends.local_port);
+        u32::from(verdict.is_of_rule())
     }
 
     /// What the policies say now of the work's flow, which an older state of them allowed.
