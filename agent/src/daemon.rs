@@ -988,11 +988,12 @@ impl Agent {
             unread: self.source.never_read().to_vec(),
         });
         let mut snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
-        snapshot.host = host_status::readings(self.firewall.as_ref(), &cluster);
+        let after = Reconciled { cluster: &cluster, complete, held: &snapshot.held };
+        let host = host_status::readings(self.firewall.as_ref(), after);
         if let (Some(firewall), Some(said)) = (&self.firewall, &self.said) {
-            let after = Reconciled { cluster: &cluster, complete, held: &snapshot.held };
             self.source.tell_status(host_status::states(said, &self.problems.objects, firewall, after));
         }
+        snapshot.host = host;
         self.shared.publish(snapshot, began);
         ended.tell(&self.shared.metrics);
         // With a file that nobody could read nobody knows what should be in force.
