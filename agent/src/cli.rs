@@ -69,7 +69,7 @@ enum Verb {
     /// Show how the agent and its node do; exit 1 if something is wrong
     #[command(after_help = examples::STATUS)]
     Status(StatusArgs),
-    /// Show the pods that are enforced here
+    /// Show the pods that are enforced here, and with the host firewall the node too
     #[command(after_help = examples::ENDPOINTS)]
     Endpoints(EndpointsArgs),
     /// Show what each policy does here, or check files

@@ -53,7 +53,7 @@ use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
 use crate::source::dir::{DirSource, Signature};
-use crate::source::kube::{self, HostPolicies, KubeSource, Said};
+use crate::source::kube::{self, Decides, HostPolicies, KubeSource, Said};
 use crate::source::{Choice, Source};
 use crate::verbs::endpoints::{Endpoint, Scope};
 use crate::verbs::policies::{PoliciesRequest, PolicyReport};
@@ -988,11 +988,12 @@ impl Agent {
             unread: self.source.never_read().to_vec(),
         });
         let mut snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
-        snapshot.host = host_status::readings(self.firewall.as_ref(), &cluster);
+        let after = Reconciled { cluster: &cluster, complete, held: &snapshot.held };
+        let host = host_status::readings(self.firewall.as_ref(), after);
         if let (Some(firewall), Some(said)) = (&self.firewall, &self.said) {
-            let after = Reconciled { cluster: &cluster, complete, held: &snapshot.held };
             self.source.tell_status(host_status::states(said, &self.problems.objects, firewall, after));
         }
+        snapshot.host = host;
         self.shared.publish(snapshot, began);
         ended.tell(&self.shared.metrics);
         // With a file that nobody could read nobody knows what should be in force.
@@ -1092,11 +1093,24 @@ fn trouble(watch: &kube::WatchState) -> Option<Problem> {
         return Some(Problem::of_node(Severity::Note, message));
     }
     let trouble = watch.trouble.as_ref()?;
-    if !watch.kind.decides_verdicts() {
-        let means = "no verdict depends on it; backends of Services that `explain` names are those that pods and \
-                     selectors tell; give the agent the right to list and watch it";
-        let message = format!("watching {}: {trouble}: {means}", watch.kind.plural());
-        return Some(Problem::of_node(Severity::Note, message));
+    if !watch.needed {
+        let (severity, means) = match watch.decides {
+            Decides::Names => (
+                Severity::Note,
+                "no verdict depends on it; backends of Services that `explain` names are those that pods and selectors \
+                 tell",
+            ),
+            Decides::ApiServers | Decides::Verdicts => (
+                Severity::Warning,
+                "the host firewall does not know which API servers are behind the Service default/kubernetes, and \
+                 policies for hosts may deny them; say them with --api-server",
+            ),
+        };
+        let message = format!(
+            "watching {}: {trouble}: {means}; give the agent the right to list and watch it",
+            watch.kind.plural()
+        );
+        return Some(Problem::of_node(severity, message));
     }
     let means = if watch.listed {
         "what the API server said last stays in force"

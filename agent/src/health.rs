@@ -116,8 +116,8 @@ impl Health {
 
     /// The watches of the API server do so. What it says is known as of when the longest silent one was heard.
     pub fn watched(&self, watches: Vec<WatchState>) {
-        let deciding = watches.iter().filter(|watch| watch.kind.decides_verdicts());
-        let heard = deciding.map(|watch| watch.heard.filter(|_| watch.listed));
+        let needed = watches.iter().filter(|watch| watch.needed);
+        let heard = needed.map(|watch| watch.heard.filter(|_| watch.listed));
         let read = heard.min().flatten();
         self.change(|progress| {
             progress.source_read = read;
@@ -185,10 +185,10 @@ impl Health {
     }
 }
 
-/// What is not known of the API server's objects that decide verdicts, and why.
+/// What is not known of the API server's objects that are needed, and why.
 fn not_watched(watches: &[WatchState], now: u64) -> Vec<String> {
     let mut reasons = Vec::new();
-    for watch in watches.iter().filter(|watch| watch.kind.decides_verdicts()) {
+    for watch in watches.iter().filter(|watch| watch.needed) {
         let plural = watch.kind.plural();
         let why = watch.trouble.as_ref().map(|trouble| format!(" ({trouble})")).unwrap_or_default();
         let silent = Duration::from_nanos(now.saturating_sub(watch.heard.unwrap_or(0)));

@@ -105,6 +105,8 @@ pub struct HostReadings {
     pub enabled: bool,
     /// HostPolicies that are in force here.
     pub in_force: u64,
+    /// Those of which not all is enforced here yet.
+    pub pending: u64,
     /// Those that are rolled back.
     pub rolled_back: u64,
     /// Times that policies were rolled back on this node.
@@ -298,7 +300,7 @@ impl Metrics {
         );
         registry.register(
             "host_policies",
-            "HostPolicies that are known, in force or rolled back on this node",
+            "HostPolicies that are known, in force, pending or rolled back on this node",
             self.host_policies.clone(),
         );
         registry.register(
@@ -373,7 +375,9 @@ impl Metrics {
         self.endpoints_missing.set(gauge(readings.endpoints_missing));
         self.policies.set(gauge(readings.policies));
         let host = readings.host;
-        for (state, count) in [("in-force", host.in_force), ("rolled-back", host.rolled_back)] {
+        let states =
+            [("in-force", host.in_force), ("pending", host.pending), ("rolled-back", host.rolled_back)];
+        for (state, count) in states {
             self.host_policies.get_or_create(&StateLabels { state }).set(gauge(count));
         }
         store(&self.host_rollbacks, host.rollbacks);
@@ -424,7 +428,7 @@ mod tests {
             flows: Some(8),
             flows_capacity: Some(11),
             flows_adopted: 10,
-            host: HostReadings { enabled: true, in_force: 12, rolled_back: 1, rollbacks: 13 },
+            host: HostReadings { enabled: true, in_force: 12, pending: 2, rolled_back: 1, rollbacks: 13 },
             ready: true,
             reconcile_errors: 9,
             ..Readings::default()
@@ -453,6 +457,7 @@ mod tests {
             "portcullis_flows_capacity 11",
             "portcullis_host_firewall_enabled 1",
             "portcullis_host_policies{state=\"in-force\"} 12",
+            "portcullis_host_policies{state=\"pending\"} 2",
             "portcullis_host_policies{state=\"rolled-back\"} 1",
             "portcullis_host_policy_rollbacks_total 13",
             "portcullis_ready 1",

@@ -395,7 +395,7 @@ impl Reporter<'_> {
             watches: progress
                 .watches
                 .iter()
-                .filter(|watch| watch.kind.decides_verdicts())
+                .filter(|watch| watch.needed)
                 .map(|watch| (watch.kind.name(), self.health.since(watch.heard)))
                 .collect(),
             reconcile_errors: progress.errors,

@@ -18,6 +18,7 @@ use portcullis_common::event::{Direction, Outcome, Reason};
 use portcullis_common::wire::Stats;
 use portcullis_policy::convert::{Report, host_policy};
 use portcullis_policy::manifest::{SourceFile, parse_file};
+use portcullis_policy::model::{Problem, Severity};
 use serde_json::{Value, json};
 
 const PREFIX: &str = "portcullis_";
@@ -228,8 +229,8 @@ fn everything(name: &str, schema: &Value) -> Value {
     }
 }
 
-#[test]
-fn the_agent_knows_every_field_that_the_definition_of_host_policies_has() {
+/// The schema of HostPolicy as the chart defines it, and an object that has every field of it.
+fn definition_and_example() -> (Value, Value) {
     let content = read("deploy/chart/portcullis/crds/hostpolicies.portcullis.dev.yaml");
     let parsed = parse_file(&SourceFile { path: "crd.yaml", content: content.as_bytes() }).unwrap();
     let definition = &parsed.objects[0].value;
@@ -237,7 +238,8 @@ fn the_agent_knows_every_field_that_the_definition_of_host_policies_has() {
     let api_version =
         [&definition["spec"]["group"], &version["name"]].map(|text| text.as_str().unwrap()).join("/");
     assert_eq!(api_version, "portcullis.dev/v1alpha1");
-    let mut object = everything("", &version["schema"]["openAPIV3Schema"]);
+    let schema = &version["schema"]["openAPIV3Schema"];
+    let mut object = everything("", schema);
     assert_eq!(object["spec"]["ingress"][0]["ports"][0]["endPort"], 65_535, "{object}");
     // What only other objects may have beside it.
     object["metadata"] = json!({"name": "all"});
@@ -254,7 +256,92 @@ fn the_agent_knows_every_field_that_the_definition_of_host_policies_has() {
             peers.iter().all(|peer: &Value| peer.as_object().unwrap().values().all(|one| !one.is_null()))
         );
     }
+    (schema.clone(), object)
+}
+
+/// What the agent says about it.
+fn problems(object: &Value) -> Vec<Problem> {
     let mut report = Report::new("HostPolicy all", None);
-    drop(host_policy(&object, &mut report));
-    assert_eq!(report.into_problems(), [], "{object}");
+    drop(host_policy(object, &mut report));
+    report.into_problems()
+}
+
+#[test]
+fn the_agent_knows_every_field_that_the_definition_of_host_policies_has() {
+    let (_, object) = definition_and_example();
+    assert_eq!(problems(&object), [], "{object}");
+}
+
+/// Every mapping with fields of its own in `object`: where it is, and what its schema is.
+fn mappings<'a>(at: &str, object: &Value, schema: &'a Value, found: &mut Vec<(String, &'a Value)>) {
+    if let Some(entries) = object.as_array() {
+        for (index, entry) in entries.iter().enumerate() {
+            mappings(&format!("{at}/{index}"), entry, &schema["items"], found);
+        }
+    }
+    let (Some(fields), Some(known)) = (object.as_object(), schema["properties"].as_object()) else { return };
+    found.push((at.to_owned(), schema));
+    for (name, value) in fields {
+        mappings(&format!("{at}/{name}"), value, &known[name], found);
+    }
+}
+
+#[test]
+fn the_server_keeps_an_unknown_field_wherever_the_agent_closes_on_it() {
+    let (schema, mut object) = definition_and_example();
+    let mut places = Vec::new();
+    mappings("/spec", &object["spec"], &schema["properties"]["spec"], &mut places);
+    // The subject's other kind.
+    let pods = &schema["properties"]["spec"]["properties"]["subject"]["properties"]["pods"];
+    let (with_nodes, subject) = (object.clone(), json!({"pods": everything("", pods)}));
+    object["spec"]["subject"] = subject.clone();
+    let mut of_pods = Vec::new();
+    mappings("/spec/subject/pods", &subject["pods"], pods, &mut of_pods);
+    assert!(places.len() > 20 && of_pods.len() == 5, "{places:?} {of_pods:?}");
+    let all =
+        places.iter().map(|place| (&with_nodes, place)).chain(of_pods.iter().map(|place| (&object, place)));
+    for (example, (place, schema)) in all {
+        // What the server drops the agent never sees: `form` for `from` would let everybody in.
+        assert_eq!(schema["x-kubernetes-preserve-unknown-fields"], true, "{place}");
+        let mut odd = example.clone();
+        odd.pointer_mut(place).unwrap()["form"] = json!([]);
+        let said = problems(&odd);
+        let [problem] = said.as_slice() else { panic!("{place}: {said:?}") };
+        assert!(
+            problem.severity == Severity::Error && problem.field.rsplit('.').next() == Some("form"),
+            "{place}: {problem:?}"
+        );
+    }
+}
+
+#[test]
+fn the_server_asks_for_the_values_that_the_agent_asks_for() {
+    let (schema, mut object) = definition_and_example();
+    let mut places = Vec::new();
+    mappings("/spec", &object["spec"], &schema["properties"]["spec"], &mut places);
+    let requirements: Vec<&Value> = places
+        .iter()
+        .filter(|(place, _)| place.contains("/matchExpressions/"))
+        .map(|(_, schema)| *schema)
+        .collect();
+    assert_eq!(requirements.len(), 7);
+    let selector = "/spec/subject/nodes/nodeSelector/matchExpressions/0";
+    for schema in requirements {
+        let branches = schema["anyOf"].as_array().unwrap();
+        let mut operators = Vec::new();
+        for branch in branches {
+            let values = &branch["properties"]["values"];
+            let is_needed = values["minItems"] == 1 && branch["required"] == json!(["values"]);
+            assert!(is_needed || values["maxItems"] == 0, "{branch}");
+            for operator in branch["properties"]["operator"]["enum"].as_array().unwrap() {
+                operators.push(operator.clone());
+                for (values, is_fine) in [(json!([]), !is_needed), (json!(["a"]), is_needed)] {
+                    let requirement = json!({"key": "a", "operator": operator, "values": values});
+                    *object.pointer_mut(selector).unwrap() = requirement.clone();
+                    assert_eq!(problems(&object).is_empty(), is_fine, "{requirement}");
+                }
+            }
+        }
+        assert_eq!(&operators, schema["properties"]["operator"]["enum"].as_array().unwrap());
+    }
 }

@@ -391,7 +391,8 @@ fn leave(root: &Path) {
     leave_cgroup(root);
 }
 
-/// Where a party's container is, below the root; the three layouts of one driver.
+/// Where a party's container is, below the root: of two classes, as the driver cgroupfs names them. systemd's names are tried in
+/// `agent/src/attach/pods.rs`.
 fn cgroup(party: Party) -> String {
     match party {
         Party::X => format!("kubepods/pod{X_UID}/c"),

@@ -132,7 +132,7 @@ fn t20_what_cuts_the_node_off_is_rolled_back_until_it_changes() {
     stage.down();
 }
 
-/// T15: from the first packet, by both layouts of cgroups.
+/// T15: from the first packet, in a cgroup as the driver cgroupfs names it; with `--unknown-pod=allow` nobody judges it.
 #[test]
 fn t15_a_pod_of_which_nothing_is_known_is_closed_but_for_failsafe_ports() {
     if !is_root("t15_a_pod_of_which_nothing_is_known_is_closed_but_for_failsafe_ports") {

@@ -1,6 +1,7 @@
-//! Owns the program at the root of the node's cgroups, through which everything goes that ends at a socket of the node:
-//! the backend of a Service may be there. Its link is pinned, `cgroup-deliver` in the directory of links. Minimum kernel
-//! 5.7 (links of cgroups).
+//! Owns the two programs at the root of the node's cgroups. Through the one of ingress goes everything that ends at a socket of
+//! the node: the backend of a Service may be there, and the host firewall judges what comes in. Through the one of egress, which
+//! is there with the host firewall only, goes what sockets of the node send. Their links are pinned in the directory of links:
+//! `cgroup-deliver` and `cgroup-host`. Minimum kernel 5.7 (links of cgroups).
 
 use std::fs::{self, File};
 use std::io;

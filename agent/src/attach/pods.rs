@@ -141,18 +141,61 @@ mod tests {
         }
     }
 
+    const OTHER: &str = "dddddddd-1111-4222-8333-0123456789ab";
+    const THIRD: &str = "eeeeeeee-1111-4222-8333-0123456789ab";
+
     #[test]
-    fn layouts_of_both_drivers_are_read() {
+    fn the_layout_of_systemd_is_read_wherever_it_lies() {
+        for (below, pods) in [
+            ("", "kubepods"),
+            // cgroup2 beside version 1, where the agent looks into `unified` alone.
+            ("unified", "kubepods"),
+            // A node that is a container (kind).
+            ("", "kubelet.slice/kubelet-kubepods"),
+        ] {
+            let dir = crate::scratch::Scratch::new();
+            let make = |path: &str| fs::create_dir_all(dir.path().join(path)).unwrap();
+            let root = dir.path().join(below);
+            make("memory/kubepods/burstable/podffffffff-1111-4222-8333-0123456789ab");
+            fs::create_dir_all(root.join("system.slice/kubelet.service")).unwrap();
+            let name = pods.rsplit('/').next().unwrap();
+            let slice = |class: &str, uid: &str| {
+                let uid = uid.replace('-', "_");
+                match class {
+                    "" => format!("{pods}.slice/{name}-pod{uid}.slice"),
+                    class => format!("{pods}.slice/{name}-{class}.slice/{name}-{class}-pod{uid}.slice"),
+                }
+            };
+            let all = [("burstable", UID), ("besteffort", OTHER), ("", THIRD)];
+            for (class, uid) in all {
+                fs::create_dir_all(root.join(slice(class, uid)).join("cri-containerd-c.scope")).unwrap();
+            }
+            if below.is_empty() {
+                // Version 1 is mounted beside cgroup2, never in it.
+                fs::remove_dir_all(dir.path().join("memory")).unwrap();
+            }
+            let found = PodCgroups::look(&root).unwrap();
+            assert_eq!(found.root, number(&root.join(format!("{pods}.slice"))).unwrap(), "{below} {pods}");
+            let expected: BTreeMap<String, u64> = all
+                .map(|(class, uid)| (uid.to_owned(), number(&root.join(slice(class, uid))).unwrap()))
+                .into();
+            assert_eq!(found.pods, expected, "{below} {pods}");
+            assert_eq!(found.directories.len(), 3, "{:?}", found.directories);
+        }
+    }
+
+    #[test]
+    fn the_layout_of_cgroupfs_is_read() {
         let dir = crate::scratch::Scratch::new();
         let make = |path: &str| fs::create_dir_all(dir.path().join(path)).unwrap();
         make("system.slice/kubelet.service");
         assert_eq!(PodCgroups::look(dir.path()).unwrap(), PodCgroups::default());
         make(&format!("a/kubepods/burstable/pod{UID}/container"));
-        make("a/kubepods/poddddddddd-1111-4222-8333-0123456789ab");
+        make(&format!("a/kubepods/pod{OTHER}"));
         let found = PodCgroups::look(dir.path()).unwrap();
         assert_eq!(found.root, number(&dir.path().join("a/kubepods")).unwrap());
         let names: Vec<&str> = found.pods.keys().map(String::as_str).collect();
-        assert_eq!(names, [UID, "dddddddd-1111-4222-8333-0123456789ab"]);
+        assert_eq!(names, [UID, OTHER]);
         assert_eq!(found.directories.len(), 2);
     }
 }

@@ -19,6 +19,8 @@ pub(super) struct Host {
     state: Array<MapData, Wire<HostState>>,
     cgroups: HashMap<MapData, u64, Wire<CgroupWord>>,
     nodes: HashMap<MapData, [u8; 16], Wire<NodeAddrWord>>,
+    /// Addresses of nodes that there is no room for.
+    left_out: usize,
 }
 
 impl Host {
@@ -27,6 +29,7 @@ impl Host {
             state: take(ebpf, "host_state")?,
             cgroups: take(ebpf, "cgroups")?,
             nodes: take(ebpf, "nodes")?,
+            left_out: 0,
         })
     }
 
@@ -64,8 +67,15 @@ impl Host {
         gone(self.cgroups.remove(&cgroup), "cgroups")
     }
 
-    /// Leaves these addresses there, as many as there is room for.
+    /// Leaves these addresses there, as many as there is room for; the log warns of how many are left out.
     pub(super) fn set_nodes(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), BpfError> {
+        let left_out = left_out(addresses.len());
+        if left_out != std::mem::replace(&mut self.left_out, left_out) && left_out > 0 {
+            tracing::warn!(
+                "{left_out} addresses of nodes have no room in the map `nodes` ({MAX_NODE_ADDRS}): what tunnels send there is \
+                 judged by the node's policies for egress, as if it were for anybody"
+            );
+        }
         let failed = |operation| move |e| BpfError::map(operation, "nodes", e);
         let found: BTreeSet<[u8; 16]> =
             self.nodes.keys().collect::<Result<_, _>>().map_err(failed("read"))?;
@@ -84,6 +94,11 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// How many of so many addresses there is no room for.
+const fn left_out(addresses: usize) -> usize {
+    addresses.saturating_sub(MAX_NODE_ADDRS as usize)
 }
 
 /// `SO_NETNS_COOKIE` of include/uapi/asm-generic/socket.h (Linux 5.14).

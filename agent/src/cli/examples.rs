@@ -28,6 +28,7 @@ pub(super) const OBSERVE: &str = "\
 Examples:
   portcullis observe --last 100
   portcullis observe -f --verdict deny --pod shop/web-0
+  portcullis observe -f --policy HostPolicy/exporter
   portcullis observe -f -o json --count 100";
 
 pub(super) const STATUS: &str = "\
@@ -49,6 +50,7 @@ pub(super) const POLICIES: &str = "\
 Examples:
   portcullis policies
   portcullis policies shop/web-allow
+  portcullis policies HostPolicy/exporter
   portcullis policies lint manifests/";
 
 pub(super) const PREFLIGHT: &str = "\

@@ -66,8 +66,9 @@ pub struct FilterArgs {
     /// TCP, UDP, SCTP, ICMP, ICMPv6 or a number
     #[arg(long, value_name = "PROTOCOL", value_delimiter = ',')]
     protocol: Vec<ProtocolText>,
-    /// The policy of the rule or isolation that decided
-    #[arg(long, value_name = "NAMESPACE/NAME", value_delimiter = ',')]
+    /// The policy of the rule or isolation that decided: NAMESPACE/NAME, or HostPolicy/NAME
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(long, value_name = "POLICY", value_delimiter = ',')]
     policy: Vec<NameText>,
     /// Why; `portcullis explain --help` lists them
     #[arg(long, value_name = "REASON", value_delimiter = ',', hide_possible_values = true,

@@ -26,8 +26,9 @@ pub struct PoliciesRequest {
 /// What is asked without a subcommand.
 #[derive(Clone, Debug, Args)]
 pub struct PoliciesAsk {
-    /// One policy, with its rules and problems
-    #[arg(value_name = "NAMESPACE/NAME")]
+    /// One policy, with its rules and problems: NAMESPACE/NAME, or HostPolicy/NAME
+    #[allow(clippy::doc_markdown)] // the text of --help
+    #[arg(value_name = "POLICY")]
     policy: Option<NameText>,
     /// Those of one namespace
     #[arg(short, long, value_name = "NAMESPACE", conflicts_with = "policy")]
@@ -46,7 +47,7 @@ impl From<PoliciesAsk> for PoliciesRequest {
 /// A policy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyReport {
-    /// `NetworkPolicy`.
+    /// `NetworkPolicy` or `HostPolicy`.
     pub kind: String,
     /// Its name.
     #[serde(flatten)]

@@ -300,6 +300,7 @@ fn the_server_refuses_what_could_not_be_read() {
     cluster.kubectl(&established).unwrap();
     let nodes = json!({"nodes": {}});
     let rule = |rule: Value| json!({"subject": nodes, "ingress": [rule]});
+    let labels = |requirement: Value| json!({"subject": nodes, "ingress": [{"from": [{"podSelector": {"matchExpressions": [requirement]}}]}]});
     for (spec, says) in [
         (json!({"ingress": []}), "spec.subject"),
         (json!({"subject": {}}), "exactly one of nodes and pods"),
@@ -312,7 +313,16 @@ fn the_server_refuses_what_could_not_be_read() {
         (rule(json!({"ports": [{"endPort": 9}]})), "endPort needs"),
         (rule(json!({"ports": [{"port": 9, "endPort": 8}]})), "endPort must not"),
         (rule(json!({"ports": [{"port": 0}]})), "from 1 to 65535"),
-        (rule(json!({"form": []})), "form"),
+        (rule(json!({"ports": [{"port": "80"}]})), "from 1 to 65535"),
+        (rule(json!({"ports": [{"port": "HTTP"}]})), "from 1 to 65535"),
+        (rule(json!({"ports": [{"port": "a--b"}]})), "from 1 to 65535"),
+        (rule(json!({"ports": [{"port": "abcdefghijklmnop"}]})), "Too long"),
+        (labels(json!({"key": "a", "operator": "In"})), "matchExpressions[0]"),
+        (labels(json!({"key": "a", "operator": "NotIn", "values": []})), "matchExpressions[0]"),
+        (labels(json!({"key": "a", "operator": "Exists", "values": ["b"]})), "matchExpressions[0]"),
+        (labels(json!({"key": "a", "operator": "Near", "values": ["b"]})), "matchExpressions[0]"),
+        (labels(json!({"key": "", "operator": "Exists"})), "key"),
+        (labels(json!({"operator": "Exists"})), "key"),
     ] {
         let object = host_policy("pc-refused", &spec).to_string();
         let words = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
@@ -320,7 +330,43 @@ fn the_server_refuses_what_could_not_be_read() {
         assert!(said.contains(says), "{object}: {says} is not in {said}");
     }
     let fine = json!({"subject": nodes, "ingress": [{"from": [{"ipBlock": {"cidr": "fd00::/8", "except": ["fd00:1::/32"]}},
-        {"podSelector": {}, "namespaceSelector": {}}], "ports": [{"port": "http"}, {"port": 1, "endPort": 9, "protocol": "UDP"}]}]});
-    let object = host_policy("pc-fine", &fine).to_string();
-    cluster.kubectl_with(&["apply", "--dry-run=server", "--validate=strict", "-f", "-"], &object).unwrap();
+        {"podSelector": {}, "namespaceSelector": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b"]},
+            {"key": "c", "operator": "DoesNotExist"}]}}],
+        "ports": [{"port": "http"}, {"port": "8-a"}, {"port": 1, "endPort": 9, "protocol": "UDP"}]}]});
+    let dry_run = |spec: &Value| {
+        let object = host_policy("pc-fine", spec).to_string();
+        let words = ["apply", "--dry-run=server", "--validate=strict", "-o", "json", "-f", "-"];
+        let taken: Value = serde_json::from_str(&cluster.kubectl_with(&words, &object).unwrap()).unwrap();
+        taken["spec"].clone()
+    };
+    dry_run(&fine);
+    // What it does not know it keeps, so that the agents see it, and close.
+    let unknown = dry_run(&rule(json!({"form": []})));
+    assert_eq!(unknown["ingress"], json!([{"form": []}]));
+}
+
+#[test]
+fn agents_say_of_an_unknown_field_that_they_do_not_understand_it() {
+    let Some(cluster) = Cluster::of_environment() else { return };
+    let nodes = cluster.nodes().unwrap();
+    let firewall = HostFirewall::on(&cluster);
+    // given a rule that without the mistake would let nodes of a label in, and without its field everybody
+    let spec = json!({"mode": "Audit", "subject": {"nodes": {}}, "ingress": [{"form": [{"nodes": {}}]}]});
+    // when it is applied
+    cluster.apply(&[host_policy("pc-typo", &spec)]).unwrap();
+    // then every node says which field it is
+    let mut last = Value::Null;
+    let done = until(DEADLINE, || {
+        last = cluster.get(&["hostpolicy", "pc-typo"])?["status"].clone();
+        let is_told = |node: &String| {
+            let conditions = last["nodes"][node]["conditions"].as_array().map_or(&[][..], Vec::as_slice);
+            let says = |one: &Value| {
+                one["message"].as_str().is_some_and(|text| text.contains("spec.ingress[0].form"))
+            };
+            conditions.iter().any(|one| one["type"] == "Accepted" && one["status"] == "False" && says(one))
+        };
+        Ok(nodes.iter().all(is_told).then_some(()))
+    });
+    assert!(done.unwrap().is_some(), "{last}");
+    drop(firewall);
 }

@@ -1,5 +1,5 @@
 //! The API server as a source: a watch for each kind, and what they said as one [`Cluster`]. Nothing is told before each kind
-//! that decides verdicts was listed once; after that an API server that is gone changes nothing.
+//! that it needs was listed once; after that an API server that is gone changes nothing.
 //!
 //! [`Cluster`]: portcullis_policy::model::Cluster
 
@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 
 pub use ::kube::config::Config;
 pub use client::{CONNECT, ClientError, Heard, SILENCE, client, config};
-pub use object::{Kind, Version};
+pub use object::{Decides, Kind, Version};
 pub use status::HostPolicyState;
 pub use store::{HostVersions, Said, Versions};
 pub(crate) use watch::with_causes;
@@ -143,6 +143,10 @@ pub struct WatchState {
     pub trouble: Option<String>,
     /// True while the server does not know the kind: there are no objects of it.
     pub absent: bool,
+    /// What depends on it.
+    pub decides: Decides,
+    /// True if nothing is told before it was listed, and what is told is only as new as what was heard of it.
+    pub needed: bool,
 }
 
 /// Follows the API server.
@@ -269,7 +273,7 @@ impl KubeSource {
         }
     }
 
-    /// What the API server says; `None` before each kind was listed that decides verdicts.
+    /// What the API server says; `None` before each kind was listed that is needed.
     #[must_use]
     pub fn read(&self) -> Option<Said> {
         self.store.said()
@@ -323,6 +327,8 @@ impl KubeSource {
                 heard: absent.or(heard),
                 trouble: trouble.filter(|_| absent.is_none()).map(|(_, text)| text.clone()),
                 absent: absent.is_some(),
+                decides: kind.decides(self.store.host_policies()),
+                needed: self.store.needs(kind),
             }
         };
         self.kinds.iter().copied().map(state).collect()
@@ -336,6 +342,10 @@ impl KubeSource {
                 tracing::debug!("watching {}: {text}", kind.plural());
                 self.troubles.insert(kind, (at, printable(&text)));
                 true
+            }
+            Told::Forbidden(at, text) => {
+                self.store.forbid(kind);
+                self.take(kind, Told::Trouble(at, text))
             }
             Told::Absent(at) => {
                 let is_new = self.absent.insert(kind, at).is_none();

@@ -16,6 +16,20 @@ use portcullis_policy::model::{
 use serde::de::{Deserialize, Deserializer, Error as _};
 use serde_json::Value;
 
+use super::HostPolicies;
+
+/// What depends on a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decides {
+    /// Verdicts: nothing is told before it was listed.
+    Verdicts,
+    /// Which API servers the host firewall keeps reachable. The same, but an agent goes on without the right to it: the role
+    /// of an older installation gives none, and other kinds tell of some of them.
+    ApiServers,
+    /// What `explain` names: nothing waits for it.
+    Names,
+}
+
 /// The kinds that are watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -116,18 +130,21 @@ impl Kind {
         if group.is_empty() { self.version().to_owned() } else { format!("{group}/{}", self.version()) }
     }
 
-    /// True if verdicts depend on it: nothing is told before it was listed. Of the others an agent may know nothing,
-    /// for the role of an older installation gives no right to them.
+    /// What depends on it, for an agent that watches HostPolicies or none.
     #[must_use]
-    pub const fn decides_verdicts(self) -> bool {
-        match self {
-            Self::Namespace
-            | Self::Node
-            | Self::Pod
-            | Self::NetworkPolicy
-            | Self::Service
-            | Self::HostPolicy => true,
-            Self::EndpointSlice => false,
+    pub const fn decides(self, host_policies: HostPolicies) -> Decides {
+        match (self, host_policies) {
+            (
+                Self::Namespace
+                | Self::Node
+                | Self::Pod
+                | Self::NetworkPolicy
+                | Self::Service
+                | Self::HostPolicy,
+                _,
+            ) => Decides::Verdicts,
+            (Self::EndpointSlice, HostPolicies::Watched) => Decides::ApiServers,
+            (Self::EndpointSlice, HostPolicies::Ignored) => Decides::Names,
         }
     }
 

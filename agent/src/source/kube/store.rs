@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use portcullis_policy::findings::policy_object;
 use portcullis_policy::model::{Cluster, ObjectKey, Problem, Severity};
 
-use super::object::{Kept, Kind, Seen, Version};
+use super::HostPolicies;
+use super::object::{Decides, Kept, Kind, Seen, Version};
 
 /// How many pods are named where many have the same problem.
 const NAMED_PODS: usize = 5;
@@ -53,6 +54,8 @@ pub struct Said {
 struct Watched {
     /// True once a list was whole.
     listed: bool,
+    /// True while the server gives no right to it.
+    forbidden: bool,
     /// A list that is not whole yet.
     staged: Option<BTreeMap<ObjectKey, Seen>>,
     /// The newest state that was heard of since the last list: the server tells them in order, so what is not newer
@@ -130,7 +133,7 @@ impl Store {
             }
             Change::Complete => {
                 let Some(staged) = watched.staged.take() else { return false };
-                watched.listed = true;
+                (watched.listed, watched.forbidden) = (true, false);
                 watched.newest =
                     staged.values().filter_map(|seen| seen.version.resource_version).max().unwrap_or(0);
                 self.replace(kind, staged, now);
@@ -181,6 +184,29 @@ impl Store {
         self.apply(kind, Change::Complete, now)
     }
 
+    /// The server gives no right to the kind. Returns whether that is news.
+    pub(super) fn forbid(&mut self, kind: Kind) -> bool {
+        let Some(watched) = self.watched.get_mut(kind.index()) else { return false };
+        !std::mem::replace(&mut watched.forbidden, true)
+    }
+
+    /// True if nothing is told before it was listed.
+    pub(super) fn needs(&self, kind: Kind) -> bool {
+        match kind.decides(self.host_policies()) {
+            Decides::Verdicts => true,
+            Decides::ApiServers => {
+                let watched = self.watched.get(kind.index());
+                watched.is_none_or(|watched| watched.listed || !watched.forbidden)
+            }
+            Decides::Names => false,
+        }
+    }
+
+    /// Whether they are watched.
+    pub(super) fn host_policies(&self) -> HostPolicies {
+        if self.kinds.contains(&Kind::HostPolicy) { HostPolicies::Watched } else { HostPolicies::Ignored }
+    }
+
     /// True of a HostPolicy that is as it was but for its status: every agent of the cluster writes there.
     fn is_status(&self, seen: &Seen) -> bool {
         let Kept::HostPolicy(policy) = &seen.kept else { return false };
@@ -219,9 +245,9 @@ impl Store {
             .collect()
     }
 
-    /// Everything, once each kind was listed that decides verdicts.
+    /// Everything, once each kind was listed that is needed.
     pub(super) fn said(&self) -> Option<Said> {
-        if self.missing().into_iter().any(Kind::decides_verdicts) {
+        if self.missing().into_iter().any(|kind| self.needs(kind)) {
             return None;
         }
         let mut problems: Vec<Problem> = self.problems.values().flatten().cloned().collect();
@@ -255,7 +281,7 @@ impl Store {
         let from = ObjectKey::new(namespace, "");
         let pods = self.cluster.pods.range(from..).take_while(|(key, _)| key.namespace == namespace);
         // Where the host firewall is on, policies may select hostNetwork pods (H6).
-        let hosts_count = self.kinds.contains(&Kind::HostPolicy);
+        let hosts_count = self.host_policies() == HostPolicies::Watched;
         pods.into_iter().any(|(_, pod)| pod.is_live() && (hosts_count || pod.has_own_network()))
     }
 

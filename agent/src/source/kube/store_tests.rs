@@ -87,14 +87,45 @@ const SHOP: [(Kind, &str); 3] =
 #[test]
 fn nothing_is_said_before_each_kind_was_listed_whole() {
     let mut told = Told { store: Store::new(GRACE, Kind::ALL.to_vec()), now: Instant::now() };
-    for kind in Kind::ALL.into_iter().filter(|kind| kind.decides_verdicts()) {
-        assert!(told.store.said().is_none());
+    for kind in Kind::ALL {
+        assert!(told.store.said().is_none(), "{kind:?}");
         told.store.apply(kind, Change::Begin, told.now);
         assert!(told.store.missing().contains(&kind));
         told.store.apply(kind, Change::Complete, told.now);
     }
     assert!(told.store.said().is_some());
-    assert_eq!(told.store.missing(), [Kind::EndpointSlice], "an agent may have no right to them");
+}
+
+/// A store of which everything was listed but EndpointSlices.
+fn without_slices(kinds: Vec<Kind>) -> Told {
+    let mut told = Told { store: Store::new(GRACE, kinds.clone()), now: Instant::now() };
+    for kind in kinds.into_iter().filter(|kind| *kind != Kind::EndpointSlice) {
+        told.list(kind, &[]);
+    }
+    assert_eq!(told.store.missing(), [Kind::EndpointSlice]);
+    told
+}
+
+#[test]
+fn endpointslices_are_waited_for_where_they_name_api_servers_and_an_agent_may_see_them() {
+    // Policies for hosts may deny what is not known to be an API server.
+    let mut told = without_slices(Kind::ALL.to_vec());
+    assert!(told.store.needs(Kind::EndpointSlice) && told.store.said().is_none());
+    assert!(told.store.forbid(Kind::EndpointSlice));
+    assert!(!told.store.forbid(Kind::EndpointSlice), "it is told once");
+    assert!(!told.store.needs(Kind::EndpointSlice) && told.store.said().is_some());
+    // Given the right, it counts as every kind does.
+    told.list(Kind::EndpointSlice, &[]);
+    assert!(told.store.needs(Kind::EndpointSlice) && told.store.said().is_some());
+    // No right to another kind lets nothing be told without it.
+    let mut told = Told { store: Store::new(GRACE, Kind::ALL.to_vec()), now: Instant::now() };
+    for kind in Kind::ALL {
+        told.store.forbid(kind);
+    }
+    assert!(told.store.said().is_none() && told.store.needs(Kind::HostPolicy));
+    // Without the host firewall nothing depends on them.
+    let told = without_slices(Kind::ALL.into_iter().filter(|kind| *kind != Kind::HostPolicy).collect());
+    assert!(!told.store.needs(Kind::EndpointSlice) && told.store.said().is_some());
 }
 
 #[test]

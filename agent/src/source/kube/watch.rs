@@ -28,6 +28,10 @@ const PATIENCE: u32 = 5;
 const REFUSED: [u16; 2] = [400, 422];
 /// What it says that does not know the kind.
 const NOT_FOUND: u16 = 404;
+/// What it says that gives no right to the kind.
+const FORBIDDEN: u16 = 403;
+/// How often in a row it says so before that is believed: one that has just started may not know the rights yet.
+const BELIEVED: u32 = 3;
 
 /// What a watch tells.
 #[derive(Debug)]
@@ -36,6 +40,8 @@ pub(super) enum Told {
     Change(Change),
     /// It failed at this moment of the monotonic clock, and tries again.
     Trouble(u64, String),
+    /// The same, for it gives no right to the kind.
+    Forbidden(u64, String),
     /// The server did not know the kind at this moment of the monotonic clock, and is asked again.
     Absent(u64),
 }
@@ -113,6 +119,8 @@ struct Course {
     is_known: bool,
     /// Times in a row that it did not know it.
     not_found: u32,
+    /// Times in a row that it gave no right to it.
+    forbidden: u32,
 }
 
 impl Course {
@@ -125,6 +133,12 @@ impl Course {
         }
         self.is_known = false;
         true
+    }
+
+    /// True if the server gives no right to the kind, and has said so often enough.
+    fn forbidden(&mut self, error: &watcher::Error) -> bool {
+        self.forbidden = if answered(error, FORBIDDEN) { self.forbidden + 1 } else { 0 };
+        self.forbidden >= BELIEVED
     }
 }
 
@@ -142,6 +156,7 @@ pub(super) async fn watch(
         backoff: Backoff::new(tuning.backoff_first, tuning.backoff_most),
         is_known: false,
         not_found: 0,
+        forbidden: 0,
     };
     while follow(kind, &api, &tuning, &unbound, &out, &mut course).await.is_some() {}
 }
@@ -183,7 +198,7 @@ async fn follow(
             Ok(event) => {
                 // That a list begins is said before it is asked for.
                 if !matches!(event, Event::Init) {
-                    (errors, course.not_found, course.is_known) = (0, 0, true);
+                    (errors, course.not_found, course.forbidden, course.is_known) = (0, 0, 0, true);
                     course.backoff.reset();
                 }
                 listed = match &event {
@@ -197,13 +212,19 @@ async fn follow(
                 if remedy == Remedy::Reopen {
                     continue;
                 }
-                if kind.is_custom() && is_not_found(&error) && course.not_found() {
+                if kind.is_custom() && answered(&error, NOT_FOUND) && course.not_found() {
                     out.tell(kind, Told::Absent(monotonic())).await?;
                     course.backoff.wait().await;
                     return Some(());
                 }
                 errors += 1;
-                out.tell(kind, Told::Trouble(monotonic(), with_causes(&error))).await?;
+                let (at, text) = (monotonic(), with_causes(&error));
+                let told = if course.forbidden(&error) {
+                    Told::Forbidden(at, text)
+                } else {
+                    Told::Trouble(at, text)
+                };
+                out.tell(kind, told).await?;
                 if remedy == Remedy::ListPages {
                     course.strategy = InitialListStrategy::ListWatch;
                     return Some(());
@@ -252,12 +273,12 @@ fn remedy(error: &watcher::Error, strategy: &InitialListStrategy) -> Remedy {
     }
 }
 
-/// True where the server answered that it has nothing of this kind.
-fn is_not_found(error: &watcher::Error) -> bool {
+/// True where the server answered so when it was asked for the kind.
+fn answered(error: &watcher::Error, code: u16) -> bool {
     let (watcher::Error::WatchStartFailed(cause) | watcher::Error::InitialListFailed(cause)) = error else {
         return false;
     };
-    matches!(cause, kube::Error::Api(status) if status.code == NOT_FOUND)
+    matches!(cause, kube::Error::Api(status) if status.code == code)
 }
 
 /// True where a connection was silent for longer than it may be.
