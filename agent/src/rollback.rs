@@ -120,7 +120,7 @@ impl Rollback {
 
     /// The host firewall is off: no policy is in force.
     pub fn turned_off(&mut self) {
-        self.court.nothing_is_in_force(seconds());
+        self.court.turned_off(seconds());
     }
 
     /// Has it looked more often while something depends on it, and at once when that begins.

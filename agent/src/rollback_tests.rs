@@ -301,3 +301,15 @@ fn only_what_is_in_force_proves_harmless() {
     run(&mut court, 300..363, &all, &fine);
     assert_eq!(court.kept.trusted, hashes(&all));
 }
+
+#[test]
+fn a_loss_before_it_was_turned_off_is_not_held_against_it_after() {
+    let all = policies(&[("a", 1)]);
+    let mut court = tried(&reached(true, &[]), &all);
+    run(&mut court, 101..110, &all, &reached(false, &[]));
+    court.turned_off(110);
+    run(&mut court, 900..950, &all, &reached(false, &[]));
+    assert!(back(&court).is_empty());
+    run(&mut court, 950..963, &all, &reached(false, &[]));
+    assert_eq!(back(&court), ["a"], "and the measure is the one from before");
+}

@@ -192,8 +192,14 @@ impl Court {
         }
     }
 
-    /// What was decided last could not be reconciled, or the host firewall is off.
-    pub(super) fn nothing_is_in_force(&mut self, now: u64) {
+    /// The host firewall is off: turned on again, what was on trial is tried from its beginning, by the measure that it had.
+    pub(super) fn turned_off(&mut self, now: u64) {
+        self.trial = None;
+        self.nothing_is_in_force(now);
+    }
+
+    /// What was decided last could not be reconciled.
+    fn nothing_is_in_force(&mut self, now: u64) {
         for tried in self.trial.iter_mut().flat_map(|trial| trial.policies.values_mut()) {
             tried.in_force_since = None;
         }
