@@ -52,6 +52,7 @@ use crate::preflight::marks;
 use crate::reconcile::{Enforced, Outcome, Reconciler};
 use crate::refused::RefusedFlows;
 use crate::report::{Facts, Reporter};
+use crate::rollback::Rollback;
 use crate::source::dir::{DirSource, Signature};
 use crate::source::kube::{self, Decides, HostPolicies, KubeSource, Said};
 use crate::source::{Choice, Source};
@@ -568,7 +569,10 @@ pub async fn run(options: Options) -> anyhow::Result<()> {
         node: options.node_name.clone(),
         unbound: options.unbound_namespaces,
         own_node_egress: options.own_node_egress,
-        firewall: options.host.map(|host| Firewall::open(host, &options.run_dir)).transpose()?,
+        firewall: options
+            .host
+            .map(|host| Firewall::open(host, options.mode, &options.run_dir))
+            .transpose()?,
         effective: None,
         cgroups: Cgroups { wakes: wake, watcher: None, watched: BTreeSet::new() },
         servers,
@@ -989,6 +993,9 @@ impl Agent {
         });
         let mut snapshot = snapshot(Arc::clone(&cluster), self.problems.all(), self.node.clone(), outcome);
         let after = Reconciled { cluster: &cluster, complete, held: &snapshot.held };
+        if let Some(firewall) = &mut self.firewall {
+            firewall.reconciled(after, &snapshot.local);
+        }
         let host = host_status::readings(self.firewall.as_ref(), after);
         if let (Some(firewall), Some(said)) = (&self.firewall, &self.said) {
             self.source.tell_status(host_status::states(said, &self.problems.objects, firewall, after));
@@ -998,8 +1005,10 @@ impl Agent {
         ended.tell(&self.shared.metrics);
         // With a file that nobody could read nobody knows what should be in force.
         let known = self.source.never_read().is_empty();
+        // Neither is a change in force that waits for a measure.
+        let is_held = self.firewall.as_ref().and_then(Firewall::rollback).is_some_and(Rollback::holds);
         // A change that has no room somewhere is not in force; settling may make room.
-        if self.pending && complete && has_room && known {
+        if self.pending && complete && has_room && known && !is_held {
             self.pending = false;
             self.applied += 1;
             let text = format!("{{\"applied\": {}}}\n", self.applied);

@@ -1,7 +1,7 @@
 //! The host firewall as the agent was told to run it: its flags, whether somebody on the node turned it off, and which
 //! HostPolicies are left out because they cut the node off.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
@@ -10,19 +10,24 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use portcullis_policy::model::{
-    Cluster, Failsafe, Host, HostNetworkPods, PortSpan, Problem, Protocol, Severity,
+    Cluster, Failsafe, Host, HostNetworkPods, Mode, ObjectKey, PortSpan, Problem, Protocol, Readiness,
+    Severity,
 };
 use thiserror::Error;
 
 use crate::host_side::UnknownPod;
+use crate::host_status::{self, Reconciled};
 use crate::rollback::{Rollback, Targets};
 
 /// File in the run directory that says that somebody turned the host firewall off.
 const OFF: &str = "host-firewall.off";
-/// The Service by which pods reach the API server, and its EndpointSlices' namespace.
+/// Namespace and name of the one EndpointSlice that API servers write themselves, of the Service of that name
+/// (`kubernetesServiceName` of Kubernetes). Others of the Service anybody may make who may make EndpointSlices there.
 const API_SERVER: (&str, &str) = ("default", "kubernetes");
 /// Ranges that one flag of failsafe ports may name.
 const MOST_SPANS: usize = 64;
+/// Addresses that are believed to be the API server's because its EndpointSlice says so.
+const MOST_BEHIND_SERVICE: usize = 16;
 
 /// The flags of the host firewall.
 #[derive(Debug, Args)]
@@ -186,10 +191,10 @@ pub struct Firewall {
 }
 
 impl Firewall {
-    /// As these options say; what was rolled back is read from the run directory.
-    pub fn open(options: HostOptions, run_dir: &Path) -> anyhow::Result<Self> {
+    /// As these options say, on a node in this mode; what was rolled back is read from the run directory.
+    pub fn open(options: HostOptions, mode: Mode, run_dir: &Path) -> anyhow::Result<Self> {
         let HostOptions { host, unknown: _, rollback_after } = options;
-        let rollback = rollback_after.map(|after| Rollback::open(after, run_dir)).transpose()?;
+        let rollback = rollback_after.map(|after| Rollback::open(after, mode, run_dir)).transpose()?;
         Ok(Self { host, off: off_file(run_dir), rollback, is_off: false })
     }
 
@@ -197,6 +202,9 @@ impl Firewall {
     pub fn look(&mut self, said: &Cluster, servers: &[SocketAddr]) -> (Option<Host>, BTreeSet<String>) {
         self.is_off = fs::symlink_metadata(&self.off).is_ok();
         if self.is_off {
+            if let Some(rollback) = &mut self.rollback {
+                rollback.turned_off();
+            }
             return (None, BTreeSet::new());
         }
         let mut host = self.host.clone();
@@ -204,9 +212,28 @@ impl Firewall {
         host.api_servers.extend(behind_service(said));
         let left_out = match &mut self.rollback {
             None => BTreeSet::new(),
-            Some(rollback) => rollback.look(&said.host_policies, &Targets::of(said, &host)),
+            Some(rollback) => {
+                let selected = host_status::selected(said, &host.node);
+                let selecting = selected.into_iter().filter(|(_, whom)| !whom.is_empty());
+                let selecting = selecting.map(|(name, _)| name.clone()).collect();
+                rollback.look(&said.host_policies, &selecting, &Targets::of(said, &host))
+            }
         };
         (Some(host), left_out)
+    }
+
+    /// What it was told last has been reconciled, these being enforced here. Policies that are in force completely begin to
+    /// prove harmless, or go on.
+    pub fn reconciled(&mut self, after: Reconciled<'_>, local: &BTreeMap<ObjectKey, u32>) {
+        let Some(rollback) = self.rollback.as_mut().filter(|_| after.complete && !self.is_off) else {
+            return;
+        };
+        let is_here = |key: &ObjectKey| local.contains_key(key);
+        let selected = host_status::selected(after.cluster, &self.host.node);
+        let in_force = selected
+            .into_iter()
+            .filter(|(_, whom)| whom.iter().any(is_here) && !whom.iter().any(|key| after.held.contains(key)));
+        rollback.reconciled(&in_force.map(|(name, _)| name.clone()).collect());
     }
 
     /// The node that it guards.
@@ -242,18 +269,22 @@ impl Firewall {
 /// The addresses of the API server behind its Service: what is sent to the Service is seen after translation.
 fn behind_service(said: &Cluster) -> BTreeSet<(IpAddr, u16)> {
     let (namespace, name) = API_SERVER;
-    let slices =
-        said.slices.iter().filter(|(key, slice)| key.namespace == namespace && *slice.service == *name);
-    slices
+    let is_it = |key: &ObjectKey| key.namespace == namespace && key.name == name;
+    let slices = said.slices.iter().filter(|(key, slice)| is_it(key) && *slice.service == *name);
+    let all: BTreeSet<(IpAddr, u16)> = slices
         .flat_map(|(_, slice)| {
-            let ports = slice.ports.iter().map(|port| port.port);
-            ports.flat_map(|port| slice.endpoints.iter().map(move |endpoint| (endpoint.address, port)))
+            let ready = slice.endpoints.iter().filter(|endpoint| endpoint.readiness == Readiness::Ready);
+            let ports = slice.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            ports.flat_map(move |port| ready.clone().map(move |endpoint| (endpoint.address, port.port)))
         })
-        .collect()
+        .collect();
+    all.into_iter().take(MOST_BEHIND_SERVICE).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use portcullis_policy::model::{EndpointSlice, SliceEndpoint, SliceMaker, SlicePort};
+
     use super::*;
 
     #[test]
@@ -265,5 +296,28 @@ mod tests {
         for wrong in ["", "22", "tcp/0", "tcp/9-8", "tcp/65536", "icmp/1", "tcp/22,", "tcp/a"] {
             assert!(read(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_api_server_is_what_it_says_itself() {
+        let slice = |addresses: u8, readiness, protocol| EndpointSlice {
+            service: "kubernetes".into(),
+            maker: SliceMaker::Other,
+            endpoints: (0..addresses)
+                .map(|n| SliceEndpoint { address: [192, 0, 2, n].into(), pod: None, readiness })
+                .collect(),
+            ports: [SlicePort { name: "https".into(), protocol, port: 6443 }].into(),
+        };
+        let said = |name: &str, slice| {
+            let key = ObjectKey::new("default", name);
+            behind_service(&Cluster { slices: [(key, slice)].into(), ..Cluster::default() })
+        };
+        let one = said("kubernetes", slice(1, Readiness::Ready, Protocol::Tcp));
+        assert_eq!(one, BTreeSet::from([([192, 0, 2, 0].into(), 6443)]));
+        assert!(said("mine", slice(1, Readiness::Ready, Protocol::Tcp)).is_empty(), "anybody's");
+        assert!(said("kubernetes", slice(1, Readiness::Ready, Protocol::Udp)).is_empty(), "no TCP");
+        assert!(said("kubernetes", slice(1, Readiness::NotReady, Protocol::Tcp)).is_empty(), "not ready");
+        let many = said("kubernetes", slice(200, Readiness::Ready, Protocol::Tcp));
+        assert_eq!(many.len(), MOST_BEHIND_SERVICE);
     }
 }

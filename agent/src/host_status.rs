@@ -1,6 +1,6 @@
 //! What became of each HostPolicy on this node, for its status and for metrics. Reads what was reconciled; decides nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use portcullis_policy::compile::ruleset::selects_host;
 use portcullis_policy::model::{Cluster, HostPolicy, ObjectKey, Problem};
@@ -22,6 +22,32 @@ pub struct Reconciled<'a> {
     pub held: &'a BTreeSet<ObjectKey>,
 }
 
+/// Whom each HostPolicy selects on this node: the node itself, and hostNetwork pods.
+#[must_use]
+pub fn selected<'a>(cluster: &'a Cluster, node: &str) -> BTreeMap<&'a String, Vec<ObjectKey>> {
+    // Without a policy nobody looks.
+    let is_empty = cluster.host_policies.is_empty();
+    let hosts: Vec<(&ObjectKey, PodFacts<'_>)> = cluster
+        .pods
+        .iter()
+        .filter(|(_, pod)| !is_empty && pod.is_live() && !pod.has_own_network() && is_local(pod, node))
+        .map(|(key, pod)| {
+            let namespace_labels = cluster.namespaces.get(&key.namespace).map(|one| &one.labels);
+            (key, PodFacts { namespace: &key.namespace, namespace_labels, pod })
+        })
+        .collect();
+    let of = |policy: &HostPolicy| {
+        let of_node = selects_host(cluster, policy, &Subject::Node(node));
+        let pods = hosts.iter().filter(|(_, facts)| selects_host(cluster, policy, &Subject::HostPod(*facts)));
+        of_node
+            .then(|| ObjectKey::of_node(node))
+            .into_iter()
+            .chain(pods.map(|(key, _)| (*key).clone()))
+            .collect()
+    };
+    cluster.host_policies.iter().map(|(name, policy)| (name, of(policy))).collect()
+}
+
 /// For the status of each HostPolicy that the API server told of.
 #[must_use]
 pub fn states(
@@ -30,75 +56,32 @@ pub fn states(
     firewall: &Firewall,
     after: Reconciled<'_>,
 ) -> Vec<HostPolicyState> {
-    let hosts = Hosts::of(&said.cluster, firewall.node());
-    let state = |(name, policy): (&String, &HostPolicy)| {
+    let state = |(name, selected): (&String, Vec<ObjectKey>)| {
         let object = format!("HostPolicy {name}");
-        let selected = hosts.selected_by(policy);
+        let of_node = selected.iter().any(ObjectKey::is_node);
+        let waits = firewall.rollback().is_some_and(|rollback| rollback.is_held(name));
         let rolled_back = firewall.rollback().and_then(|all| all.rolled_back().get(name));
         HostPolicyState {
             name: name.clone(),
             version: said.host_versions.get(name).cloned().unwrap_or_default(),
             problems: problems.iter().filter(|problem| problem.object == object).cloned().collect(),
-            standing: hosts.standing(&selected, after),
-            selects: Selects { node: selected.node, pods: selected.pods.len() },
+            standing: standing(&selected, waits, after),
+            selects: Selects { node: of_node, pods: selected.len() - usize::from(of_node) },
             rolled_back: rolled_back.map(|one| one.lost.clone()),
         }
     };
-    said.cluster.host_policies.iter().map(state).collect()
+    selected(&said.cluster, firewall.node()).into_iter().map(state).collect()
 }
 
-/// The node and its hostNetwork pods, as policies see them.
-struct Hosts<'a> {
-    cluster: &'a Cluster,
-    node: &'a str,
-    pods: Vec<(&'a ObjectKey, PodFacts<'a>)>,
-}
-
-/// Whom a policy selects of them.
-struct Selected<'a> {
-    node: bool,
-    pods: Vec<&'a ObjectKey>,
-}
-
-impl<'a> Hosts<'a> {
-    fn of(cluster: &'a Cluster, node: &'a str) -> Self {
-        // Without a policy nobody looks.
-        let is_empty = cluster.host_policies.is_empty();
-        let pods = cluster
-            .pods
-            .iter()
-            .filter(|(_, pod)| !is_empty && pod.is_live() && !pod.has_own_network() && is_local(pod, node))
-            .map(|(key, pod)| {
-                let namespace_labels = cluster.namespaces.get(&key.namespace).map(|one| &one.labels);
-                (key, PodFacts { namespace: &key.namespace, namespace_labels, pod })
-            })
-            .collect();
-        Self { cluster, node, pods }
-    }
-
-    fn selected_by(&self, policy: &HostPolicy) -> Selected<'a> {
-        let selects = |subject: &Subject<'_>| selects_host(self.cluster, policy, subject);
-        Selected {
-            node: selects(&Subject::Node(self.node)),
-            pods: self
-                .pods
-                .iter()
-                .filter(|(_, facts)| selects(&Subject::HostPod(*facts)))
-                .map(|(key, _)| *key)
-                .collect(),
-        }
-    }
-
-    fn standing(&self, selected: &Selected<'_>, after: Reconciled<'_>) -> Standing {
-        let is_held = (selected.node && after.held.contains(&ObjectKey::of_node(self.node)))
-            || selected.pods.iter().any(|key| after.held.contains(*key));
-        if after.cluster.host.is_none() {
-            Standing::TurnedOff
-        } else if is_held || !after.complete {
-            Standing::Pending
-        } else {
-            Standing::InForce
-        }
+/// What became of a policy that selects these, and may wait for its trial.
+fn standing(selected: &[ObjectKey], waits: bool, after: Reconciled<'_>) -> Standing {
+    let is_held = waits || selected.iter().any(|key| after.held.contains(key));
+    if after.cluster.host.is_none() {
+        Standing::TurnedOff
+    } else if is_held || !after.complete {
+        Standing::Pending
+    } else {
+        Standing::InForce
     }
 }
 
@@ -109,9 +92,9 @@ pub fn readings(firewall: Option<&Firewall>, after: Reconciled<'_>) -> HostReadi
     let cluster = after.cluster;
     let (mut in_force, mut pending) = (0, 0);
     if let Some(host) = &cluster.host {
-        let hosts = Hosts::of(cluster, &host.node);
-        for policy in cluster.host_policies.values() {
-            match hosts.standing(&hosts.selected_by(policy), after) {
+        for (name, selected) in selected(cluster, &host.node) {
+            let waits = rollback.is_some_and(|rollback| rollback.is_held(name));
+            match standing(&selected, waits, after) {
                 Standing::InForce => in_force += 1,
                 Standing::Pending => pending += 1,
                 Standing::TurnedOff => {}
