@@ -65,6 +65,20 @@ impl Tap {
         }
     }
 
+    /// Sends a frame once; false if the kernel says that it was dropped on the way out, as by a program there.
+    ///
+    /// # Panics
+    ///
+    /// If the interface does not take it for another reason.
+    #[must_use]
+    pub fn offer(&self, frame: &[u8]) -> bool {
+        match send(self.fd.as_raw_fd(), frame, MsgFlags::empty()) {
+            Ok(_) => true,
+            Err(Errno::ENOBUFS) => false,
+            Err(error) => panic!("sending a frame of {} bytes: {error}", frame.len()),
+        }
+    }
+
     /// The next frame that waits.
     ///
     /// # Panics

@@ -16,17 +16,22 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, sendto, socket,
 };
+use portcullis_common::packet::UDP;
 use portcullis_lab::netns::Netns;
 use portcullis_lab::{Family, Hook};
 use portcullis_policy::model::{ObjectKey, Protocol};
 use portcullis_tests::field::run;
+use portcullis_tests::frames::{self, Path as Between};
 use portcullis_tests::hosts::{At, PORT, Party, Place, Stage};
 use portcullis_tests::lifecycle::PATIENCE;
 use portcullis_tests::privilege::is_root;
 use portcullis_tests::services::{Heard, QUIET, listen};
+use portcullis_tests::tap::Tap;
 use serde_json::{Value, json};
 
 const VIRTUAL: &str = "10.96.0.50";
+/// Where frames are sent that processes write.
+const WRITTEN: u16 = 6100;
 
 fn policy(name: &str, app: &str, types: &[&str], more: &Value) -> Value {
     let mut spec =
@@ -372,6 +377,54 @@ fn the_kernels_own_answers_are_judged_as_what_they_answer() {
     assert!(!stage.lab().node().run(|| echo(outside)).unwrap(), "egress is isolated");
     stage.apply(&[of_node("in", &["Ingress"], &json!({}))]);
     assert!(stage.lab().node().run(|| echo(outside)).unwrap(), "its answer comes back");
+    assert!(!node.iter().any(|to| pings(&stage, Party::Pod, *to)) && !refused(&stage, Party::Pod));
+    stage.down();
+}
+
+/// A frame that a process writes to a device is judged by its own policies: to the outside, and to a pod of the node. To a node's
+/// address it passes, as the outer packet of a tunnel would.
+#[test]
+fn what_is_written_past_sockets_is_its_senders() {
+    if !is_root("what_is_written_past_sockets_is_its_senders") {
+        return;
+    }
+    let mut stage = Stage::up(Hook::Tcx, &[]);
+    let pod = ObjectKey::new("apps", "p");
+    let device = stage.lab().pod_state(&pod).unwrap().device.clone();
+    let receivers = [
+        (Party::Outside, stage.lab().outside(), "uplink"),
+        (Party::RemoteNode, stage.lab().outside(), "uplink"),
+        (Party::Pod, stage.lab().pod(&pod).unwrap(), device.as_str()),
+    ]
+    .map(|(party, netns, device)| {
+        let address = stage.address(party, Place::Address, Family::Ipv4);
+        let socket = netns.run(|| UdpSocket::bind((address, WRITTEN))).unwrap().unwrap();
+        socket.set_read_timeout(Some(QUIET)).unwrap();
+        (party, socket, device.to_owned())
+    });
+    let arrive = |stage: &Stage| -> Vec<Party> {
+        stage.enter(Party::X);
+        let src = stage.address(Party::Host, Place::Address, Family::Ipv4);
+        let arrives = |socket: &UdpSocket, device: &str| {
+            let dst = socket.local_addr().unwrap().ip();
+            let path = Between { src_mac: [2, 0, 0, 0, 0, 9], dst_mac: [0xff; 6], src, dst };
+            let frame = frames::frame(path, UDP, &frames::udp(path, (WRITTEN, WRITTEN), b"word"));
+            Tap::open(stage.lab().node(), device).offer(&frame) && socket.recv(&mut [0; 16]).is_ok()
+        };
+        let arrived = receivers.iter().filter(|(_, socket, device)| arrives(socket, device));
+        let parties = arrived.map(|(party, ..)| *party).collect();
+        stage.enter(Party::Host);
+        parties
+    };
+    let all = [Party::Outside, Party::RemoteNode, Party::Pod];
+    assert_eq!(arrive(&stage), all, "nothing isolates");
+    stage.apply(&[policy("x", "x", &["Egress"], &json!({}))]);
+    assert_eq!(arrive(&stage), [Party::RemoteNode]);
+    stage.apply(&[policy("y", "y", &["Egress"], &json!({})), of_node("node", &["Egress"], &json!({}))]);
+    assert_eq!(arrive(&stage), all, "they are of others");
+    let to_pods = json!({"egress": [{"to": [{"podSelector": {"matchLabels": {"app": "p"}}}]}]});
+    stage.apply(&[policy("x", "x", &["Egress"], &to_pods)]);
+    assert_eq!(arrive(&stage), [Party::RemoteNode, Party::Pod]);
     stage.down();
 }
 
