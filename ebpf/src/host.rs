@@ -6,16 +6,13 @@ use core::mem::offset_of;
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock};
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock,
-    bpf_skb_ancestor_cgroup_id,
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_fullsock, bpf_skb_ancestor_cgroup_id,
 };
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use portcullis_common::addr::Addr;
 use portcullis_common::event::{Action, Direction, Outcome, Reason, verdict_cell};
 use portcullis_common::judge::{At, Delivery, Origin, Packed, SocketEnds, Work, answering, judge, leaving};
-use portcullis_common::packet::{
-    ICMP, ICMPV6, Link, Packet, SCTP, Shape, TCP, TCP_ACK, TCP_SYN, UDP, parse,
-};
+use portcullis_common::packet::{ICMP, ICMPV6, Link, Packet, SCTP, Shape, TCP, TCP_ACK, TCP_SYN, UDP, parse};
 use portcullis_common::wire::{CGROUP_DEPTH, CGROUP_ELSEWHERE, CGROUP_LEVELS, HostState, NO_ENDPOINT};
 
 use crate::mark;

@@ -139,6 +139,23 @@ impl Attached {
         Ok(self.kernel.set_host_state(state)?)
     }
 
+    /// Of all CPUs, how many places are taken by what sockets send ([`Attached::guard`]).
+    pub fn places_taken(&mut self) -> Result<u32> {
+        // Of `Places` in ebpf/src/tables.rs: its size, and where `taken` is.
+        const PLACES: usize = 64;
+        const TAKEN: std::ops::Range<usize> = 4..8;
+        let ids = load::of_cgroup(&mut self.ebpf, HOST_OUT)?.info()?.map_ids()?.unwrap_or_default();
+        let places = map_of(&ids, "places")?;
+        let places: Array<MapData, [u8; PLACES]> = Array::try_from(Map::Array(places))?;
+        let mut taken = 0;
+        for place in places.iter() {
+            let place = place.context("reading places")?;
+            let word = place.get(TAKEN).and_then(|word| word.try_into().ok()).context("a place's size")?;
+            taken += u32::from_ne_bytes(word).count_ones();
+        }
+        Ok(taken)
+    }
+
     /// Writes compiled tables, and endpoints behind devices. To be called once.
     pub fn write(&mut self, cluster: &Cluster, desired: &Desired, at: &[(ObjectKey, u32)]) -> Result<()> {
         let seat = |(pod, ifindex): &(ObjectKey, u32)| Seat {
@@ -196,12 +213,7 @@ impl Attached {
     /// A map of the programs, opened again by its name.
     pub fn map(&mut self, name: &str) -> Result<MapData> {
         let ids = load::classifier(&mut self.ebpf, POD_EGRESS)?.info()?.map_ids()?.unwrap_or_default();
-        for id in ids {
-            if MapInfo::from_id(id)?.name_as_str() == Some(name) {
-                return MapData::from_id(id).with_context(|| format!("opening map {name}"));
-            }
-        }
-        bail!("the programs have no map {name}")
+        map_of(&ids, name)
     }
 
     /// Hangs the program for packets from a pod at a device's TC ingress, behind the empty one. TCX, so Linux 6.6.
@@ -312,6 +324,15 @@ impl Attached {
         test_run(load::classifier(&mut self.ebpf, EMPTY)?, at, frame, repeat)
             .with_context(|| format!("BPF_PROG_TEST_RUN of {EMPTY}"))
     }
+}
+
+fn map_of(ids: &[u32], name: &str) -> Result<MapData> {
+    for id in ids {
+        if MapInfo::from_id(*id)?.name_as_str() == Some(name) {
+            return MapData::from_id(*id).with_context(|| format!("opening map {name}"));
+        }
+    }
+    bail!("the programs have no map {name}")
 }
 
 const fn program_of(direction: Direction) -> &'static str {

@@ -405,14 +405,14 @@ fn what_is_written_past_sockets_is_its_senders() {
     let arrive = |stage: &Stage| -> Vec<Party> {
         stage.enter(Party::X);
         let src = stage.address(Party::Host, Place::Address, Family::Ipv4);
-        let arrives = |socket: &UdpSocket, device: &str| {
+        let comes = |socket: &UdpSocket, device: &str| {
             let dst = socket.local_addr().unwrap().ip();
             let path = Between { src_mac: [2, 0, 0, 0, 0, 9], dst_mac: [0xff; 6], src, dst };
             let frame = frames::frame(path, UDP, &frames::udp(path, (WRITTEN, WRITTEN), b"word"));
             Tap::open(stage.lab().node(), device).offer(&frame) && socket.recv(&mut [0; 16]).is_ok()
         };
-        let arrived = receivers.iter().filter(|(_, socket, device)| arrives(socket, device));
-        let parties = arrived.map(|(party, ..)| *party).collect();
+        let got = receivers.iter().filter(|(_, socket, device)| comes(socket, device));
+        let parties = got.map(|(party, ..)| *party).collect();
         stage.enter(Party::Host);
         parties
     };

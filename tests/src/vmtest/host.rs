@@ -3,9 +3,10 @@
 use std::io;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use portcullis_agent::attach::{self, cgroup};
 use portcullis_common::packet::UDP;
 use portcullis_common::wire::RULESET_OPEN;
@@ -27,6 +28,9 @@ const FAR: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const EVERYBODY: [u8; 6] = [0xff; 6];
 /// A frame that is not dropped is there when `send` returns, or soon.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Threads that send at once, and for how long.
+const CROWD: u32 = 12;
+const RUSH: Duration = Duration::from_secs(3);
 
 /// Open, closed, and gone again.
 pub(crate) fn check(load: &mut Attached) -> Result<String> {
@@ -37,13 +41,16 @@ pub(crate) fn check(load: &mut Attached) -> Result<String> {
     load.guard(&root, OPEN)?;
     ensure!(wire.gets(1)?, "where nothing isolates, a datagram did not come in");
     ensure!(sends()?, "where nothing isolates, a datagram did not go out");
+    let sent = crowd().context("many threads that send at once")?;
+    let taken = load.places_taken()?;
+    ensure!(taken == 0, "{taken} places stay taken after {sent} datagrams");
     load.guard(&root, EndpointRulesets::CLOSED)?;
     ensure!(!wire.gets(2)?, "to an isolated node a datagram came in");
     ensure!(!sends()?, "from an isolated node a datagram went out");
     let left = attach::cleanup(links.path());
     ensure!(left.failed.is_empty(), "cleaning up: {:?}", left.failed);
     ensure!(wire.gets(3)? && sends()?, "without programs a datagram did not pass");
-    Ok("both ways open, both closed, gone".to_owned())
+    Ok(format!("both ways open, {sent} datagrams of {CROWD} threads, both closed, gone"))
 }
 
 /// A socket of the node, and the far end of a wire.
@@ -73,6 +80,24 @@ impl Wire {
             Err(error) => Err(error).context("waiting for a datagram"),
         }
     }
+}
+
+/// Sends from many threads, which preempt each other in the kernel where it lets them; how many datagrams. None may be refused.
+fn crowd() -> Result<u64> {
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let send = || -> Result<u64> {
+            let socket = UdpSocket::bind((NODE, 0)).context("binding a socket")?;
+            let mut sent = 0;
+            while begin.elapsed() < RUSH {
+                socket.send_to(b"word", (OTHER, PORT)).context("sending a datagram")?;
+                sent += 1;
+            }
+            Ok(sent)
+        };
+        let threads: Vec<_> = (0..CROWD).map(|_| scope.spawn(send)).collect();
+        threads.into_iter().map(|one| one.join().map_err(|_| anyhow!("a thread ended"))?).sum()
+    })
 }
 
 /// Whether the kernel takes a datagram of a new socket.

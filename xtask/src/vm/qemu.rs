@@ -61,8 +61,8 @@ fn command(kernel: &Kernel, initramfs: &Path) -> Command {
     command.args(["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", "1024", "-no-reboot", "-nic", "none"]);
     command.args(["-display", "none", "-monitor", "none", "-serial", "stdio"]);
     command.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
-    // A panic restarts at once, which -no-reboot turns into the end.
-    command.args(["-append", "console=ttyS0 quiet loglevel=3 panic=-1"]);
+    // A panic restarts at once, which -no-reboot turns into the end. A kernel that can preempts itself: it is the harder case.
+    command.args(["-append", "console=ttyS0 quiet loglevel=3 panic=-1 preempt=full"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     command
 }
