@@ -49,6 +49,11 @@ pub(crate) fn check(load: &mut Attached) -> Result<String> {
     ensure!(!sends()?, "from an isolated node a datagram went out");
     let left = attach::cleanup(links.path());
     ensure!(left.failed.is_empty(), "cleaning up: {:?}", left.failed);
+    // The kernel takes the links away a little after their pins.
+    let begin = Instant::now();
+    while !sends()? && begin.elapsed() < PATIENCE {
+        thread::sleep(Duration::from_millis(10));
+    }
     ensure!(wire.gets(3)? && sends()?, "without programs a datagram did not pass");
     Ok(format!("both ways open, {sent} datagrams of {CROWD} threads, both closed, gone"))
 }
